@@ -1,0 +1,57 @@
+use std::path::{Path, PathBuf};
+
+use lathe_protocol::{ErrorCode, ErrorInfo};
+
+pub type Result<T> = std::result::Result<T, Error>;
+
+/// Everything that can go wrong in the engine.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// Reading or writing `path` failed.
+    #[error("Cannot {action}: {source}: {}", path.display())]
+    Io { action: &'static str, path: PathBuf, source: std::io::Error },
+    /// The input is at fault: what, with its numbers and path, and what to do about it.
+    #[error("{message}")]
+    Invalid { code: ErrorCode, message: String, hint: Option<String> },
+    /// A tensor operation failed, which is a bug of ours or a broken model.
+    #[error("Tensor operation failed: {0}")]
+    Tensor(#[from] candle_core::Error),
+}
+
+impl Error {
+    pub fn invalid(code: ErrorCode, message: impl Into<String>) -> Self {
+        Self::Invalid { code, message: message.into(), hint: None }
+    }
+
+    pub fn model(message: impl Into<String>) -> Self {
+        Self::invalid(ErrorCode::Model, message)
+    }
+
+    pub fn data(message: impl Into<String>) -> Self {
+        Self::invalid(ErrorCode::Data, message)
+    }
+
+    /// For `map_err` on file operations: `Error::io("read the model's config", path)`.
+    pub fn io(action: &'static str, path: impl AsRef<Path>) -> impl FnOnce(std::io::Error) -> Self {
+        move |source| Self::Io { action, path: path.as_ref().to_path_buf(), source }
+    }
+
+    #[must_use]
+    pub fn hint(mut self, text: impl Into<String>) -> Self {
+        if let Self::Invalid { hint, .. } = &mut self {
+            *hint = Some(text.into());
+        }
+        self
+    }
+}
+
+impl From<Error> for ErrorInfo {
+    fn from(error: Error) -> Self {
+        let message = error.to_string();
+        match error {
+            Error::Io { .. } => Self::new(ErrorCode::Io, message),
+            Error::Invalid { code, hint, .. } => Self { hint, ..Self::new(code, message) },
+            Error::Tensor(_) => Self::new(ErrorCode::Internal, message),
+        }
+    }
+}

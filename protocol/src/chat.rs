@@ -1,0 +1,112 @@
+use serde::{Deserialize, Serialize};
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Role {
+    System,
+    Developer,
+    User,
+    Assistant,
+    Tool,
+}
+
+/// A call the assistant makes, in OpenAI's shape.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct ToolCall {
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub id: Option<String>,
+    #[serde(rename = "type", default, skip_serializing_if = "Option::is_none")]
+    pub kind: Option<String>,
+    /// `{"name": .., "arguments": ..}`.
+    pub function: serde_json::Value,
+}
+
+/// One turn of a conversation, in OpenAI's shape.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Message {
+    pub role: Role,
+    pub content: String,
+    /// What the assistant thought before it answered.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub thinking: Option<String>,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub tool_calls: Vec<ToolCall>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub name: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tool_call_id: Option<String>,
+}
+
+impl Message {
+    pub fn new(role: Role, content: impl Into<String>) -> Self {
+        Self {
+            role,
+            content: content.into(),
+            thinking: None,
+            tool_calls: Vec::new(),
+            name: None,
+            tool_call_id: None,
+        }
+    }
+}
+
+/// How the next token is chosen.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct SamplingParams {
+    /// 0 takes the likeliest token.
+    pub temperature: f64,
+    pub top_p: f64,
+    /// 0 keeps every token.
+    pub top_k: usize,
+    pub max_tokens: usize,
+    pub seed: u64,
+}
+
+impl Default for SamplingParams {
+    fn default() -> Self {
+        Self { temperature: 0.0, top_p: 1.0, top_k: 0, max_tokens: 512, seed: 42 }
+    }
+}
+
+/// What happens to a model's thinking.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Thinking {
+    #[default]
+    Show,
+    /// It thinks, unseen.
+    Hide,
+    /// The template asks it not to think.
+    Off,
+}
+
+/// Which part of a reply a piece of text belongs to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ReplyChannel {
+    Thinking,
+    Answer,
+    ToolCall,
+}
+
+/// A piece of a reply, as it is generated.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ReplyDelta {
+    pub channel: ReplyChannel,
+    pub text: String,
+}
+
+/// The clock of one reply. Loading is never counted in the speed.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct ChatStats {
+    pub load_seconds: f64,
+    /// From the request to the first token.
+    pub ttft_seconds: f64,
+    pub prompt_tokens: usize,
+    pub output_tokens: usize,
+    /// Output tokens after the first, by the time they took.
+    pub tokens_per_second: f64,
+    /// Whether the model ended its turn (else the token limit did, or a stop).
+    pub finished: bool,
+}

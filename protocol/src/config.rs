@@ -1,0 +1,198 @@
+use serde::{Deserialize, Serialize};
+
+/// Which weights learn.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Method {
+    /// Low-rank adapters on a frozen base.
+    #[default]
+    Lora,
+    /// Low-rank adapters on a frozen 4-bit base.
+    Qlora,
+    /// Every weight of the model.
+    Full,
+}
+
+/// How the frozen base is held in memory.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Quant {
+    #[default]
+    None,
+    Nf4,
+}
+
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Optimizer {
+    #[default]
+    Adamw,
+    Adamw8bit,
+}
+
+/// How the learning rate falls after the warmup (transformers' `get_scheduler`).
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Schedule {
+    Linear,
+    #[default]
+    Cosine,
+    Constant,
+}
+
+/// The adapter's settings, in PEFT's words.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct LoraConfig {
+    /// Rank of A and B.
+    pub r: usize,
+    /// The update is scaled by `alpha / r` (or `alpha / sqrt(r)` with `use_rslora`).
+    pub alpha: f64,
+    /// Probability of dropping an input of A.
+    pub dropout: f64,
+    /// Module names to adapt, e.g. `q_proj`; empty means the family's default, `all-linear` every linear of the blocks.
+    pub targets: Vec<String>,
+    /// Expert tensors to adapt (mixture-of-experts models).
+    pub target_parameters: Vec<String>,
+    pub use_rslora: bool,
+    pub use_dora: bool,
+}
+
+impl Default for LoraConfig {
+    fn default() -> Self {
+        Self {
+            r: 16,
+            alpha: 32.0,
+            dropout: 0.0,
+            targets: Vec::new(),
+            target_parameters: Vec::new(),
+            use_rslora: false,
+            use_dora: false,
+        }
+    }
+}
+
+/// Everything that decides a training run, one flat page.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct RunConfig {
+    pub method: Method,
+    pub quant: Quant,
+    /// Rows longer than this are cut at the end.
+    pub max_seq_len: usize,
+    /// Several rows share one sequence of `max_seq_len` tokens; each attends to itself only.
+    pub packing: bool,
+    /// Sequences a forward pass.
+    pub batch_size: usize,
+    /// Forward passes an optimizer step.
+    pub grad_accum: usize,
+    pub epochs: f64,
+    /// Optimizer steps; 0 means what `epochs` gives.
+    pub max_steps: usize,
+    pub optimizer: Optimizer,
+    pub learning_rate: f64,
+    pub schedule: Schedule,
+    pub warmup_ratio: f64,
+    /// Steps of warmup; 0 means what `warmup_ratio` gives.
+    pub warmup_steps: usize,
+    pub weight_decay: f64,
+    /// Gradients are scaled down to this global norm; 0 turns clipping off.
+    pub max_grad_norm: f64,
+    pub seed: u64,
+    pub shuffle: bool,
+    pub gradient_checkpointing: bool,
+    /// Evaluate every so many steps; 0 means at the end only.
+    pub eval_steps: usize,
+    /// Save a checkpoint every so many steps; 0 means at the end only.
+    pub save_steps: usize,
+    /// Checkpoints kept on disk.
+    pub save_total_limit: usize,
+    /// Stop after so many evaluations without improvement; 0 means never.
+    pub early_stopping_patience: usize,
+    /// Noise on the embeddings while training (NEFTune); 0 means none.
+    pub neftune_alpha: f64,
+    /// Compute type; `f32` on the CPU.
+    pub dtype: String,
+    pub lora: LoraConfig,
+}
+
+impl Default for RunConfig {
+    fn default() -> Self {
+        Self {
+            method: Method::Lora,
+            quant: Quant::None,
+            max_seq_len: 1024,
+            packing: true,
+            batch_size: 1,
+            grad_accum: 4,
+            epochs: 1.0,
+            max_steps: 0,
+            optimizer: Optimizer::Adamw,
+            learning_rate: 2e-4,
+            schedule: Schedule::Cosine,
+            warmup_ratio: 0.03,
+            warmup_steps: 0,
+            weight_decay: 0.01,
+            max_grad_norm: 1.0,
+            seed: 42,
+            shuffle: true,
+            gradient_checkpointing: false,
+            eval_steps: 0,
+            save_steps: 50,
+            save_total_limit: 2,
+            early_stopping_patience: 0,
+            neftune_alpha: 0.0,
+            dtype: "f32".into(),
+            lora: LoraConfig::default(),
+        }
+    }
+}
+
+/// One key of [`RunConfig`] as a person meets it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ConfigKey {
+    /// Dotted name, e.g. `lora.r`.
+    pub name: &'static str,
+    /// What may stand there.
+    pub range: &'static str,
+    pub help: &'static str,
+}
+
+const fn key(name: &'static str, range: &'static str, help: &'static str) -> ConfigKey {
+    ConfigKey { name, range, help }
+}
+
+/// Every key that `--set`, a TOML file and the window's Advanced fold accept.
+pub const CONFIG_KEYS: &[ConfigKey] = &[
+    key("method", "lora | qlora | full", "Which weights learn"),
+    key("quant", "none | nf4", "How the frozen base is held"),
+    key("max_seq_len", "8..=1048576", "Longer rows are cut here"),
+    key("packing", "true | false", "Fill sequences with several rows"),
+    key("batch_size", "1..", "Sequences a forward pass"),
+    key("grad_accum", "1..", "Forward passes an optimizer step"),
+    key("epochs", "> 0", "Passes over the data"),
+    key("max_steps", "0..", "Optimizer steps; 0 means what epochs gives"),
+    key("optimizer", "adamw | adamw8bit", "Update rule"),
+    key("learning_rate", "> 0", "Peak learning rate"),
+    key("schedule", "linear | cosine | constant", "How the learning rate falls"),
+    key("warmup_ratio", "0..1", "Share of the steps spent warming up"),
+    key("warmup_steps", "0..", "Steps of warmup; 0 means what warmup_ratio gives"),
+    key("weight_decay", "0..", "Decoupled weight decay"),
+    key("max_grad_norm", "0..", "Gradients are clipped to this norm; 0 means never"),
+    key("seed", "0..", "Same seed, same machine: same losses"),
+    key("shuffle", "true | false", "Shuffle the rows each epoch"),
+    key("gradient_checkpointing", "true | false", "Recompute activations to save memory"),
+    key("eval_steps", "0..", "Evaluate every so many steps; 0 means at the end"),
+    key("save_steps", "0..", "Checkpoint every so many steps; 0 means at the end"),
+    key("save_total_limit", "1..", "Checkpoints kept on disk"),
+    key("early_stopping_patience", "0..", "Evaluations without improvement before stopping; 0 means never"),
+    key("neftune_alpha", "0..", "Noise on the embeddings while training"),
+    key("dtype", "f32", "Compute type"),
+    key("lora.r", "1..=4096", "Rank of the adapter"),
+    key("lora.alpha", "> 0", "Scale of the update, alpha / r"),
+    key("lora.dropout", "0..1", "Dropout on the adapter's input"),
+    key("lora.targets", "names, or all-linear", "Linears to adapt; empty means the family's default"),
+    key("lora.target_parameters", "names", "Expert tensors to adapt"),
+    key("lora.use_rslora", "true | false", "Scale by alpha / sqrt(r)"),
+    key("lora.use_dora", "true | false", "Learn magnitudes too (DoRA)"),
+];

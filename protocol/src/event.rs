@@ -1,0 +1,154 @@
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    AdapterEntry, ChatStats, DataReport, DoctorCheck, ErrorInfo, Hardware, JobId, ModelDetails, ModelEntry,
+    ModelProblem, ReplyDelta, RowView, RunDetails, RunEntry,
+};
+
+/// Something that happened, with the job it belongs to. A worker's events carry the id its host gave it.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Event {
+    pub job: JobId,
+    pub body: EventBody,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum LogLevel {
+    Debug,
+    Info,
+    Warn,
+}
+
+/// Every job ends with exactly one of `Done` and `Failed`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "kind", rename_all = "snake_case")]
+pub enum EventBody {
+    // Answers.
+    Hardware(Hardware),
+    Models {
+        models: Vec<ModelEntry>,
+    },
+    ModelDetails(Box<ModelDetails>),
+    /// What `models verify` found; empty means sound.
+    ModelProblems {
+        problems: Vec<ModelProblem>,
+        files_checked: usize,
+        bytes_checked: u64,
+    },
+    DataReport(Box<DataReport>),
+    Row(RowView),
+    Runs {
+        runs: Vec<RunEntry>,
+    },
+    Run(Box<RunDetails>),
+    Adapters {
+        adapters: Vec<AdapterEntry>,
+    },
+    Adapter(Box<AdapterEntry>),
+    Doctor {
+        checks: Vec<DoctorCheck>,
+    },
+    /// Something was removed, and so many bytes came free.
+    Removed {
+        what: String,
+        freed_bytes: u64,
+    },
+    /// `eval`'s answer and a training run's evaluations.
+    Eval(EvalMetrics),
+    /// `logits` wrote its file.
+    LogitsWritten {
+        path: String,
+        num_tokens: usize,
+        vocab_size: usize,
+    },
+
+    // The course of a job.
+    /// A long preparation: `done` of `total` units (0 when unknown).
+    Progress {
+        what: String,
+        done: u64,
+        total: u64,
+    },
+    Log {
+        level: LogLevel,
+        message: String,
+    },
+    /// A run has its id and folder.
+    RunStarted {
+        run: String,
+        name: String,
+        out_dir: String,
+    },
+    /// Training begins: everything before the first step is ready.
+    TrainingStarted {
+        total_steps: usize,
+        first_step: usize,
+        trainable_parameters: u64,
+        total_parameters: u64,
+        rows: usize,
+        tokens_per_epoch: u64,
+    },
+    Step(StepMetrics),
+    Checkpoint {
+        step: usize,
+        path: String,
+    },
+    TrainingDone(TrainSummary),
+    ChatReady {
+        load_seconds: f64,
+        supports_thinking: bool,
+        context_length: usize,
+    },
+    Reply(ReplyDelta),
+    ReplyDone(ChatStats),
+
+    // The end of a job.
+    Done,
+    Failed {
+        error: ErrorInfo,
+    },
+}
+
+/// One optimizer step.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct StepMetrics {
+    /// From 1.
+    pub step: usize,
+    /// Mean over the window's unmasked tokens, before the update.
+    pub loss: f64,
+    /// Global norm before clipping.
+    pub grad_norm: f64,
+    /// The rate this step used.
+    pub lr: f64,
+    /// All tokens of the window (not only the trained ones) by wall time.
+    pub tokens_per_second: f64,
+    pub tokens: usize,
+    /// Tokens the loss was taken over.
+    pub loss_tokens: usize,
+    pub epoch: f64,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct EvalMetrics {
+    pub step: usize,
+    /// Mean over the loss-masked tokens.
+    pub loss: f64,
+    pub perplexity: f64,
+    /// Share of loss-masked tokens that are the likeliest one.
+    pub token_accuracy: f64,
+    pub loss_tokens: usize,
+    pub rows: usize,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct TrainSummary {
+    pub steps: usize,
+    /// Whether it ran to the end (else it was stopped and can be resumed).
+    pub completed: bool,
+    pub final_loss: Option<f64>,
+    pub eval_loss: Option<f64>,
+    pub seconds: f64,
+    /// The adapter's (or, for `full`, the model's) folder.
+    pub out_dir: String,
+}

@@ -1,0 +1,91 @@
+use serde::{Deserialize, Serialize};
+
+use crate::{Message, RunConfig, SamplingParams, Thinking};
+
+/// What a worker process is started for: its first frame on stdin. One job a process.
+///
+/// Paths are this machine's; the host has resolved every name to one.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "job", rename_all = "snake_case")]
+pub enum Job {
+    /// Preflight: emits one [`EventBody::DataReport`](crate::EventBody::DataReport).
+    CheckData(DataJob),
+    /// Emits one [`EventBody::Row`](crate::EventBody::Row): row `row` (from 0) as tokens.
+    ShowData {
+        data: DataJob,
+        row: usize,
+    },
+    Train(Box<TrainJob>),
+    /// Loads once, then answers every [`Request::Reply`].
+    Chat(ChatJob),
+    Logits(LogitsJob),
+    Eval(EvalJob),
+    /// Emits one [`EventBody::ModelDetails`](crate::EventBody::ModelDetails).
+    DescribeModel {
+        model: String,
+    },
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct DataJob {
+    /// Model folder or `.gguf` file.
+    pub model: String,
+    pub data: String,
+    pub config: RunConfig,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct TrainJob {
+    /// Model folder or `.gguf` file.
+    pub model: String,
+    /// What the user called the model; goes into `adapter_config.json`.
+    pub model_name: String,
+    pub data: String,
+    pub eval_data: Option<String>,
+    /// Receives the adapter (or model), `lathe.json`, and `checkpoints/step-N/`.
+    pub out_dir: String,
+    pub config: RunConfig,
+    /// PEFT folder whose weights the run starts from.
+    pub init_adapter: Option<String>,
+    /// Continue from the newest sound checkpoint in `out_dir`.
+    pub resume: bool,
+    /// `cpu` or `cuda:N`.
+    pub device: String,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct ChatJob {
+    pub model: String,
+    /// PEFT folders, applied together.
+    pub adapters: Vec<String>,
+    pub device: String,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct LogitsJob {
+    pub model: String,
+    pub adapter: Option<String>,
+    pub ids: Vec<u32>,
+    /// Safetensors file to write: `logits` (T, V) f32.
+    pub out: String,
+    pub device: String,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct EvalJob {
+    pub data: DataJob,
+    pub adapter: Option<String>,
+    pub device: String,
+}
+
+/// What a running worker is asked: every frame on stdin after the first. Closing stdin means `Stop`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "request", rename_all = "snake_case")]
+pub enum Request {
+    /// Chat: answer the conversation. Ends with [`EventBody::ReplyDone`](crate::EventBody::ReplyDone).
+    Reply { messages: Vec<Message>, sampling: SamplingParams, thinking: Thinking, effort: Option<String> },
+    /// Chat: end the reply that is being written.
+    CancelReply,
+    /// Training: checkpoint and exit. Chat: exit.
+    Stop,
+}

@@ -1,0 +1,28 @@
+//! What the two sides say to each other: the window (or the command line) to the host, and the host to a worker.
+//!
+//! Plain data with serde, nothing else: it builds for wasm and knows neither a tensor nor a file.
+
+mod chat;
+mod command;
+mod config;
+mod error;
+mod event;
+mod frame;
+mod job;
+mod report;
+
+pub use chat::{ChatStats, Message, ReplyChannel, ReplyDelta, Role, SamplingParams, Thinking, ToolCall};
+pub use command::{Command, CommandBody, JobId, TrainRequest};
+pub use config::{CONFIG_KEYS, ConfigKey, LoraConfig, Method, Optimizer, Quant, RunConfig, Schedule};
+pub use error::{ErrorCode, ErrorInfo};
+pub use event::{EvalMetrics, Event, EventBody, LogLevel, StepMetrics, TrainSummary};
+pub use frame::{handshake, read_frame, write_frame};
+pub use job::{ChatJob, DataJob, EvalJob, Job, LogitsJob, Request, TrainJob};
+pub use report::{
+    AdapterEntry, CheckStatus, DataReport, DatasetShape, DoctorCheck, Gpu, Hardware, LengthStats,
+    MetricPoint, ModelDetails, ModelEntry, ModelFile, ModelProblem, RowIssue, RowView, RunDetails, RunEntry,
+    RunStatus, TokenView,
+};
+
+/// Version of the frames between host and worker; the worker's first line of stdout carries it.
+pub const PROTOCOL_VERSION: u32 = 1;

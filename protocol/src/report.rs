@@ -1,0 +1,254 @@
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+use crate::{EvalMetrics, Method, ReplyChannel, Role, RunConfig, StepMetrics};
+
+/// This machine.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Hardware {
+    pub os: String,
+    pub cpu: String,
+    pub physical_cores: usize,
+    pub logical_cores: usize,
+    /// Instruction sets that matter for speed, e.g. `avx2`, `avx512f`.
+    pub cpu_features: Vec<String>,
+    pub ram_total_bytes: u64,
+    pub ram_available_bytes: u64,
+    /// Where Lathe keeps its data.
+    pub data_dir: String,
+    pub disk_total_bytes: u64,
+    pub disk_free_bytes: u64,
+    pub gpus: Vec<Gpu>,
+    /// Why `gpus` is empty, in a sentence.
+    pub gpu_note: Option<String>,
+    /// What this machine can run and fine-tune, in words.
+    pub advice: Vec<String>,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Gpu {
+    pub index: usize,
+    pub name: String,
+    pub vram_total_bytes: u64,
+    pub vram_free_bytes: u64,
+    pub utilization_percent: Option<u32>,
+    pub temperature_celsius: Option<u32>,
+    pub power_watts: Option<f64>,
+    pub driver: Option<String>,
+    pub compute_capability: Option<(u32, u32)>,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct ModelEntry {
+    /// What to write after `--model`.
+    pub name: String,
+    pub architecture: Option<String>,
+    pub parameters: Option<u64>,
+    pub size_bytes: u64,
+    pub revision: Option<String>,
+    pub path: String,
+    /// Why it cannot be used, if so.
+    pub problem: Option<String>,
+}
+
+/// A model as its own files describe it.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct ModelDetails {
+    pub name: String,
+    pub path: String,
+    pub architecture: String,
+    pub parameters: u64,
+    pub size_bytes: u64,
+    pub num_layers: usize,
+    pub hidden_size: usize,
+    pub intermediate_size: usize,
+    pub num_attention_heads: usize,
+    pub num_key_value_heads: usize,
+    pub head_dim: usize,
+    pub vocab_size: usize,
+    pub context_length: usize,
+    pub tie_word_embeddings: bool,
+    /// Stored types and how many tensors have each, e.g. `Q4_1: 211`.
+    pub dtypes: BTreeMap<String, usize>,
+    pub has_chat_template: bool,
+    /// What LoRA adapts by default.
+    pub default_targets: Vec<String>,
+    pub files: Vec<ModelFile>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ModelFile {
+    pub name: String,
+    pub size_bytes: u64,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ModelProblem {
+    pub file: String,
+    pub problem: String,
+}
+
+/// The shapes of data file that are understood.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum DatasetShape {
+    Messages,
+    ShareGpt,
+    Alpaca,
+    PromptCompletion,
+    Preference,
+    Text,
+}
+
+/// Preflight's findings.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct DataReport {
+    pub shape: DatasetShape,
+    pub rows: usize,
+    pub tokens: u64,
+    /// Tokens the loss is taken over, after truncation.
+    pub loss_tokens: u64,
+    /// Lengths before truncation.
+    pub lengths: LengthStats,
+    pub max_seq_len: usize,
+    pub truncated_rows: usize,
+    /// Rows without a trained token as they are, not counting those that truncation emptied.
+    pub rows_nothing_to_learn: usize,
+    /// Rows whose trained tokens all lie past the cut.
+    pub rows_emptied_by_truncation: usize,
+    /// The first few rows with something to say, e.g. `nothing to learn: no assistant turn`.
+    pub issues: Vec<RowIssue>,
+    /// Where the template comes from, e.g. `chat_template.jinja of the model`.
+    pub template: String,
+    /// How the loss mask was found: `generation tags` or `difference of renders`.
+    pub mask_source: String,
+    pub sequences_per_epoch: usize,
+    pub steps_per_epoch: usize,
+    pub warnings: Vec<String>,
+}
+
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct LengthStats {
+    pub min: usize,
+    pub mean: f64,
+    pub p50: usize,
+    pub p95: usize,
+    pub max: usize,
+    /// Counts of rows in 24 equal bins of `0..=max`.
+    pub histogram: Vec<usize>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RowIssue {
+    /// From 0.
+    pub row: usize,
+    /// Line of the file, from 1.
+    pub line: usize,
+    pub issue: String,
+}
+
+/// One row as the model sees it.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct RowView {
+    pub row: usize,
+    pub line: usize,
+    pub tokens: Vec<TokenView>,
+    /// Tokens that `max_seq_len` cuts off (they are in `tokens` too, at the end).
+    pub truncated_tokens: usize,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TokenView {
+    pub id: u32,
+    pub text: String,
+    /// Whether the model is trained to predict it.
+    pub loss: bool,
+    /// Whose turn it is in; none between turns.
+    pub role: Option<Role>,
+    /// Set inside assistant turns.
+    pub channel: Option<ReplyChannel>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum RunStatus {
+    Queued,
+    Running,
+    /// Stopped on request, with a checkpoint.
+    Stopped,
+    /// Its process died; it can be resumed.
+    Interrupted,
+    Completed,
+    Failed,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct RunEntry {
+    pub id: String,
+    pub name: String,
+    pub status: RunStatus,
+    pub model: String,
+    pub data: String,
+    pub method: Method,
+    pub out_dir: String,
+    /// Seconds since 1970.
+    pub created_secs: u64,
+    pub step: usize,
+    pub total_steps: usize,
+    pub last_loss: Option<f64>,
+    pub eval_loss: Option<f64>,
+    /// Why it failed.
+    pub error: Option<String>,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct RunDetails {
+    pub run: RunEntry,
+    pub config: RunConfig,
+    pub init_adapter: Option<String>,
+    pub eval_data: Option<String>,
+    pub steps: Vec<MetricPoint>,
+    pub evals: Vec<EvalMetrics>,
+    pub checkpoints: Vec<String>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct MetricPoint {
+    pub step: StepMetrics,
+    /// Seconds since 1970.
+    pub at_secs: f64,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct AdapterEntry {
+    pub name: String,
+    pub path: String,
+    pub base_model: Option<String>,
+    pub r: usize,
+    pub alpha: f64,
+    pub targets: Vec<String>,
+    pub size_bytes: u64,
+    pub created_secs: Option<u64>,
+    /// From `lathe.json`, when Lathe made it.
+    pub run: Option<String>,
+    pub data: Option<String>,
+    pub last_loss: Option<f64>,
+    pub problem: Option<String>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum CheckStatus {
+    Ok,
+    Warn,
+    Fail,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DoctorCheck {
+    pub name: String,
+    pub status: CheckStatus,
+    pub message: String,
+    pub hint: Option<String>,
+}
