@@ -1,1 +1,30 @@
+//! candle `CustomOp`s with forward **and** backward, for training on frozen weights.
+//!
+//! candle-nn's fast ops and `QMatMul` return no gradient and no error, and candle's own matmul computes the gradient
+//! of frozen weights too; these do neither. Every op here has a CPU implementation on contiguous F32, which is the
+//! twin that a CUDA kernel is checked against.
+//!
+//! Tensor letters: T tokens, C hidden, O output features, H heads, G key/value heads, D head dim, R rank, V vocabulary.
+#![expect(unsafe_code, reason = "gemm takes raw pointers, and strided heads are views into one buffer")]
 
+mod adamw;
+mod attention;
+mod cpu;
+mod cross_entropy;
+mod dropout;
+mod linear;
+mod lora;
+mod rms_norm;
+mod rope;
+mod simd;
+mod swiglu;
+
+pub use adamw::{AdamW, AdamWParams, global_norm};
+pub use attention::{Attention, Segment};
+pub use cross_entropy::{CrossEntropyStats, linear_cross_entropy, linear_cross_entropy_trainable};
+pub use dropout::Dropout;
+pub use linear::{FrozenLinear, linear};
+pub use lora::LoraLinear;
+pub use rms_norm::{rms_norm, rms_norm_frozen};
+pub use rope::{RopeTable, rope};
+pub use swiglu::swiglu;

@@ -9,13 +9,11 @@ tests compare with. Nothing in the repository needs Python: run a script again o
 
 import json
 import os
+import warnings
 from pathlib import Path
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TRANSFORMERS_VERBOSITY"] = "error"
-
-import warnings
-
 warnings.filterwarnings("ignore", category=FutureWarning)
 
 import torch  # noqa: E402

@@ -1,0 +1,179 @@
+//! A `.gguf` file as a whole model: its metadata and its tensors under Hugging Face's names.
+
+use std::{
+    fs::File,
+    io::BufReader,
+    path::{Path, PathBuf},
+    sync::{Mutex, MutexGuard},
+};
+
+use candle_core::{
+    Device,
+    quantized::{
+        GgmlDType, QStorage, QTensor,
+        gguf_file::{Content, Value},
+    },
+};
+
+use crate::{Error, Result};
+
+/// An open GGUF file. Tensors are read when they are asked for.
+pub struct Gguf {
+    pub path: PathBuf,
+    pub content: Content,
+    reader: Mutex<BufReader<File>>,
+}
+
+/// Typed look-ups in a GGUF's metadata, with errors that name the key.
+pub struct GgufMetadata<'a>(pub &'a Content);
+
+impl GgufMetadata<'_> {
+    fn get(&self, key: &str) -> Result<&Value> {
+        self.0.metadata.get(key).ok_or_else(|| Error::model(format!("The GGUF has no metadata {key:?}")))
+    }
+
+    pub fn string(&self, key: &str) -> Result<String> {
+        match self.get(key)? {
+            Value::String(text) => Ok(text.clone()),
+            other => {
+                Err(Error::model(format!("GGUF metadata {key:?} is {:?}, not a string", other.value_type())))
+            }
+        }
+    }
+
+    pub fn number(&self, key: &str) -> Result<f64> {
+        match self.get(key)? {
+            Value::U8(v) => Ok(f64::from(*v)),
+            Value::I8(v) => Ok(f64::from(*v)),
+            Value::U16(v) => Ok(f64::from(*v)),
+            Value::I16(v) => Ok(f64::from(*v)),
+            Value::U32(v) => Ok(f64::from(*v)),
+            Value::I32(v) => Ok(f64::from(*v)),
+            Value::U64(v) => Ok(*v as f64),
+            Value::I64(v) => Ok(*v as f64),
+            Value::F32(v) => Ok(f64::from(*v)),
+            Value::F64(v) => Ok(*v),
+            other => {
+                Err(Error::model(format!("GGUF metadata {key:?} is {:?}, not a number", other.value_type())))
+            }
+        }
+    }
+}
+
+impl Gguf {
+    pub fn open(path: &Path) -> Result<Self> {
+        let file = File::open(path).map_err(Error::io("open the GGUF", path))?;
+        let mut reader = BufReader::new(file);
+        let content = Content::read(&mut reader).map_err(|error| {
+            Error::model(format!("Not a readable GGUF: {error}: {}", path.display()))
+                .hint("the download may be incomplete: compare its size or hash with the source")
+        })?;
+        Ok(Self { path: path.to_path_buf(), content, reader: Mutex::new(reader) })
+    }
+
+    pub fn metadata(&self) -> GgufMetadata<'_> {
+        GgufMetadata(&self.content)
+    }
+
+    fn reader(&self) -> MutexGuard<'_, BufReader<File>> {
+        self.reader.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+    }
+
+    pub fn has(&self, hf_name: &str) -> bool {
+        self.content.tensor_infos.contains_key(&gguf_name(hf_name))
+    }
+
+    /// Number of rows of a 2-D tensor.
+    pub fn num_rows(&self, hf_name: &str) -> Option<usize> {
+        self.content.tensor_infos.get(&gguf_name(hf_name)).and_then(|info| info.shape.dims().first().copied())
+    }
+
+    /// A tensor as it is stored, but for `q_proj` and `k_proj` of Llama files, whose rows are put back into Hugging
+    /// Face's order: llama.cpp's converter interleaves the two halves of each head for its rotary kernel.
+    pub fn tensor(&self, hf_name: &str, rotated_heads: Option<usize>) -> Result<QTensor> {
+        let name = gguf_name(hf_name);
+        if !self.content.tensor_infos.contains_key(&name) {
+            return Err(Error::model(format!("The GGUF has no tensor {name:?}: {}", self.path.display())));
+        }
+        let tensor = self.content.tensor(&mut *self.reader(), &name, &Device::Cpu).map_err(|error| {
+            Error::model(format!("Cannot read tensor {name:?}: {error}: {}", self.path.display()))
+                .hint("the file may be cut short: compare its size or hash with the source")
+        })?;
+        match rotated_heads {
+            Some(num_heads) => uninterleave_rows(&tensor, num_heads),
+            None => Ok(tensor),
+        }
+    }
+}
+
+/// Hugging Face's name of a tensor -> llama.cpp's.
+fn gguf_name(hf_name: &str) -> String {
+    match hf_name {
+        "model.embed_tokens.weight" => return "token_embd.weight".into(),
+        "model.norm.weight" => return "output_norm.weight".into(),
+        "lm_head.weight" => return "output.weight".into(),
+        _ => {}
+    }
+    let Some((layer, rest)) = hf_name.strip_prefix("model.layers.").and_then(|rest| rest.split_once('.'))
+    else {
+        return hf_name.into();
+    };
+    let (module, suffix) = rest.rsplit_once('.').unwrap_or((rest, "weight"));
+    let module = match module {
+        "self_attn.q_proj" => "attn_q",
+        "self_attn.k_proj" => "attn_k",
+        "self_attn.v_proj" => "attn_v",
+        "self_attn.o_proj" => "attn_output",
+        "self_attn.q_norm" => "attn_q_norm",
+        "self_attn.k_norm" => "attn_k_norm",
+        "mlp.gate_proj" => "ffn_gate",
+        "mlp.up_proj" => "ffn_up",
+        "mlp.down_proj" => "ffn_down",
+        "input_layernorm" => "attn_norm",
+        "post_attention_layernorm" => "ffn_norm",
+        other => other,
+    };
+    format!("blk.{layer}.{module}.{suffix}")
+}
+
+/// Row h·D + 2j + i of the file is row h·D + i·D/2 + j of the model (i in 0..2). Works on whole blocks: a block never
+/// spans two rows.
+fn uninterleave_rows(tensor: &QTensor, num_heads: usize) -> Result<QTensor> {
+    let num_rows = tensor.shape().dims()[0];
+    let head_dim = num_rows / num_heads;
+    let data = tensor.data()?;
+    let row_bytes = data.len() / num_rows;
+    let mut rows = Vec::with_capacity(data.len());
+    for head in 0..num_heads {
+        for i in 0..2 {
+            for j in 0..head_dim / 2 {
+                let source = head * head_dim + 2 * j + i;
+                rows.extend_from_slice(&data[source * row_bytes..(source + 1) * row_bytes]);
+            }
+        }
+    }
+    let storage = QStorage::from_data(rows.into(), &Device::Cpu, tensor.dtype())?;
+    Ok(QTensor::new(storage, tensor.shape().clone())?)
+}
+
+/// A quantised projection for inference: `y = x Wᵀ`, no gradient.
+///
+/// Block types whose CPU product is slow in candle, or that its fast kernels do not take at this width, are repacked
+/// once to `Q8_0`: finer than any 4- or 5-bit block, so the answer does not change.
+pub fn repack_for_cpu(tensor: QTensor) -> Result<QTensor> {
+    let fast = match tensor.dtype() {
+        GgmlDType::Q4K | GgmlDType::Q6K | GgmlDType::Q8_0 => true,
+        // The other k-quants have AVX2 dot products; repacking them would double their size for little.
+        GgmlDType::Q2K | GgmlDType::Q3K | GgmlDType::Q5K => true,
+        _ => false,
+    };
+    if fast {
+        return Ok(tensor);
+    }
+    let dense = tensor.dequantize(&Device::Cpu)?;
+    let width = dense.dim(candle_core::D::Minus1)?;
+    if !width.is_multiple_of(GgmlDType::Q8_0.block_size()) {
+        return Ok(tensor);
+    }
+    Ok(QTensor::quantize(&dense, GgmlDType::Q8_0)?)
+}

@@ -1,0 +1,298 @@
+//! Decoders of the Llama and Qwen families: one forward for training and for inference.
+//!
+//! Tensor letters: T tokens, C hidden, H heads, G key/value heads, D head dim, V vocabulary. There is no batch
+//! dimension: a batch is one row of tokens cut into segments.
+
+mod config;
+mod load;
+mod projection;
+
+use std::sync::Arc;
+
+use candle_core::{Tensor, Var, quantized::QTensor};
+use lathe_kernels::{
+    Attention, CrossEntropyStats, RopeTable, Segment, linear_cross_entropy, linear_cross_entropy_trainable,
+    rms_norm, rms_norm_frozen, rope, swiglu,
+};
+
+pub use config::{ModelConfig, ModelFamily, RopeScaling};
+pub use load::LoadFor;
+pub use projection::{BaseLinear, LoraWeights, Projection};
+
+use crate::{Error, Result};
+
+/// A weight vector of a norm.
+pub enum Norm {
+    Frozen(Tensor),
+    Trainable(Var),
+}
+
+/// The table of token embeddings, (V, C).
+pub enum Embedding {
+    Frozen(Tensor),
+    Trainable(Var),
+    /// Rows are dequantised as they are looked up.
+    Quantized(Arc<QTensor>),
+}
+
+/// The projection from hidden states to logits.
+pub enum OutputHead {
+    /// The embedding table, used again.
+    Tied,
+    Own(BaseLinear),
+}
+
+pub struct Block {
+    pub input_norm: Norm,
+    pub q: Projection,
+    pub k: Projection,
+    pub v: Projection,
+    pub o: Projection,
+    /// Per-head norms of q and k (Qwen3).
+    pub q_norm: Option<Norm>,
+    pub k_norm: Option<Norm>,
+    pub post_attention_norm: Norm,
+    pub gate: Projection,
+    pub up: Projection,
+    pub down: Projection,
+}
+
+pub struct Model {
+    pub config: ModelConfig,
+    pub embedding: Embedding,
+    pub blocks: Vec<Block>,
+    pub final_norm: Norm,
+    pub head: OutputHead,
+    attention: Attention,
+    inverse_frequencies: Vec<f32>,
+}
+
+/// What a forward pass needs beside the hidden states.
+#[derive(Clone)]
+pub struct Context {
+    /// Position of each token in its own example.
+    pub positions: Arc<Vec<u32>>,
+    /// Which tokens see which.
+    pub segments: Arc<Vec<Segment>>,
+    pub rope: Arc<RopeTable>,
+    /// Key of this pass's dropout masks; `None` while not training.
+    pub dropout_key: Option<u64>,
+}
+
+/// Keys and values of the tokens seen so far, a buffer (capacity, G·D) a layer.
+pub struct KvCache {
+    layers: Vec<(Tensor, Tensor)>,
+    num_tokens: usize,
+    capacity: usize,
+}
+
+impl KvCache {
+    pub fn num_tokens(&self) -> usize {
+        self.num_tokens
+    }
+
+    pub fn capacity(&self) -> usize {
+        self.capacity
+    }
+
+    /// Forgets all but the first `num_tokens`.
+    pub fn truncate(&mut self, num_tokens: usize) {
+        self.num_tokens = self.num_tokens.min(num_tokens);
+    }
+}
+
+impl Norm {
+    fn forward(&self, x: &Tensor, eps: f64) -> Result<Tensor> {
+        Ok(match self {
+            Self::Frozen(weight) => rms_norm_frozen(x, weight, eps)?,
+            Self::Trainable(weight) => rms_norm(x, weight, eps)?,
+        })
+    }
+}
+
+impl Model {
+    /// A rotary table for positions `0..num_positions`.
+    pub fn rope_table(&self, num_positions: usize) -> Arc<RopeTable> {
+        Arc::new(RopeTable::new(&self.inverse_frequencies, num_positions))
+    }
+
+    /// Looks up tokens: ids (T) -> (T,C).
+    ///
+    /// Errors: an id beyond the vocabulary.
+    pub fn embed(&self, ids: &[u32]) -> Result<Tensor> {
+        let vocab_size = self.config.vocab_size;
+        if let Some(id) = ids.iter().find(|id| **id as usize >= vocab_size) {
+            return Err(Error::model(format!(
+                "Token id {id} lies beyond the model's vocabulary of {vocab_size}"
+            )));
+        }
+        let ids = Tensor::new(ids, &candle_core::Device::Cpu)?;
+        Ok(match &self.embedding {
+            Embedding::Frozen(table) => table.index_select(&ids, 0)?,
+            Embedding::Trainable(table) => table.index_select(&ids, 0)?,
+            Embedding::Quantized(table) => table.embedding(&ids)?,
+        })
+    }
+
+    /// One decoder block: (T,C) -> (T,C).
+    pub fn block(&self, layer: usize, h: &Tensor, context: &Context) -> Result<Tensor> {
+        self.block_with(layer, h, context, |q, k, v| {
+            Ok(self.attention.forward(&q, &k, &v, &context.segments)?)
+        })
+    }
+
+    fn block_with(
+        &self,
+        layer: usize,
+        h: &Tensor,
+        context: &Context,
+        attend: impl FnOnce(Tensor, Tensor, Tensor) -> Result<Tensor>,
+    ) -> Result<Tensor> {
+        let Block { input_norm, q, k, v, o, q_norm, k_norm, post_attention_norm, gate, up, down } =
+            &self.blocks[layer];
+        let eps = self.config.rms_norm_eps;
+        let key = context.dropout_key;
+        // 1. Attention: (T,C) -> q (T,H·D), k and v (T,G·D) -> (T,H·D) -> (T,C)
+        let x = input_norm.forward(h, eps)?;
+        let q = self.rotate(&q.forward(&x, key)?, q_norm.as_ref(), context)?;
+        let k = self.rotate(&k.forward(&x, key)?, k_norm.as_ref(), context)?;
+        let v = v.forward(&x, key)?;
+        let h = (h + o.forward(&attend(q, k, v)?, key)?)?;
+        // 2. MLP: (T,C) -> (T,I) -> (T,C)
+        let x = post_attention_norm.forward(&h, eps)?;
+        let x = swiglu(&gate.forward(&x, key)?, &up.forward(&x, key)?)?;
+        Ok((h + down.forward(&x, key)?)?)
+    }
+
+    /// Norms (Qwen3) and rotates the heads of q or k.
+    fn rotate(&self, x: &Tensor, norm: Option<&Norm>, context: &Context) -> Result<Tensor> {
+        let x = match norm {
+            None => x.clone(),
+            Some(norm) => {
+                let (num_tokens, width) = x.dims2()?;
+                let head_dim = self.config.head_dim;
+                // (T,H·D) -> (T·H,D) and back
+                let heads = x.reshape((num_tokens * width / head_dim, head_dim))?;
+                norm.forward(&heads, self.config.rms_norm_eps)?.reshape((num_tokens, width))?
+            }
+        };
+        Ok(rope(&x, &context.rope, &context.positions)?)
+    }
+
+    /// All blocks: embeddings (T,C) -> hidden states before the final norm (T,C).
+    pub fn hidden(&self, embeddings: Tensor, context: &Context) -> Result<Tensor> {
+        (0..self.blocks.len()).try_fold(embeddings, |h, layer| self.block(layer, &h, context))
+    }
+
+    pub fn norm(&self, h: &Tensor) -> Result<Tensor> {
+        self.final_norm.forward(h, self.config.rms_norm_eps)
+    }
+
+    /// Normed hidden states (T,C) -> logits (T,V).
+    pub fn logits(&self, h: &Tensor) -> Result<Tensor> {
+        match (&self.head, &self.embedding) {
+            (OutputHead::Own(linear), _) => linear.forward(h),
+            (OutputHead::Tied, Embedding::Frozen(table)) => {
+                Ok(lathe_kernels::FrozenLinear::new(table.clone(), None)?.forward(h)?)
+            }
+            (OutputHead::Tied, Embedding::Trainable(table)) => Ok(lathe_kernels::linear(h, table)?),
+            (OutputHead::Tied, Embedding::Quantized(table)) => projection::quantized_forward(table, h),
+        }
+    }
+
+    /// The cross-entropy of normed hidden states (N,C) against targets (N), summed; the logits never exist as a whole.
+    pub fn cross_entropy(&self, h: &Tensor, targets: &[u32]) -> Result<(Tensor, CrossEntropyStats)> {
+        Ok(match (&self.head, &self.embedding) {
+            (OutputHead::Tied, Embedding::Trainable(table)) => {
+                linear_cross_entropy_trainable(h, table, targets)?
+            }
+            (OutputHead::Own(BaseLinear::Trainable { weight, .. }), _) => {
+                linear_cross_entropy_trainable(h, weight, targets)?
+            }
+            (OutputHead::Tied, Embedding::Frozen(table)) => linear_cross_entropy(h, table, targets)?,
+            (OutputHead::Own(BaseLinear::Dense(frozen)), _) => {
+                linear_cross_entropy(h, frozen.weight(), targets)?
+            }
+            (OutputHead::Tied, Embedding::Quantized(table))
+            | (OutputHead::Own(BaseLinear::Gguf { weight: table, .. }), _) => {
+                linear_cross_entropy(h, &table.dequantize(&candle_core::Device::Cpu)?, targets)?
+            }
+        })
+    }
+
+    pub fn num_parameters(&self) -> usize {
+        let count = |(rows, columns): (usize, usize)| rows * columns;
+        let ModelConfig { hidden_size, vocab_size, num_layers, .. } = self.config;
+        let linears: usize = self.projections().filter_map(|p| p.base.shape().ok()).map(count).sum();
+        let heads = if matches!(self.head, OutputHead::Tied) { 1 } else { 2 };
+        linears + heads * vocab_size * hidden_size + (2 * num_layers + 1) * hidden_size
+    }
+
+    /// Logits of every token of one example: ids (T) -> (T,V).
+    pub fn all_logits(&self, ids: &[u32]) -> Result<Tensor> {
+        let num_tokens = ids.len();
+        let context = Context {
+            positions: Arc::new((0..num_tokens as u32).collect()),
+            segments: Arc::new(vec![Segment::square(0..num_tokens)]),
+            rope: self.rope_table(num_tokens),
+            dropout_key: None,
+        };
+        let h = self.hidden(self.embed(ids)?, &context)?;
+        self.logits(&self.norm(&h)?)
+    }
+
+    /// An empty cache for up to `capacity` tokens.
+    pub fn new_cache(&self, capacity: usize) -> Result<KvCache> {
+        let width = self.config.num_kv_heads * self.config.head_dim;
+        let buffer = || Tensor::zeros((capacity, width), candle_core::DType::F32, &candle_core::Device::Cpu);
+        let layers = (0..self.blocks.len()).map(|_| Ok((buffer()?, buffer()?))).collect::<Result<_>>()?;
+        Ok(KvCache { layers, num_tokens: 0, capacity })
+    }
+
+    /// Feeds `ids` after what the cache holds; logits of the last of them, (V).
+    ///
+    /// `rope` covers the cache's capacity. Errors: more tokens than the cache takes.
+    pub fn decode(&self, ids: &[u32], cache: &mut KvCache, rope: &Arc<RopeTable>) -> Result<Tensor> {
+        let (past, new) = (cache.num_tokens, ids.len());
+        if past + new > cache.capacity {
+            return Err(Error::model(format!(
+                "{} tokens do not fit a context of {}",
+                past + new,
+                cache.capacity
+            )));
+        }
+        let context = Context {
+            positions: Arc::new((past as u32..(past + new) as u32).collect()),
+            segments: Arc::new(vec![Segment { queries: 0..new, keys: 0..past + new }]),
+            rope: rope.clone(),
+            dropout_key: None,
+        };
+        let mut h = self.embed(ids)?;
+        for (layer, (keys, values)) in cache.layers.iter().enumerate() {
+            h = self.block_with(layer, &h, &context, |q, k, v| {
+                keys.slice_set(&k.contiguous()?, 0, past)?;
+                values.slice_set(&v.contiguous()?, 0, past)?;
+                let (k, v) = (keys.narrow(0, 0, past + new)?, values.narrow(0, 0, past + new)?);
+                Ok(self.attention.forward(&q, &k, &v, &context.segments)?)
+            })?;
+        }
+        cache.num_tokens += new;
+        let last = self.norm(&h.narrow(0, new - 1, 1)?)?;
+        Ok(self.logits(&last)?.squeeze(0)?)
+    }
+
+    /// Every linear of every block.
+    pub fn projections(&self) -> impl Iterator<Item = &Projection> {
+        self.blocks.iter().flat_map(|block| {
+            let Block { q, k, v, o, gate, up, down, .. } = block;
+            [q, k, v, o, gate, up, down]
+        })
+    }
+
+    pub fn projections_mut(&mut self) -> impl Iterator<Item = &mut Projection> {
+        self.blocks.iter_mut().flat_map(|block| {
+            let Block { q, k, v, o, gate, up, down, .. } = block;
+            [q, k, v, o, gate, up, down]
+        })
+    }
+}

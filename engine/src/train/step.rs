@@ -1,0 +1,188 @@
+use std::sync::Arc;
+
+use candle_core::{Tensor, Var, backprop::GradStore};
+use lathe_kernels::{CrossEntropyStats, RopeTable};
+use lathe_protocol::Method;
+
+use crate::{
+    Result,
+    adapter,
+    batch::Batch,
+    model::{BaseLinear, Context, Embedding, Model, Norm, OutputHead},
+};
+
+/// A tensor that learns.
+pub struct Trainable {
+    /// PEFT's name of an adapter tensor, Hugging Face's of a weight.
+    pub name: String,
+    pub var: Var,
+    /// Whether weight decay applies (all but norms and biases).
+    pub decays: bool,
+}
+
+/// Everything that learns under `method`, in a fixed order.
+pub fn trainables(model: &Model, method: Method) -> Vec<Trainable> {
+    let mut found = Vec::new();
+    let mut push = |name: String, var: &Var, decays: bool| found.push(Trainable { name, var: var.clone(), decays });
+    if method != Method::Full {
+        for projection in model.projections() {
+            for lora in &projection.lora {
+                let (a_name, b_name) = adapter::tensor_names(projection);
+                push(a_name, &lora.a, true);
+                push(b_name, &lora.b, true);
+            }
+        }
+        return found;
+    }
+    if let Embedding::Trainable(table) = &model.embedding {
+        push("model.embed_tokens.weight".into(), table, true);
+    }
+    for (layer, block) in model.blocks.iter().enumerate() {
+        let norms = [
+            (Some(&block.input_norm), "input_layernorm"),
+            (Some(&block.post_attention_norm), "post_attention_layernorm"),
+            (block.q_norm.as_ref(), "self_attn.q_norm"),
+            (block.k_norm.as_ref(), "self_attn.k_norm"),
+        ];
+        for (norm, name) in norms {
+            if let Some(Norm::Trainable(weight)) = norm {
+                push(format!("model.layers.{layer}.{name}.weight"), weight, false);
+            }
+        }
+    }
+    for projection in model.projections() {
+        if let BaseLinear::Trainable { weight, bias } = &projection.base {
+            push(format!("{}.weight", projection.name), weight, true);
+            if let Some(bias) = bias {
+                push(format!("{}.bias", projection.name), bias, false);
+            }
+        }
+    }
+    if let Norm::Trainable(weight) = &model.final_norm {
+        push("model.norm.weight".into(), weight, false);
+    }
+    if let OutputHead::Own(BaseLinear::Trainable { weight, .. }) = &model.head {
+        push("lm_head.weight".into(), weight, true);
+    }
+    found
+}
+
+/// How one forward and backward is to be done.
+pub struct PassOptions {
+    pub rope: Arc<RopeTable>,
+    pub dropout_key: Option<u64>,
+    pub neftune: Option<Neftune>,
+    /// Recompute each block in the backward instead of keeping its activations.
+    pub gradient_checkpointing: bool,
+}
+
+/// Uniform noise of magnitude `alpha / sqrt(L·C)` on the embeddings of an example of L tokens (arXiv 2310.05914).
+pub struct Neftune {
+    pub alpha: f64,
+    pub key: u64,
+}
+
+fn context(batch: &Batch, options: &PassOptions) -> Context {
+    Context {
+        positions: batch.positions.clone(),
+        segments: batch.segments.clone(),
+        rope: options.rope.clone(),
+        dropout_key: options.dropout_key,
+    }
+}
+
+/// The loss summed over the batch's trained tokens, without gradients.
+pub fn evaluate(model: &Model, batch: &Batch, rope: &Arc<RopeTable>) -> Result<CrossEntropyStats> {
+    let options = PassOptions { rope: rope.clone(), dropout_key: None, neftune: None, gradient_checkpointing: false };
+    let context = context(batch, &options);
+    let mut h = model.embed(&batch.ids)?;
+    for layer in 0..model.blocks.len() {
+        // Detached, so that no block's activations outlive it.
+        h = model.block(layer, &h, &context)?.detach();
+    }
+    Ok(loss(model, &h, batch)?.1)
+}
+
+/// The summed loss over the batch's trained tokens, from the hidden states before the final norm.
+fn loss(model: &Model, h: &Tensor, batch: &Batch) -> Result<(Tensor, CrossEntropyStats)> {
+    let rows = Tensor::new(batch.loss_positions.as_slice(), h.device())?;
+    let h = model.norm(&h.index_select(&rows, 0)?)?;
+    model.cross_entropy(&h, &batch.targets)
+}
+
+/// Forward and backward of one batch: adds `loss_scale ×` the gradient of its summed loss to `gradients`.
+pub fn accumulate(
+    model: &Model,
+    trainables: &[Trainable],
+    batch: &Batch,
+    options: &PassOptions,
+    loss_scale: f64,
+    gradients: &mut [Vec<f32>],
+) -> Result<CrossEntropyStats> {
+    let context = context(batch, options);
+    let mut embeddings = model.embed(&batch.ids)?;
+    if let Some(neftune) = &options.neftune {
+        embeddings = (embeddings + neftune.noise(batch, model.config.hidden_size)?)?;
+    }
+    if !options.gradient_checkpointing {
+        let h = model.hidden(embeddings, &context)?;
+        let (loss, stats) = loss(model, &h, batch)?;
+        add_gradients(trainables, &(loss * loss_scale)?.backward()?, gradients)?;
+        return Ok(stats);
+    }
+    // 1. Forward, keeping each block's input only.
+    let mut inputs = Vec::with_capacity(model.blocks.len());
+    let mut h = embeddings.detach();
+    for layer in 0..model.blocks.len() {
+        let output = model.block(layer, &h, &context)?.detach();
+        inputs.push(std::mem::replace(&mut h, output));
+    }
+    // 2. The head: the gradient of the last block's output.
+    let output = Var::from_tensor(&h)?;
+    let (loss, stats) = loss(model, &output, batch)?;
+    let mut store = (loss * loss_scale)?.backward()?;
+    add_gradients(trainables, &store, gradients)?;
+    let mut dy = store.remove(&output);
+    // 3. Backward, one block at a time, re-run on a variable of its input.
+    for (layer, input) in inputs.into_iter().enumerate().rev() {
+        let Some(seed) = dy else { break };
+        let input = Var::from_tensor(&input)?;
+        let output = model.block(layer, &input, &context)?;
+        // candle's backward takes no seed: the gradient of Σ y·dy with dy constant is the one wanted.
+        let mut store = (output * seed.detach())?.sum_all()?.backward()?;
+        add_gradients(trainables, &store, gradients)?;
+        dy = store.remove(&input);
+    }
+    // 4. The embedding table, where it learns.
+    if let Some(seed) = dy
+        && embeddings.track_op()
+    {
+        add_gradients(trainables, &(embeddings * seed.detach())?.sum_all()?.backward()?, gradients)?;
+    }
+    Ok(stats)
+}
+
+fn add_gradients(trainables: &[Trainable], store: &GradStore, gradients: &mut [Vec<f32>]) -> Result<()> {
+    for (trainable, sum) in trainables.iter().zip(gradients) {
+        if let Some(gradient) = store.get(&trainable.var) {
+            let gradient: Vec<f32> = gradient.flatten_all()?.to_vec1()?;
+            sum.iter_mut().zip(gradient).for_each(|(sum, value)| *sum += value);
+        }
+    }
+    Ok(())
+}
+
+impl Neftune {
+    /// (T,C)
+    fn noise(&self, batch: &Batch, hidden_size: usize) -> Result<Tensor> {
+        use rand::Rng as _;
+        let mut rng = crate::rng::stream(self.key, "neftune", 0);
+        let mut noise = Vec::with_capacity(batch.ids.len() * hidden_size);
+        for segment in batch.segments.iter() {
+            let elements = segment.queries.len() * hidden_size;
+            let magnitude = (self.alpha / (elements as f64).sqrt()) as f32;
+            noise.extend((0..elements).map(|_| rng.random_range(-magnitude..=magnitude)));
+        }
+        Ok(Tensor::from_vec(noise, (batch.ids.len(), hidden_size), &candle_core::Device::Cpu)?)
+    }
+}

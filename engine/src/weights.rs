@@ -1,0 +1,273 @@
+//! The tensors of a model folder or a `.gguf` file, under Hugging Face's names.
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    fs::File,
+    io::{Read as _, Seek as _, SeekFrom},
+    path::{Path, PathBuf},
+};
+
+use candle_core::{
+    Device, Tensor,
+    quantized::{GgmlDType, QTensor},
+};
+use safetensors::{Dtype, tensor::TensorInfo};
+use serde_json::Value;
+
+use crate::{
+    Error, Result, files,
+    gguf::Gguf,
+    model::{ModelConfig, ModelFamily},
+};
+
+/// Where a model's tensors come from. Tensors are read one at a time, when they are asked for.
+pub enum Weights {
+    Safetensors(SafetensorsFolder),
+    Gguf(Gguf),
+}
+
+/// The safetensors files of one folder.
+pub struct SafetensorsFolder {
+    files: Vec<PathBuf>,
+    tensors: HashMap<String, StoredTensor>,
+}
+
+struct StoredTensor {
+    file: usize,
+    info: TensorInfo,
+    /// Where the file's data begins.
+    data_start: u64,
+}
+
+impl Weights {
+    /// Opens a model folder (`model.safetensors`, or shards with their index) or a `.gguf` file.
+    pub fn open(model: &Path) -> Result<Self> {
+        if model.is_dir() {
+            Ok(Self::Safetensors(SafetensorsFolder::open(model)?))
+        } else {
+            Ok(Self::Gguf(Gguf::open(model)?))
+        }
+    }
+
+    pub fn config(&self, model: &Path) -> Result<ModelConfig> {
+        match self {
+            Self::Safetensors(_) => {
+                let json: Value = files::read_json(&model.join("config.json"))?;
+                let mut config = ModelConfig::from_json(&json)?;
+                // Some tied checkpoints say so only by leaving the projection out.
+                config.tie_word_embeddings |= !self.has("lm_head.weight");
+                Ok(config)
+            }
+            Self::Gguf(gguf) => {
+                let vocab_size = gguf.num_rows("model.embed_tokens.weight").unwrap_or(0);
+                ModelConfig::from_gguf(&gguf.metadata(), !gguf.has("lm_head.weight"), vocab_size)
+            }
+        }
+    }
+
+    pub fn has(&self, name: &str) -> bool {
+        match self {
+            Self::Safetensors(folder) => folder.tensors.contains_key(name),
+            Self::Gguf(gguf) => gguf.has(name),
+        }
+    }
+
+    /// A tensor in f32.
+    pub fn dense(&self, name: &str, config: &ModelConfig) -> Result<Tensor> {
+        match self {
+            Self::Safetensors(folder) => folder.read(name),
+            Self::Gguf(gguf) => {
+                Ok(gguf.tensor(name, rotated_heads(name, config))?.dequantize(&Device::Cpu)?)
+            }
+        }
+    }
+
+    /// A tensor in the blocks a GGUF stores it in; `None` if it is stored dense.
+    pub fn quantized(&self, name: &str, config: &ModelConfig) -> Result<Option<QTensor>> {
+        match self {
+            Self::Safetensors(_) => Ok(None),
+            Self::Gguf(gguf) => {
+                let tensor = gguf.tensor(name, rotated_heads(name, config))?;
+                let dense = matches!(tensor.dtype(), GgmlDType::F32 | GgmlDType::F16 | GgmlDType::BF16);
+                Ok((!dense).then_some(tensor))
+            }
+        }
+    }
+
+    /// The frequency factors that GGUF files carry in place of Llama 3's RoPE scaling.
+    pub fn rope_factors(&self) -> Result<Option<Vec<f32>>> {
+        match self {
+            Self::Gguf(gguf) if gguf.has("rope_freqs.weight") => {
+                let factors = gguf.tensor("rope_freqs.weight", None)?.dequantize(&Device::Cpu)?;
+                Ok(Some(factors.flatten_all()?.to_vec1()?))
+            }
+            _ => Ok(None),
+        }
+    }
+
+    pub fn num_parameters(&self) -> u64 {
+        let elements = |dims: &[usize]| dims.iter().product::<usize>() as u64;
+        match self {
+            Self::Safetensors(folder) => {
+                folder.tensors.values().map(|stored| elements(&stored.info.shape)).sum()
+            }
+            Self::Gguf(gguf) => {
+                gguf.content.tensor_infos.values().map(|info| elements(info.shape.dims())).sum()
+            }
+        }
+    }
+
+    /// Stored types and how many tensors have each.
+    pub fn dtypes(&self) -> BTreeMap<String, usize> {
+        let mut counts = BTreeMap::new();
+        let mut count = |name: String| *counts.entry(name).or_default() += 1;
+        match self {
+            Self::Safetensors(folder) => {
+                folder.tensors.values().for_each(|stored| count(format!("{:?}", stored.info.dtype)));
+            }
+            Self::Gguf(gguf) => {
+                gguf.content.tensor_infos.values().for_each(|info| count(format!("{:?}", info.ggml_dtype)));
+            }
+        }
+        counts
+    }
+
+    /// The files the tensors lie in, with their sizes.
+    pub fn files(&self) -> Vec<(PathBuf, u64)> {
+        let paths = match self {
+            Self::Safetensors(folder) => folder.files.as_slice(),
+            Self::Gguf(gguf) => std::slice::from_ref(&gguf.path),
+        };
+        paths
+            .iter()
+            .map(|path| (path.clone(), std::fs::metadata(path).map_or(0, |meta| meta.len())))
+            .collect()
+    }
+}
+
+/// The heads of a projection that llama.cpp's converter interleaves: q and k of Llama models only.
+fn rotated_heads(name: &str, config: &ModelConfig) -> Option<usize> {
+    if config.family != ModelFamily::Llama {
+        return None;
+    }
+    if name.contains(".q_proj.") {
+        Some(config.num_heads)
+    } else if name.contains(".k_proj.") {
+        Some(config.num_kv_heads)
+    } else {
+        None
+    }
+}
+
+impl SafetensorsFolder {
+    pub fn open(folder: &Path) -> Result<Self> {
+        let index = folder.join("model.safetensors.index.json");
+        let single = folder.join("model.safetensors");
+        let files = if index.exists() {
+            let json: Value = files::read_json(&index)?;
+            let map = json
+                .get("weight_map")
+                .and_then(Value::as_object)
+                .ok_or_else(|| Error::model(format!("The index has no weight_map: {}", index.display())))?;
+            let mut names: Vec<&str> = map.values().filter_map(Value::as_str).collect();
+            names.sort_unstable();
+            names.dedup();
+            names.into_iter().map(|name| folder.join(name)).collect()
+        } else if single.exists() {
+            vec![single]
+        } else {
+            return Err(Error::model(format!("No model.safetensors and no index: {}", folder.display()))
+                .hint("a model folder holds config.json, tokenizer.json and safetensors weights"));
+        };
+        let mut tensors = HashMap::new();
+        for (file, path) in files.iter().enumerate() {
+            read_header(path, file, &mut tensors)?;
+        }
+        Ok(Self { files, tensors })
+    }
+
+    /// A single safetensors file, e.g. an adapter's.
+    pub fn open_file(path: &Path) -> Result<Self> {
+        let mut tensors = HashMap::new();
+        read_header(path, 0, &mut tensors)?;
+        Ok(Self { files: vec![path.to_path_buf()], tensors })
+    }
+
+    pub fn names(&self) -> impl Iterator<Item = &str> {
+        self.tensors.keys().map(String::as_str)
+    }
+
+    pub fn read(&self, name: &str) -> Result<Tensor> {
+        let Some(StoredTensor { file, info, data_start }) = self.tensors.get(name) else {
+            let folder = self.files.first().and_then(|file| file.parent()).unwrap_or(Path::new(""));
+            return Err(Error::model(format!("The model has no tensor {name:?}: {}", folder.display())));
+        };
+        let path = &self.files[*file];
+        let (start, end) = info.data_offsets;
+        let mut bytes = vec![0; end - start];
+        let mut reader = File::open(path).map_err(Error::io("open", path))?;
+        reader.seek(SeekFrom::Start(data_start + start as u64)).map_err(Error::io("read", path))?;
+        reader.read_exact(&mut bytes).map_err(Error::io("read", path))?;
+        let values: Vec<f32> = match info.dtype {
+            Dtype::F32 => bytes.as_chunks().0.iter().map(|b| f32::from_le_bytes(*b)).collect(),
+            Dtype::BF16 => {
+                bytes.as_chunks().0.iter().map(|b| half::bf16::from_le_bytes(*b).to_f32()).collect()
+            }
+            Dtype::F16 => bytes.as_chunks().0.iter().map(|b| half::f16::from_le_bytes(*b).to_f32()).collect(),
+            Dtype::F64 => bytes.as_chunks().0.iter().map(|b| f64::from_le_bytes(*b) as f32).collect(),
+            other => {
+                return Err(Error::model(format!(
+                    "Tensor {name:?} has type {other:?}, not a float: {}",
+                    path.display()
+                )));
+            }
+        };
+        Ok(Tensor::from_vec(values, info.shape.as_slice(), &Device::Cpu)?)
+    }
+}
+
+/// Longest header that is believed, in bytes (the safetensors crate's own limit).
+const MAX_HEADER_BYTES: u64 = 100_000_000;
+
+fn read_header(path: &Path, file: usize, tensors: &mut HashMap<String, StoredTensor>) -> Result<()> {
+    let broken = |what: String| {
+        Error::model(format!("{what}: {}", path.display())).hint("the file may be cut short: fetch it again")
+    };
+    let mut reader = File::open(path).map_err(Error::io("open the weights", path))?;
+    let file_bytes = reader.metadata().map_err(Error::io("read", path))?.len();
+    let mut length = [0; 8];
+    reader
+        .read_exact(&mut length)
+        .map_err(|_| broken(format!("Not a safetensors file, only {file_bytes} bytes long")))?;
+    let header_bytes = u64::from_le_bytes(length);
+    if header_bytes > MAX_HEADER_BYTES || header_bytes + 8 > file_bytes {
+        return Err(broken(format!(
+            "Not a safetensors file: header of {header_bytes} bytes in {file_bytes}"
+        )));
+    }
+    let mut header = vec![0; header_bytes as usize];
+    reader.read_exact(&mut header).map_err(Error::io("read", path))?;
+    let entries: BTreeMap<String, Value> = serde_json::from_slice(&header)
+        .map_err(|error| broken(format!("Broken safetensors header: {error}")))?;
+    let data_start = 8 + header_bytes;
+    let mut data_bytes = 0;
+    for (name, entry) in entries {
+        if name == "__metadata__" {
+            continue;
+        }
+        let info: TensorInfo = serde_json::from_value(entry)
+            .map_err(|error| broken(format!("Broken entry of tensor {name:?}: {error}")))?;
+        let (start, end) = info.data_offsets;
+        let bits = info.shape.iter().try_fold(info.dtype.bitsize(), |bits, dim| bits.checked_mul(*dim));
+        if end < start || bits.map(|bits| bits.div_ceil(8)) != Some(end - start) {
+            return Err(broken(format!("Tensor {name:?} of shape {:?} has data {start}..{end}", info.shape)));
+        }
+        data_bytes = data_bytes.max(end as u64);
+        tensors.insert(name, StoredTensor { file, info, data_start });
+    }
+    if file_bytes != data_start + data_bytes {
+        let expected = data_start + data_bytes;
+        return Err(broken(format!("Safetensors file has {file_bytes} bytes, its header says {expected}")));
+    }
+    Ok(())
+}

@@ -1,0 +1,64 @@
+//! Logits of tiny random models against transformers and peft (fp32), as dumped by tests/golden/{models,lora}.py.
+
+use std::path::{Path, PathBuf};
+
+use candle_core::{DType, Device, Tensor};
+use lathe_engine::{
+    adapter,
+    model::{LoadFor, Model},
+};
+
+fn golden(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/golden/data").join(name)
+}
+
+/// The largest absolute difference, relative to the expected values' largest magnitude.
+fn relative_error(actual: &Tensor, expected: &Tensor) -> f32 {
+    assert_eq!(actual.dims(), expected.dims());
+    let max = |tensor: Tensor| tensor.abs().unwrap().flatten_all().unwrap().max(0).unwrap().to_scalar::<f32>().unwrap();
+    max((actual - expected).unwrap()) / max(expected.clone())
+}
+
+fn check(name: &str, adapter_and_expected: Option<(&str, &str)>, load_for: LoadFor) {
+    let folder = golden(name);
+    let mut model = Model::load(&folder, load_for).unwrap();
+    let expected_file = match adapter_and_expected {
+        Some((adapter_name, expected)) => {
+            adapter::attach(&mut model, &folder.join(adapter_name)).unwrap();
+            expected
+        }
+        None => "expected.safetensors",
+    };
+    let expected = candle_core::safetensors::load(folder.join(expected_file), &Device::Cpu).unwrap();
+    let ids: Vec<u32> = expected["ids"].flatten_all().unwrap().to_dtype(DType::U32).unwrap().to_vec1().unwrap();
+    let logits = model.all_logits(&ids).unwrap();
+    let error = relative_error(&logits, &expected["logits"].reshape(logits.shape()).unwrap());
+    assert!(error <= 1e-4, "{name}: relative error {error}");
+
+    // Token by token through the cache gives the last token's logits too.
+    let rope = model.rope_table(ids.len());
+    let mut cache = model.new_cache(ids.len()).unwrap();
+    model.decode(&ids[..ids.len() / 2], &mut cache, &rope).unwrap();
+    let mut last = None;
+    for id in &ids[ids.len() / 2..] {
+        last = Some(model.decode(&[*id], &mut cache, &rope).unwrap());
+    }
+    let expected_last = logits.get(ids.len() - 1).unwrap();
+    let error = relative_error(&last.unwrap(), &expected_last);
+    assert!(error <= 1e-5, "{name}: decoding differs from the full forward by {error}");
+}
+
+#[test]
+fn logits_equal_those_of_transformers() {
+    for name in ["tiny-llama", "tiny-llama3-rope", "tiny-qwen3", "tiny-qwen3-untied", "tiny-qwen2"] {
+        check(name, None, LoadFor::Inference);
+        check(name, None, LoadFor::Full);
+    }
+}
+
+#[test]
+fn lora_logits_equal_those_of_peft() {
+    check("tiny-llama", Some(("adapter", "expected_lora.safetensors")), LoadFor::Lora);
+    check("tiny-qwen3", Some(("adapter", "expected_lora.safetensors")), LoadFor::Inference);
+    check("tiny-qwen3", Some(("adapter-rslora", "expected_lora_rslora.safetensors")), LoadFor::Lora);
+}

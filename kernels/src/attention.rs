@@ -1,0 +1,353 @@
+use std::{
+    ops::Range,
+    sync::{Arc, OnceLock},
+};
+
+use candle_core::{CpuStorage, CustomOp3, Layout, Result, Shape, Tensor, bail};
+use rayon::prelude::*;
+
+use crate::{
+    cpu::{self, Into, Matrix, matmul_strided},
+    simd,
+};
+
+/// Rows of queries whose scores exist at a time.
+const BLOCK_ROWS: usize = 64;
+/// Multiply-adds below which a second thread costs more than it brings.
+const MIN_PARALLEL_WORK: usize = 1 << 18;
+
+/// One example inside a packed batch: its queries see its keys only, causally, the last query seeing every key.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Segment {
+    pub queries: Range<usize>,
+    pub keys: Range<usize>,
+}
+
+impl Segment {
+    /// A segment that attends to itself, as in training.
+    pub fn square(tokens: Range<usize>) -> Self {
+        Self { queries: tokens.clone(), keys: tokens }
+    }
+
+    /// How many keys query `row` of this segment sees.
+    fn visible(&self, row: usize) -> usize {
+        self.keys.len() - self.queries.len() + row + 1
+    }
+}
+
+/// Causal attention within segments: `softmax(scale · q kᵀ) v`, with grouped key/value heads.
+///
+/// Shapes: q (T, H·D), k and v (S, G·D) -> (T, H·D). F32.
+/// Gradient: reaches q, k and v; the scores are recomputed in blocks, never held whole.
+/// Source: FlashAttention-2, arXiv 2307.08691, section 3 (without its tiling over keys).
+#[derive(Debug, Clone)]
+pub struct Attention {
+    pub num_heads: usize,
+    pub num_kv_heads: usize,
+    pub head_dim: usize,
+    pub scale: f32,
+}
+
+impl Attention {
+    pub fn forward(
+        &self,
+        q: &Tensor,
+        k: &Tensor,
+        v: &Tensor,
+        segments: &Arc<Vec<Segment>>,
+    ) -> Result<Tensor> {
+        let op = AttentionOp { shape: self.clone(), segments: segments.clone(), log_sums: OnceLock::new() };
+        q.contiguous()?.apply_op3(&k.contiguous()?, &v.contiguous()?, op)
+    }
+}
+
+struct AttentionOp {
+    shape: Attention,
+    segments: Arc<Vec<Segment>>,
+    /// Per task, the log of each query's sum of exponentials, kept for the backward.
+    log_sums: OnceLock<Vec<Vec<f32>>>,
+}
+
+/// One head of one segment.
+struct Task<'a> {
+    segment: &'a Segment,
+    head: usize,
+}
+
+/// A head's view of the operands of one segment.
+struct Heads<'a> {
+    q: &'a [f32],
+    k: &'a [f32],
+    v: &'a [f32],
+    q_stride: usize,
+    kv_stride: usize,
+}
+
+impl AttentionOp {
+    fn tasks(&self) -> Vec<Task<'_>> {
+        let heads = 0..self.shape.num_heads;
+        self.segments
+            .iter()
+            .flat_map(|segment| heads.clone().map(move |head| Task { segment, head }))
+            .collect()
+    }
+
+    /// Runs `f` on every task, on all threads where the work is worth it. Results keep the tasks' order.
+    fn map_tasks<R: Send>(&self, f: impl Fn(usize, &Task<'_>) -> R + Sync) -> Vec<R> {
+        let tasks = self.tasks();
+        let work: usize = tasks.iter().map(|t| t.segment.queries.len() * t.segment.keys.len()).sum();
+        if work * self.shape.head_dim < MIN_PARALLEL_WORK {
+            return tasks.iter().enumerate().map(|(i, task)| f(i, task)).collect();
+        }
+        tasks.par_iter().enumerate().map(|(i, task)| f(i, task)).collect()
+    }
+
+    fn heads<'a>(&self, task: &Task<'_>, q: &'a [f32], k: &'a [f32], v: &'a [f32]) -> Heads<'a> {
+        let Attention { num_heads, num_kv_heads, head_dim, .. } = self.shape;
+        let (q_stride, kv_stride) = (num_heads * head_dim, num_kv_heads * head_dim);
+        let q_start = task.segment.queries.start * q_stride + task.head * head_dim;
+        let kv_head = task.head / (num_heads / num_kv_heads);
+        let kv_start = task.segment.keys.start * kv_stride + kv_head * head_dim;
+        Heads { q: &q[q_start..], k: &k[kv_start..], v: &v[kv_start..], q_stride, kv_stride }
+    }
+
+    /// The head's output (t, D), dense, and each query's log-sum.
+    fn forward_task(&self, task: &Task<'_>, heads: &Heads<'_>) -> (Vec<f32>, Vec<f32>) {
+        let head_dim = self.shape.head_dim;
+        let (num_queries, num_keys) = (task.segment.queries.len(), task.segment.keys.len());
+        let mut output = vec![0.0; num_queries * head_dim];
+        let mut log_sums = vec![0.0; num_queries];
+        if num_queries == 1 {
+            log_sums[0] = self.forward_one(heads, num_keys, &mut output);
+            return (output, log_sums);
+        }
+        let mut scores = vec![0.0; BLOCK_ROWS * num_keys];
+        for first in (0..num_queries).step_by(BLOCK_ROWS) {
+            let last = (first + BLOCK_ROWS).min(num_queries);
+            let columns = task.segment.visible(last - 1);
+            // 1. Scores of the block: (b, D) x (D, columns)
+            let q =
+                Matrix::strided(&heads.q[first * heads.q_stride..], last - first, head_dim, heads.q_stride);
+            let k = Matrix::strided(heads.k, columns, head_dim, heads.kv_stride);
+            matmul_strided(&mut scores, columns, Into::Overwrite, 1.0, q, k.t(), gemm::Parallelism::None);
+            // 2. Softmax without its division
+            let mut inverse_sums = [0.0; BLOCK_ROWS];
+            simd::dispatch(
+                #[inline(always)]
+                || {
+                    for row in first..last {
+                        let scores = &mut scores[(row - first) * columns..][..columns];
+                        let (visible, hidden) = scores.split_at_mut(task.segment.visible(row));
+                        let shift = simd::max(visible) * self.shape.scale;
+                        let sum = simd::exp_in_place(visible, self.shape.scale, shift);
+                        hidden.fill(0.0);
+                        inverse_sums[row - first] = 1.0 / sum;
+                        log_sums[row] = shift + sum.ln();
+                    }
+                },
+            );
+            // 3. Weighted values: (b, columns) x (columns, D), then the division
+            let block = &mut output[first * head_dim..last * head_dim];
+            let v = Matrix::strided(heads.v, columns, head_dim, heads.kv_stride);
+            let weights = Matrix::new(&scores, last - first, columns);
+            matmul_strided(block, head_dim, Into::Overwrite, 1.0, weights, v, gemm::Parallelism::None);
+            for (row, inverse) in block.chunks_exact_mut(head_dim).zip(inverse_sums) {
+                row.iter_mut().for_each(|value| *value *= inverse);
+            }
+        }
+        (output, log_sums)
+    }
+
+    /// One query, as in decoding: two passes over the keys, no matrix product.
+    fn forward_one(&self, heads: &Heads<'_>, num_keys: usize, output: &mut [f32]) -> f32 {
+        let head_dim = self.shape.head_dim;
+        let mut scores = vec![0.0; num_keys];
+        simd::dispatch(
+            #[inline(always)]
+            || {
+                for (score, k) in scores.iter_mut().zip(heads.k.chunks(heads.kv_stride)) {
+                    *score = simd::dot(&heads.q[..head_dim], &k[..head_dim]);
+                }
+                let shift = simd::max(&scores) * self.shape.scale;
+                let sum = simd::exp_in_place(&mut scores, self.shape.scale, shift);
+                for (score, v) in scores.iter().zip(heads.v.chunks(heads.kv_stride)) {
+                    simd::add_scaled(output, *score / sum, &v[..head_dim]);
+                }
+                shift + sum.ln()
+            },
+        )
+    }
+
+    /// The head's dq (t, D), dk (s, D) and dv (s, D), dense. `o` and `dy` are laid out like q.
+    fn backward_task(
+        &self,
+        task: &Task<'_>,
+        heads: &Heads<'_>,
+        log_sums: &[f32],
+        o: &[f32],
+        dy: &[f32],
+    ) -> HeadGradients {
+        let head_dim = self.shape.head_dim;
+        let (num_queries, num_keys) = (task.segment.queries.len(), task.segment.keys.len());
+        let mut gradients = HeadGradients {
+            dq: vec![0.0; num_queries * head_dim],
+            dk: vec![0.0; num_keys * head_dim],
+            dv: vec![0.0; num_keys * head_dim],
+        };
+        let mut weights = vec![0.0; BLOCK_ROWS * num_keys];
+        let mut dscores = vec![0.0; BLOCK_ROWS * num_keys];
+        for first in (0..num_queries).step_by(BLOCK_ROWS) {
+            let last = (first + BLOCK_ROWS).min(num_queries);
+            let (rows, columns) = (last - first, task.segment.visible(last - 1));
+            let block_start = first * heads.q_stride;
+            let q = Matrix::strided(&heads.q[block_start..], rows, head_dim, heads.q_stride);
+            let dy_block = Matrix::strided(&dy[block_start..], rows, head_dim, heads.q_stride);
+            let k = Matrix::strided(heads.k, columns, head_dim, heads.kv_stride);
+            let v = Matrix::strided(heads.v, columns, head_dim, heads.kv_stride);
+            let serial = gemm::Parallelism::None;
+            // 1. The weights again, and their gradient: (b, columns) each
+            matmul_strided(&mut weights, columns, Into::Overwrite, 1.0, q, k.t(), serial);
+            matmul_strided(&mut dscores, columns, Into::Overwrite, 1.0, dy_block, v.t(), serial);
+            simd::dispatch(
+                #[inline(always)]
+                || {
+                    for row in first..last {
+                        let visible = task.segment.visible(row);
+                        let weights = &mut weights[(row - first) * columns..][..columns];
+                        let dscores = &mut dscores[(row - first) * columns..][..columns];
+                        simd::exp_in_place(&mut weights[..visible], self.shape.scale, log_sums[row]);
+                        weights[visible..].fill(0.0);
+                        let start = row * heads.q_stride;
+                        let delta = simd::dot(&o[start..start + head_dim], &dy[start..start + head_dim]);
+                        for (ds, p) in dscores.iter_mut().zip(&*weights) {
+                            *ds = p * (*ds - delta) * self.shape.scale;
+                        }
+                    }
+                },
+            );
+            let weights = Matrix::new(&weights, rows, columns);
+            let dscores = Matrix::new(&dscores, rows, columns);
+            // 2. dq = dS k, dk += dSᵀ q, dv += Pᵀ dy
+            let dq = &mut gradients.dq[first * head_dim..last * head_dim];
+            matmul_strided(dq, head_dim, Into::Overwrite, 1.0, dscores, k, serial);
+            matmul_strided(&mut gradients.dk, head_dim, Into::Add, 1.0, dscores.t(), q, serial);
+            matmul_strided(&mut gradients.dv, head_dim, Into::Add, 1.0, weights.t(), dy_block, serial);
+        }
+        gradients
+    }
+
+    fn check(&self, q: &Layout, k: &Layout, v: &Layout) -> Result<()> {
+        let Attention { num_heads, num_kv_heads, head_dim, .. } = self.shape;
+        let (num_queries, q_width) = q.shape().dims2()?;
+        let (num_keys, kv_width) = k.shape().dims2()?;
+        let fits = q_width == num_heads * head_dim
+            && kv_width == num_kv_heads * head_dim
+            && k.dims() == v.dims()
+            && num_heads.is_multiple_of(num_kv_heads)
+            && self.segments.iter().all(|segment| {
+                segment.queries.end <= num_queries
+                    && segment.keys.end <= num_keys
+                    && segment.queries.len() <= segment.keys.len()
+            });
+        if !fits {
+            bail!(
+                "attention of q {:?}, k {:?}, v {:?} with {num_heads} heads, {num_kv_heads} key/value heads of {head_dim}",
+                q.dims(),
+                k.dims(),
+                v.dims()
+            );
+        }
+        Ok(())
+    }
+}
+
+struct HeadGradients {
+    dq: Vec<f32>,
+    dk: Vec<f32>,
+    dv: Vec<f32>,
+}
+
+/// Adds dense rows (n, D) onto rows that lie `stride` apart.
+fn add_rows(dst: &mut [f32], stride: usize, rows: &[f32], head_dim: usize) {
+    for (dst, row) in dst.chunks_mut(stride).zip(rows.chunks_exact(head_dim)) {
+        dst[..head_dim].iter_mut().zip(row).for_each(|(dst, value)| *dst += value);
+    }
+}
+
+impl CustomOp3 for AttentionOp {
+    fn name(&self) -> &'static str {
+        "attention"
+    }
+
+    fn cpu_fwd(
+        &self,
+        s1: &CpuStorage,
+        l1: &Layout,
+        s2: &CpuStorage,
+        l2: &Layout,
+        s3: &CpuStorage,
+        l3: &Layout,
+    ) -> Result<(CpuStorage, Shape)> {
+        self.check(l1, l2, l3)?;
+        let (q, k, v) = (cpu::slice(s1, l1)?, cpu::slice(s2, l2)?, cpu::slice(s3, l3)?);
+        let results = self.map_tasks(|_, task| self.forward_task(task, &self.heads(task, q, k, v)));
+        let (head_dim, stride) = (self.shape.head_dim, self.shape.num_heads * self.shape.head_dim);
+        let mut y = vec![0.0; q.len()];
+        let mut log_sums = Vec::with_capacity(results.len());
+        for (task, (output, task_log_sums)) in self.tasks().iter().zip(results) {
+            let start = task.segment.queries.start * stride + task.head * head_dim;
+            add_rows(&mut y[start..], stride, &output, head_dim);
+            log_sums.push(task_log_sums);
+        }
+        self.log_sums
+            .set(log_sums)
+            .map_err(|_| candle_core::Error::Msg("an attention op ran twice".into()))?;
+        Ok((CpuStorage::F32(y), l1.shape().clone()))
+    }
+
+    fn bwd(
+        &self,
+        q: &Tensor,
+        k: &Tensor,
+        v: &Tensor,
+        y: &Tensor,
+        dy: &Tensor,
+    ) -> Result<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
+        let Some(log_sums) = self.log_sums.get() else { bail!("backward of an attention op that never ran") };
+        let dy = dy.contiguous()?;
+        let gradients = cpu::with_slice(q, |q| {
+            cpu::with_slice(k, |k| {
+                cpu::with_slice(v, |v| {
+                    cpu::with_slice(y, |y| {
+                        cpu::with_slice(&dy, |dy| {
+                            Ok(self.map_tasks(|i, task| {
+                                let heads = self.heads(task, q, k, v);
+                                let start = task.segment.queries.start * heads.q_stride
+                                    + task.head * self.shape.head_dim;
+                                self.backward_task(task, &heads, &log_sums[i], &y[start..], &dy[start..])
+                            }))
+                        })
+                    })
+                })
+            })
+        })?;
+        let Attention { num_heads, num_kv_heads, head_dim, .. } = self.shape;
+        let (q_stride, kv_stride) = (num_heads * head_dim, num_kv_heads * head_dim);
+        let mut dq = vec![0.0; q.elem_count()];
+        let mut dk = vec![0.0; k.elem_count()];
+        let mut dv = vec![0.0; v.elem_count()];
+        for (task, head) in self.tasks().iter().zip(gradients) {
+            let q_start = task.segment.queries.start * q_stride + task.head * head_dim;
+            let kv_head = task.head / (num_heads / num_kv_heads);
+            let kv_start = task.segment.keys.start * kv_stride + kv_head * head_dim;
+            add_rows(&mut dq[q_start..], q_stride, &head.dq, head_dim);
+            add_rows(&mut dk[kv_start..], kv_stride, &head.dk, head_dim);
+            add_rows(&mut dv[kv_start..], kv_stride, &head.dv, head_dim);
+        }
+        Ok((
+            Some(cpu::tensor(dq, q.shape())?),
+            Some(cpu::tensor(dk, k.shape())?),
+            Some(cpu::tensor(dv, v.shape())?),
+        ))
+    }
+}

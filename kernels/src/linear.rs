@@ -1,0 +1,180 @@
+use candle_core::{CpuStorage, CustomOp1, CustomOp2, Layout, Result, Shape, Tensor, bail};
+
+use crate::cpu::{self, Into, Matrix};
+
+/// A projection whose weight is frozen: `y = x Wᵀ + b`.
+///
+/// Shapes: x (T,C), W (O,C), b (O) -> (T,O). F32.
+/// Gradient: reaches x only; the weight never enters autograd.
+#[derive(Clone)]
+pub struct FrozenLinear {
+    weight: Tensor,
+    bias: Option<Tensor>,
+}
+
+impl FrozenLinear {
+    /// Errors: a weight that is not a contiguous F32 matrix, a bias of another length.
+    pub fn new(weight: Tensor, bias: Option<Tensor>) -> Result<Self> {
+        let (out_features, _) = weight.dims2()?;
+        if let Some(bias) = &bias
+            && bias.dims() != [out_features]
+        {
+            bail!("bias {:?} does not fit weight {:?}", bias.dims(), weight.dims());
+        }
+        Ok(Self { weight: weight.contiguous()?.detach(), bias: bias.map(|bias| bias.detach()) })
+    }
+
+    pub fn weight(&self) -> &Tensor {
+        &self.weight
+    }
+
+    /// (O, C).
+    pub fn shape(&self) -> (usize, usize) {
+        let dims = self.weight.dims();
+        (dims[0], dims[1])
+    }
+
+    pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
+        x.contiguous()?.apply_op1(self.clone())
+    }
+
+    /// `x Wᵀ + b` for `num_rows` rows.
+    pub(crate) fn forward_slice(&self, x: &[f32], num_rows: usize) -> Result<Vec<f32>> {
+        let (out_features, in_features) = self.shape();
+        let mut y = vec![0.0; num_rows * out_features];
+        cpu::with_slice(&self.weight, |weight| {
+            cpu::matmul(
+                &mut y,
+                Into::Overwrite,
+                1.0,
+                Matrix::new(x, num_rows, in_features),
+                Matrix::new(weight, out_features, in_features).t(),
+            );
+            Ok(())
+        })?;
+        if let Some(bias) = &self.bias {
+            cpu::with_slice(bias, |bias| {
+                cpu::for_row_chunks(&mut y, out_features, |_, rows| {
+                    for row in rows.chunks_exact_mut(out_features) {
+                        row.iter_mut().zip(bias).for_each(|(y, bias)| *y += bias);
+                    }
+                });
+                Ok(())
+            })?;
+        }
+        Ok(y)
+    }
+
+    /// `dy W` for `num_rows` rows.
+    pub(crate) fn backward_slice(&self, dy: &[f32], num_rows: usize) -> Result<Vec<f32>> {
+        let (out_features, in_features) = self.shape();
+        let mut dx = vec![0.0; num_rows * in_features];
+        cpu::with_slice(&self.weight, |weight| {
+            cpu::matmul(
+                &mut dx,
+                Into::Overwrite,
+                1.0,
+                Matrix::new(dy, num_rows, out_features),
+                Matrix::new(weight, out_features, in_features),
+            );
+            Ok(())
+        })?;
+        Ok(dx)
+    }
+}
+
+impl CustomOp1 for FrozenLinear {
+    fn name(&self) -> &'static str {
+        "frozen-linear"
+    }
+
+    fn cpu_fwd(&self, storage: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
+        let (num_rows, in_features) = layout.shape().dims2()?;
+        let (out_features, expected) = self.shape();
+        if in_features != expected {
+            bail!("input of width {in_features} for a weight {out_features} x {expected}");
+        }
+        let y = self.forward_slice(cpu::slice(storage, layout)?, num_rows)?;
+        Ok((CpuStorage::F32(y), (num_rows, out_features).into()))
+    }
+
+    fn bwd(&self, x: &Tensor, _y: &Tensor, dy: &Tensor) -> Result<Option<Tensor>> {
+        let dx = cpu::with_slice(dy, |dy_values| self.backward_slice(dy_values, x.dim(0)?))?;
+        Ok(Some(cpu::tensor(dx, x.shape())?))
+    }
+}
+
+/// A projection whose weight learns: `y = x Wᵀ`. Gradient: reaches x and W.
+///
+/// Shapes: x (T,C), W (O,C) -> (T,O). F32.
+pub fn linear(x: &Tensor, weight: &Tensor) -> Result<Tensor> {
+    x.contiguous()?.apply_op2(&weight.contiguous()?, TrainableLinear)
+}
+
+struct TrainableLinear;
+
+impl CustomOp2 for TrainableLinear {
+    fn name(&self) -> &'static str {
+        "linear"
+    }
+
+    fn cpu_fwd(
+        &self,
+        s1: &CpuStorage,
+        l1: &Layout,
+        s2: &CpuStorage,
+        l2: &Layout,
+    ) -> Result<(CpuStorage, Shape)> {
+        let (num_rows, in_features) = l1.shape().dims2()?;
+        let (out_features, expected) = l2.shape().dims2()?;
+        if in_features != expected {
+            bail!("input of width {in_features} for a weight {out_features} x {expected}");
+        }
+        let mut y = vec![0.0; num_rows * out_features];
+        cpu::matmul(
+            &mut y,
+            Into::Overwrite,
+            1.0,
+            Matrix::new(cpu::slice(s1, l1)?, num_rows, in_features),
+            Matrix::new(cpu::slice(s2, l2)?, out_features, in_features).t(),
+        );
+        Ok((CpuStorage::F32(y), (num_rows, out_features).into()))
+    }
+
+    fn bwd(
+        &self,
+        x: &Tensor,
+        weight: &Tensor,
+        _y: &Tensor,
+        dy: &Tensor,
+    ) -> Result<(Option<Tensor>, Option<Tensor>)> {
+        let (out_features, in_features) = weight.dims2()?;
+        let num_rows = x.dim(0)?;
+        let mut dx = vec![0.0; num_rows * in_features];
+        let mut dweight = vec![0.0; out_features * in_features];
+        cpu::with_slice(dy, |dy| {
+            let dy = Matrix::new(dy, num_rows, out_features);
+            cpu::with_slice(weight, |weight| {
+                cpu::matmul(
+                    &mut dx,
+                    Into::Overwrite,
+                    1.0,
+                    dy,
+                    Matrix::new(weight, out_features, in_features),
+                );
+                Ok(())
+            })?;
+            cpu::with_slice(x, |x| {
+                cpu::matmul(
+                    &mut dweight,
+                    Into::Overwrite,
+                    1.0,
+                    dy.t(),
+                    Matrix::new(x, num_rows, in_features),
+                );
+                Ok(())
+            })
+        })?;
+        Ok((Some(cpu::tensor(dx, x.shape())?), Some(cpu::tensor(dweight, weight.shape())?)))
+    }
+}
