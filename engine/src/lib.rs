@@ -3,12 +3,22 @@
 //! Synchronous. It spawns no process, opens no socket and reads no clock except the one it is handed.
 
 pub mod adapter;
+pub mod batch;
+pub mod data;
 mod error;
 pub mod files;
 pub mod gguf;
 pub mod lora;
 pub mod model;
 pub mod rng;
+pub mod tokenize;
+pub mod train;
 pub mod weights;
+pub mod preflight;
+pub mod prepare;
+pub mod reply;
+pub mod template;
+pub mod text_files;
+pub mod tokenize;
 
 pub use error::{Error, Result};

@@ -15,7 +15,9 @@ fn golden(name: &str) -> PathBuf {
 /// The largest absolute difference, relative to the expected values' largest magnitude.
 fn relative_error(actual: &Tensor, expected: &Tensor) -> f32 {
     assert_eq!(actual.dims(), expected.dims());
-    let max = |tensor: Tensor| tensor.abs().unwrap().flatten_all().unwrap().max(0).unwrap().to_scalar::<f32>().unwrap();
+    let max = |tensor: Tensor| {
+        tensor.abs().unwrap().flatten_all().unwrap().max(0).unwrap().to_scalar::<f32>().unwrap()
+    };
     max((actual - expected).unwrap()) / max(expected.clone())
 }
 
@@ -30,7 +32,8 @@ fn check(name: &str, adapter_and_expected: Option<(&str, &str)>, load_for: LoadF
         None => "expected.safetensors",
     };
     let expected = candle_core::safetensors::load(folder.join(expected_file), &Device::Cpu).unwrap();
-    let ids: Vec<u32> = expected["ids"].flatten_all().unwrap().to_dtype(DType::U32).unwrap().to_vec1().unwrap();
+    let ids: Vec<u32> =
+        expected["ids"].flatten_all().unwrap().to_dtype(DType::U32).unwrap().to_vec1().unwrap();
     let logits = model.all_logits(&ids).unwrap();
     let error = relative_error(&logits, &expected["logits"].reshape(logits.shape()).unwrap());
     assert!(error <= 1e-4, "{name}: relative error {error}");

@@ -90,14 +90,21 @@ pub fn list(out_dir: &Path) -> Result<Vec<PathBuf>> {
 /// Puts weights and moments of one checkpoint back.
 ///
 /// Errors: a missing or broken file, a tensor that does not fit, other data than it was trained on.
-pub fn load(checkpoint: &Path, trainables: &[Trainable], optimizer: &mut AdamW, data_hash: &str) -> Result<State> {
+pub fn load(
+    checkpoint: &Path,
+    trainables: &[Trainable],
+    optimizer: &mut AdamW,
+    data_hash: &str,
+) -> Result<State> {
     let state: State = files::read_json(&checkpoint.join(STATE_FILE))?;
     if state.data_hash != data_hash {
         return Err(Error::invalid(
             ErrorCode::Data,
             format!("The data has changed since step {} of this run: {}", state.step, checkpoint.display()),
         )
-        .hint("put the data file back as it was, or start a new run with --init-adapter from this checkpoint"));
+        .hint(
+            "put the data file back as it was, or start a new run with --init-adapter from this checkpoint",
+        ));
     }
     let weights_file = [adapter::WEIGHTS_FILE, "model.safetensors"].map(|name| checkpoint.join(name));
     let weights_file = weights_file.iter().find(|path| path.exists()).unwrap_or(&weights_file[0]);
@@ -112,7 +119,11 @@ pub fn load(checkpoint: &Path, trainables: &[Trainable], optimizer: &mut AdamW, 
         if [&weight, &m, &v].iter().any(|tensor| tensor.dims() != trainable.var.dims()) {
             return Err(Error::invalid(
                 ErrorCode::Adapter,
-                format!("{:?} of the checkpoint does not fit the model: {}", trainable.name, checkpoint.display()),
+                format!(
+                    "{:?} of the checkpoint does not fit the model: {}",
+                    trainable.name,
+                    checkpoint.display()
+                ),
             ));
         }
         loaded.push((weight, m.flatten_all()?.to_vec1()?, v.flatten_all()?.to_vec1()?));

@@ -24,11 +24,9 @@ pub use step::{PassOptions, Trainable, accumulate, evaluate, trainables};
 use crate::{
     Error, Result,
     adapter::{self, PeftConfig},
-    batch, data, files, lora,
+    batch, files, lora,
     model::{LoadFor, Model},
-    prepare::{self, PreparedRows},
     rng,
-    text_files::TextFiles,
     tokenize::TokenizedRow,
 };
 
@@ -40,26 +38,24 @@ pub struct Surroundings<'a> {
     pub stop: &'a AtomicBool,
 }
 
-/// Runs (or resumes) a fine-tune. Every metric goes through `emit`; the summary is the last word.
-///
-/// Errors: unusable model, data or adapter (before the first step); a loss or gradient that is not finite; a full disk.
-pub fn run(job: &TrainJob, world: &Surroundings<'_>, emit: &mut dyn FnMut(EventBody)) -> Result<TrainSummary> {
+/// [`run`] on rows already tokenised.
+pub fn run_on_rows(
+    job: &TrainJob,
+    rows: &[TokenizedRow],
+    eval_rows: &[TokenizedRow],
+    world: &Surroundings<'_>,
+    emit: &mut dyn FnMut(EventBody),
+) -> Result<TrainSummary> {
     let started = (world.clock)();
     let config = &job.config;
     let out_dir = Path::new(&job.out_dir);
 
     // 1. Data
-    let text_files = TextFiles::open(Path::new(&job.model))?;
-    let rows = load_rows(&text_files, &job.data, config, "Reading the data", emit)?;
     if rows.is_empty() {
         return Err(Error::data(format!("No row leaves anything to learn: {}", job.data))
             .hint("`lathe data check` shows why, row by row"));
     }
-    let eval_rows = match &job.eval_data {
-        Some(path) => load_rows(&text_files, path, config, "Reading the held-out data", emit)?,
-        None => Vec::new(),
-    };
-    let data_hash = hash_rows(&rows);
+    let data_hash = hash_rows(rows);
     let lengths: Vec<usize> = rows.iter().map(|row| row.ids.len()).collect();
     let tokens_per_epoch = lengths.iter().sum::<usize>() as u64;
     let plan = Plan::new(config, lengths);
@@ -69,10 +65,12 @@ pub fn run(job: &TrainJob, world: &Surroundings<'_>, emit: &mut dyn FnMut(EventB
     let (model, peft_config) = load_model(job)?;
     let trainables = trainables(&model, config.method);
     let mut gradients: Vec<Vec<f32>> = trainables.iter().map(|t| vec![0.0; t.var.elem_count()]).collect();
-    let vars: Vec<_> =
-        trainables.iter().map(|t| (t.var.clone(), if t.decays { config.weight_decay } else { 0.0 })).collect();
+    let vars: Vec<_> = trainables
+        .iter()
+        .map(|t| (t.var.clone(), if t.decays { config.weight_decay } else { 0.0 }))
+        .collect();
     let mut optimizer = AdamW::new(AdamWParams::default(), trainables.iter().map(|t| t.var.elem_count()));
-    let longest = rows.iter().chain(&eval_rows).map(|row| row.ids.len()).max().unwrap_or(0);
+    let longest = rows.iter().chain(eval_rows).map(|row| row.ids.len()).max().unwrap_or(0);
     let rope = model.rope_table(longest);
 
     // 3. Where the run stands
@@ -136,7 +134,7 @@ pub fn run(job: &TrainJob, world: &Surroundings<'_>, emit: &mut dyn FnMut(EventB
         let loss = stats.loss_sum / stats.num_tokens as f64;
         let grad_norm = global_norm(&gradients);
         if !loss.is_finite() || !grad_norm.is_finite() {
-            return Err(diverged(state.step + 1, loss, grad_norm, &window, &rows));
+            return Err(diverged(state.step + 1, loss, grad_norm, &window, rows));
         }
         let clip = if config.max_grad_norm > 0.0 {
             // torch.nn.utils.clip_grad_norm_
@@ -164,8 +162,10 @@ pub fn run(job: &TrainJob, world: &Surroundings<'_>, emit: &mut dyn FnMut(EventB
         }));
         let last = state.step == plan.total_steps;
         let mut patience_spent = false;
-        if !eval_rows.is_empty() && (last || (config.eval_steps > 0 && state.step.is_multiple_of(config.eval_steps))) {
-            let metrics = evaluate_rows(&model, &eval_rows, config, state.step)?;
+        if !eval_rows.is_empty()
+            && (last || (config.eval_steps > 0 && state.step.is_multiple_of(config.eval_steps)))
+        {
+            let metrics = evaluate_rows(&model, eval_rows, config, state.step)?;
             emit(EventBody::Eval(metrics));
             eval_loss = Some(metrics.loss);
             if state.best_eval_loss.is_none_or(|best| metrics.loss < best) {
@@ -181,7 +181,8 @@ pub fn run(job: &TrainJob, world: &Surroundings<'_>, emit: &mut dyn FnMut(EventB
             save_checkpoint(out_dir, &state, &trainables, &optimizer, save_weights, config, emit)?;
         }
         if patience_spent {
-            let message = format!("Stopped early: {} evaluations without improvement", state.evals_without_improvement);
+            let message =
+                format!("Stopped early: {} evaluations without improvement", state.evals_without_improvement);
             emit(EventBody::Log { level: LogLevel::Info, message });
             break;
         }
@@ -205,19 +206,6 @@ pub fn run(job: &TrainJob, world: &Surroundings<'_>, emit: &mut dyn FnMut(EventB
     })
 }
 
-fn load_rows(
-    text_files: &TextFiles,
-    path: &str,
-    config: &RunConfig,
-    what: &str,
-    emit: &mut dyn FnMut(EventBody),
-) -> Result<Vec<TokenizedRow>> {
-    emit(EventBody::Progress { what: what.into(), done: 0, total: 0 });
-    let dataset = data::read_examples(Path::new(path))?;
-    let PreparedRows { rows, .. } = prepare::rows(text_files, &dataset, config.max_seq_len)?;
-    Ok(rows)
-}
-
 fn load_model(job: &TrainJob) -> Result<(Model, Option<PeftConfig>)> {
     let path = Path::new(&job.model);
     let config = &job.config;
@@ -236,8 +224,10 @@ fn load_model(job: &TrainJob) -> Result<(Model, Option<PeftConfig>)> {
             peft_config.inference_mode = true;
             Ok((model, Some(peft_config)))
         }
-        Method::Qlora => Err(Error::invalid(ErrorCode::Usage, "method = \"qlora\" is not supported by this version")
-            .hint("use method = \"lora\"")),
+        Method::Qlora => {
+            Err(Error::invalid(ErrorCode::Usage, "method = \"qlora\" is not supported by this version")
+                .hint("use method = \"lora\""))
+        }
     }
 }
 
@@ -257,7 +247,8 @@ fn resume(
                 return Err(Error::Invalid { code: ErrorCode::Data, message, hint });
             }
             Err(error) => {
-                let message = format!("Checkpoint {} is broken, trying the one before: {error}", path.display());
+                let message =
+                    format!("Checkpoint {} is broken, trying the one before: {error}", path.display());
                 emit(EventBody::Log { level: LogLevel::Warn, message });
                 first_error.get_or_insert(error);
             }
@@ -278,7 +269,8 @@ fn save_checkpoint(
     config: &RunConfig,
     emit: &mut dyn FnMut(EventBody),
 ) -> Result<()> {
-    let path = checkpoint::save(out_dir, state, trainables, optimizer, save_weights, config.save_total_limit)?;
+    let path =
+        checkpoint::save(out_dir, state, trainables, optimizer, save_weights, config.save_total_limit)?;
     emit(EventBody::Checkpoint { step: state.step, path: path.display().to_string() });
     Ok(())
 }
@@ -315,7 +307,12 @@ fn save_weights(
 }
 
 /// Mean loss and accuracy over the trained tokens of `rows`.
-pub fn evaluate_rows(model: &Model, rows: &[TokenizedRow], config: &RunConfig, step: usize) -> Result<EvalMetrics> {
+pub fn evaluate_rows(
+    model: &Model,
+    rows: &[TokenizedRow],
+    config: &RunConfig,
+    step: usize,
+) -> Result<EvalMetrics> {
     let lengths: Vec<usize> = rows.iter().map(|row| row.ids.len()).collect();
     let order: Vec<usize> = (0..rows.len()).collect();
     let rope = model.rope_table(lengths.iter().copied().max().unwrap_or(0));

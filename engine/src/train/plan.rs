@@ -19,7 +19,8 @@ impl<'a> Plan<'a> {
             let whole = config.epochs.floor() as usize;
             let part = config.epochs - whole as f64;
             let whole_steps: usize = (0..whole).map(|epoch| plan.epoch(epoch).len()).sum();
-            let part_steps = if part > 0.0 { (plan.epoch(whole).len() as f64 * part).ceil() as usize } else { 0 };
+            let part_steps =
+                if part > 0.0 { (plan.epoch(whole).len() as f64 * part).ceil() as usize } else { 0 };
             plan.total_steps = whole_steps + part_steps;
         }
         plan
@@ -43,9 +44,10 @@ impl<'a> Plan<'a> {
             .flat_map(|epoch| {
                 let windows = self.epoch(epoch);
                 let count = windows.len();
-                windows.into_iter().enumerate().map(move |(i, window)| {
-                    (epoch as f64 + (i + 1) as f64 / count as f64, window)
-                })
+                windows
+                    .into_iter()
+                    .enumerate()
+                    .map(move |(i, window)| (epoch as f64 + (i + 1) as f64 / count as f64, window))
             })
             .take(self.total_steps)
             .skip(first_step)

@@ -28,7 +28,12 @@ mod tests {
 
     #[test]
     fn a_warmup_starts_at_zero_and_the_end_is_near_zero() {
-        let config = RunConfig { learning_rate: 1.0, warmup_steps: 2, schedule: Schedule::Linear, ..Default::default() };
+        let config = RunConfig {
+            learning_rate: 1.0,
+            warmup_steps: 2,
+            schedule: Schedule::Linear,
+            ..Default::default()
+        };
         let rates: Vec<f64> = (0..6).map(|step| learning_rate(&config, step, 6)).collect();
         assert_eq!(rates, [0.0, 0.5, 1.0, 0.75, 0.5, 0.25]);
     }

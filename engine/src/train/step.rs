@@ -5,8 +5,7 @@ use lathe_kernels::{CrossEntropyStats, RopeTable};
 use lathe_protocol::Method;
 
 use crate::{
-    Result,
-    adapter,
+    Result, adapter,
     batch::Batch,
     model::{BaseLinear, Context, Embedding, Model, Norm, OutputHead},
 };
@@ -23,7 +22,8 @@ pub struct Trainable {
 /// Everything that learns under `method`, in a fixed order.
 pub fn trainables(model: &Model, method: Method) -> Vec<Trainable> {
     let mut found = Vec::new();
-    let mut push = |name: String, var: &Var, decays: bool| found.push(Trainable { name, var: var.clone(), decays });
+    let mut push =
+        |name: String, var: &Var, decays: bool| found.push(Trainable { name, var: var.clone(), decays });
     if method != Method::Full {
         for projection in model.projections() {
             for lora in &projection.lora {
@@ -93,7 +93,8 @@ fn context(batch: &Batch, options: &PassOptions) -> Context {
 
 /// The loss summed over the batch's trained tokens, without gradients.
 pub fn evaluate(model: &Model, batch: &Batch, rope: &Arc<RopeTable>) -> Result<CrossEntropyStats> {
-    let options = PassOptions { rope: rope.clone(), dropout_key: None, neftune: None, gradient_checkpointing: false };
+    let options =
+        PassOptions { rope: rope.clone(), dropout_key: None, neftune: None, gradient_checkpointing: false };
     let context = context(batch, &options);
     let mut h = model.embed(&batch.ids)?;
     for layer in 0..model.blocks.len() {
