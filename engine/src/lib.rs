@@ -10,15 +10,14 @@ pub mod files;
 pub mod gguf;
 pub mod lora;
 pub mod model;
-pub mod rng;
-pub mod tokenize;
-pub mod train;
-pub mod weights;
 pub mod preflight;
 pub mod prepare;
 pub mod reply;
+pub mod rng;
 pub mod template;
 pub mod text_files;
 pub mod tokenize;
+pub mod train;
+pub mod weights;
 
 pub use error::{Error, Result};

@@ -9,6 +9,7 @@ mod error;
 mod event;
 mod frame;
 mod job;
+mod link;
 mod report;
 
 pub use chat::{ChatStats, Message, ReplyChannel, ReplyDelta, Role, SamplingParams, Thinking, ToolCall};
@@ -18,6 +19,7 @@ pub use error::{ErrorCode, ErrorInfo};
 pub use event::{EvalMetrics, Event, EventBody, LogLevel, StepMetrics, TrainSummary};
 pub use frame::{handshake, read_frame, write_frame};
 pub use job::{ChatJob, DataJob, EvalJob, Job, LogitsJob, Request, TrainJob};
+pub use link::EngineLink;
 pub use report::{
     AdapterEntry, CheckStatus, DataReport, DatasetShape, DoctorCheck, Gpu, Hardware, LengthStats,
     MetricPoint, ModelDetails, ModelEntry, ModelFile, ModelProblem, RowIssue, RowView, RunDetails, RunEntry,

