@@ -4,16 +4,19 @@
 
 pub mod adapter;
 pub mod batch;
+pub mod chat;
 pub mod data;
 mod error;
 pub mod files;
 pub mod gguf;
+pub mod inspect;
 pub mod lora;
 pub mod model;
 pub mod preflight;
 pub mod prepare;
 pub mod reply;
 pub mod rng;
+pub mod sample;
 pub mod template;
 pub mod text_files;
 pub mod tokenize;

@@ -20,4 +20,6 @@ pub struct PreparedRows {
 }
 
 /// Parses, renders, encodes and truncates every row, on all of rayon's threads.
-pub fn rows(_text_files: &TextFiles, _dataset: &Dataset, _max_seq_len: usize) -> Result<PreparedRows> { todo!() }
+pub fn rows(_text_files: &TextFiles, _dataset: &Dataset, _max_seq_len: usize) -> Result<PreparedRows> {
+    todo!()
+}

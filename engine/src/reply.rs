@@ -17,11 +17,17 @@ pub enum Parser {
 
 impl Parser {
     /// For a reply to `prompt`, the rendered conversation, which may have opened the thinking already.
-    pub fn for_model(_text_files: &TextFiles, _prompt: &str) -> Self { todo!() }
+    pub fn for_model(_text_files: &TextFiles, _prompt: &str) -> Self {
+        todo!()
+    }
 
     /// Takes the next token; gives what can be shown by now, often nothing.
-    pub fn push(&mut self, _id: u32) -> Vec<ReplyDelta> { todo!() }
+    pub fn push(&mut self, _id: u32) -> Vec<ReplyDelta> {
+        todo!()
+    }
 
     /// Gives what was held back.
-    pub fn finish(&mut self) -> Vec<ReplyDelta> { todo!() }
+    pub fn finish(&mut self) -> Vec<ReplyDelta> {
+        todo!()
+    }
 }

@@ -64,11 +64,21 @@ pub struct TurnSpan {
 
 impl ChatTemplate {
     /// Compiles `source`; `specials` are the tokens it may name (`bos_token`, `eos_token`, ..).
-    pub fn new(_source: &str, origin: impl Into<String>, _specials: &BTreeMap<String, String>) -> Result<Self> { Ok(Self { origin: origin.into() }) }
+    pub fn new(
+        _source: &str,
+        origin: impl Into<String>,
+        _specials: &BTreeMap<String, String>,
+    ) -> Result<Self> {
+        Ok(Self { origin: origin.into() })
+    }
 
     /// The text alone: a prompt to generate from.
-    pub fn prompt(&self, _chat: &Chat, _options: &RenderOptions) -> Result<String> { todo!() }
+    pub fn prompt(&self, _chat: &Chat, _options: &RenderOptions) -> Result<String> {
+        todo!()
+    }
 }
 
 /// The text, and which of it the assistant wrote.
-pub fn render(_template: &ChatTemplate, _chat: &Chat, _options: &RenderOptions) -> Result<Rendered> { todo!() }
+pub fn render(_template: &ChatTemplate, _chat: &Chat, _options: &RenderOptions) -> Result<Rendered> {
+    todo!()
+}

@@ -27,11 +27,17 @@ pub struct SpecialToken {
 
 impl TextFiles {
     /// Reads a model folder or a `.gguf` file.
-    pub fn open(_model: &Path) -> Result<Self> { todo!() }
+    pub fn open(_model: &Path) -> Result<Self> {
+        todo!()
+    }
 
     /// From a GGUF's metadata that is read already; `path` is for errors.
-    pub fn from_gguf(_content: &Content, _path: &Path) -> Result<Self> { todo!() }
+    pub fn from_gguf(_content: &Content, _path: &Path) -> Result<Self> {
+        todo!()
+    }
 
     /// The model's template, or ChatML for a model without one.
-    pub fn chat_template(&self) -> &ChatTemplate { todo!() }
+    pub fn chat_template(&self) -> &ChatTemplate {
+        todo!()
+    }
 }

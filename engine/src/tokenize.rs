@@ -34,7 +34,11 @@ impl TokenizedRow {
 }
 
 /// Ids and loss mask of a rendered conversation.
-pub fn encode(_text_files: &TextFiles, _rendered: &Rendered) -> Result<Tokens> { todo!() }
+pub fn encode(_text_files: &TextFiles, _rendered: &Rendered) -> Result<Tokens> {
+    todo!()
+}
 
 /// Ids of a text as it stands: special tokens in it are recognised, none is added.
-pub fn encode_plain(_text_files: &TextFiles, _text: &str) -> Result<Vec<u32>> { todo!() }
+pub fn encode_plain(_text_files: &TextFiles, _text: &str) -> Result<Vec<u32>> {
+    todo!()
+}

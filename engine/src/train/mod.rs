@@ -24,9 +24,11 @@ pub use step::{PassOptions, Trainable, accumulate, evaluate, trainables};
 use crate::{
     Error, Result,
     adapter::{self, PeftConfig},
-    batch, files, lora,
+    batch, data, files, lora,
     model::{LoadFor, Model},
+    prepare::{self, PreparedRows},
     rng,
+    text_files::TextFiles,
     tokenize::TokenizedRow,
 };
 
@@ -36,6 +38,24 @@ pub struct Surroundings<'a> {
     pub clock: &'a dyn Fn() -> f64,
     /// Once set, the run checkpoints and returns.
     pub stop: &'a AtomicBool,
+}
+
+/// Runs (or resumes) a fine-tune on the rows of `job.data`. Every metric goes through `emit`; the summary is the last
+/// word.
+///
+/// Errors: unusable model, data or adapter (before the first step); a loss or gradient that is not finite; a full disk.
+pub fn run(
+    job: &TrainJob,
+    world: &Surroundings<'_>,
+    emit: &mut dyn FnMut(EventBody),
+) -> Result<TrainSummary> {
+    let text_files = TextFiles::open(Path::new(&job.model))?;
+    let rows = load_rows(&text_files, &job.data, &job.config, "Reading the data", emit)?;
+    let eval_rows = match &job.eval_data {
+        Some(path) => load_rows(&text_files, path, &job.config, "Reading the held-out data", emit)?,
+        None => Vec::new(),
+    };
+    run_on_rows(job, &rows, &eval_rows, world, emit)
 }
 
 /// [`run`] on rows already tokenised.
@@ -204,6 +224,19 @@ pub fn run_on_rows(
         seconds: (world.clock)() - started,
         out_dir: job.out_dir.clone(),
     })
+}
+
+fn load_rows(
+    text_files: &TextFiles,
+    path: &str,
+    config: &RunConfig,
+    what: &str,
+    emit: &mut dyn FnMut(EventBody),
+) -> Result<Vec<TokenizedRow>> {
+    emit(EventBody::Progress { what: what.into(), done: 0, total: 0 });
+    let dataset = data::read_examples(Path::new(path))?;
+    let PreparedRows { rows, .. } = prepare::rows(text_files, &dataset, config.max_seq_len)?;
+    Ok(rows)
 }
 
 fn load_model(job: &TrainJob) -> Result<(Model, Option<PeftConfig>)> {

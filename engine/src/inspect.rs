@@ -1,0 +1,82 @@
+//! Jobs that look at a model or measure it, without changing anything.
+
+use std::{collections::BTreeMap, path::Path};
+
+use lathe_protocol::{EvalJob, EvalMetrics, LogitsJob, ModelDetails, ModelFile};
+
+use crate::{
+    Error, Result, adapter, data, files, lora,
+    model::{LoadFor, Model},
+    prepare,
+    text_files::TextFiles,
+    train,
+    weights::Weights,
+};
+
+/// A model as its own files describe it. `name` is the path's last part.
+pub fn describe(path: &Path) -> Result<ModelDetails> {
+    let weights = Weights::open(path)?;
+    let config = weights.config(path)?;
+    let text_files = TextFiles::open(path)?;
+    let files: Vec<ModelFile> = weights
+        .files()
+        .into_iter()
+        .map(|(file, size_bytes)| ModelFile {
+            name: file.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default(),
+            size_bytes,
+        })
+        .collect();
+    Ok(ModelDetails {
+        name: path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default(),
+        path: path.display().to_string(),
+        architecture: config.family.name().into(),
+        parameters: weights.num_parameters(),
+        size_bytes: files.iter().map(|file| file.size_bytes).sum(),
+        num_layers: config.num_layers,
+        hidden_size: config.hidden_size,
+        intermediate_size: config.intermediate_size,
+        num_attention_heads: config.num_heads,
+        num_key_value_heads: config.num_kv_heads,
+        head_dim: config.head_dim,
+        vocab_size: config.vocab_size,
+        context_length: config.max_position_embeddings,
+        tie_word_embeddings: config.tie_word_embeddings,
+        dtypes: weights.dtypes(),
+        has_chat_template: text_files.template.is_some(),
+        default_targets: lora::DEFAULT_TARGETS.map(String::from).to_vec(),
+        files,
+    })
+}
+
+/// Writes `logits` (T, V) f32 of the given ids. Returns (T, V).
+pub fn logits(job: &LogitsJob) -> Result<(usize, usize)> {
+    if job.ids.is_empty() {
+        return Err(Error::invalid(lathe_protocol::ErrorCode::Usage, "No token ids were given"));
+    }
+    let mut model = Model::load(Path::new(&job.model), LoadFor::Inference)?;
+    if let Some(folder) = &job.adapter {
+        adapter::attach(&mut model, Path::new(folder))?;
+    }
+    let logits = model.all_logits(&job.ids)?.detach();
+    let shape = logits.dims2()?;
+    files::write_safetensors(Path::new(&job.out), &BTreeMap::from([("logits".to_owned(), logits)]))?;
+    Ok(shape)
+}
+
+/// Loss, perplexity and accuracy over the loss-masked tokens of a data file.
+pub fn eval(job: &EvalJob) -> Result<EvalMetrics> {
+    let path = Path::new(&job.data.model);
+    let config = &job.data.config;
+    let text_files = TextFiles::open(path)?;
+    let dataset = data::read_examples(Path::new(&job.data.data))?;
+    let prepared = prepare::rows(&text_files, &dataset, config.max_seq_len)?;
+    if prepared.rows.is_empty() {
+        return Err(Error::data(format!("No row has a token to evaluate: {}", job.data.data))
+            .hint("`lathe data check` shows why, row by row"));
+    }
+    let mut model = Model::load(path, LoadFor::Inference)?;
+    if let Some(folder) = &job.adapter {
+        adapter::attach(&mut model, Path::new(folder))?;
+    }
+    train::evaluate_rows(&model, &prepared.rows, config, 0)
+}

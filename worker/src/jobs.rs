@@ -1,0 +1,91 @@
+use std::{
+    path::{Path, PathBuf},
+    sync::atomic::Ordering,
+};
+
+use lathe_engine::{
+    Error, Result,
+    chat::{ChatSession, ReplyRequest},
+    data, inspect, preflight,
+    text_files::TextFiles,
+    train::{self, Surroundings},
+};
+use lathe_protocol::{ChatJob, DataJob, ErrorCode, EventBody, Job, Request};
+
+use crate::{Channel, Output};
+
+/// Runs a job, emitting what comes of it; `Done` and `Failed` are the caller's.
+pub(crate) fn run(job: Job, channel: &Channel, output: &Output) -> Result<()> {
+    match job {
+        Job::CheckData(DataJob { model, data, config }) => {
+            let text_files = TextFiles::open(Path::new(&model))?;
+            let dataset = data::read_examples(Path::new(&data))?;
+            let report = preflight::check(&text_files, &dataset, &config)?;
+            output.emit(&EventBody::DataReport(Box::new(report)));
+        }
+        Job::ShowData { data: DataJob { model, data, config }, row } => {
+            let text_files = TextFiles::open(Path::new(&model))?;
+            let dataset = data::read_examples(Path::new(&data))?;
+            output.emit(&EventBody::Row(preflight::show_row(
+                &text_files,
+                &dataset,
+                row,
+                config.max_seq_len,
+            )?));
+        }
+        Job::Train(job) => {
+            require_cpu(&job.device)?;
+            let clock = || channel.clock();
+            let world = Surroundings { clock: &clock, stop: &channel.stop };
+            let summary = train::run(&job, &world, &mut |event| output.emit(&event))?;
+            output.emit(&EventBody::TrainingDone(summary));
+        }
+        Job::Chat(job) => chat(&job, channel, output)?,
+        Job::Logits(job) => {
+            require_cpu(&job.device)?;
+            let (num_tokens, vocab_size) = inspect::logits(&job)?;
+            output.emit(&EventBody::LogitsWritten { path: job.out, num_tokens, vocab_size });
+        }
+        Job::Eval(job) => {
+            require_cpu(&job.device)?;
+            output.emit(&EventBody::Eval(inspect::eval(&job)?));
+        }
+        Job::DescribeModel { model } => {
+            output.emit(&EventBody::ModelDetails(Box::new(inspect::describe(Path::new(&model))?)));
+        }
+    }
+    Ok(())
+}
+
+fn chat(job: &ChatJob, channel: &Channel, output: &Output) -> Result<()> {
+    require_cpu(&job.device)?;
+    let clock = || channel.clock();
+    let adapters: Vec<PathBuf> = job.adapters.iter().map(PathBuf::from).collect();
+    let mut session = ChatSession::load(Path::new(&job.model), &adapters, &clock)?;
+    output.emit(&EventBody::ChatReady {
+        load_seconds: session.load_seconds(),
+        supports_thinking: session.supports_thinking(),
+        context_length: session.context_length(),
+    });
+    // Ends when the listener drops its sender: stop, or the end of stdin.
+    while let Ok(request) = channel.requests.recv() {
+        let Request::Reply { messages, sampling, thinking, effort } = request else { continue };
+        let request = ReplyRequest { messages, sampling, thinking, effort };
+        let stats = session.reply(request, &channel.cancel_reply, &clock, &mut |delta| {
+            output.emit(&EventBody::Reply(delta))
+        })?;
+        output.emit(&EventBody::ReplyDone(stats));
+    }
+    Ok(())
+}
+
+fn require_cpu(device: &str) -> Result<()> {
+    if device == "cpu" {
+        return Ok(());
+    }
+    Err(Error::invalid(
+        ErrorCode::Device,
+        format!("Device {device:?} is not available: this is the CPU build"),
+    )
+    .hint("use --device cpu"))
+}
