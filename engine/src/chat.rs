@@ -176,8 +176,3 @@ impl ChatSession {
         Ok(logits.to_vec1()?)
     }
 }
-
-impl TextFiles {
-    pub fn supports_thinking(&self) -> bool { false }
-    pub fn supports_effort(&self) -> bool { false }
-}

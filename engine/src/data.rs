@@ -11,6 +11,7 @@ use serde_json::{Map, Value};
 
 pub use conversation::parse_conversation;
 pub use read::read_examples;
+pub use shape::name as shape_name;
 
 use crate::Error;
 
@@ -48,8 +49,8 @@ pub struct Chat {
     /// Tools in OpenAI's shape, as a list.
     pub tools: Option<Value>,
     pub reasoning_effort: Option<String>,
-    /// Assistant turns before this message are context, not lessons.
-    pub first_learned: usize,
+    /// Indices of assistant turns that are context, not lessons.
+    pub unlearned: Vec<usize>,
 }
 
 impl Chat {

@@ -8,12 +8,14 @@ use std::{
 };
 
 use candle_core::{
-    Device,
+    Device, Tensor,
     quantized::{
         GgmlDType, QStorage, QTensor,
         gguf_file::{Content, Value},
     },
 };
+
+use lathe_kernels::{AffineBlock, CodeBits, FrozenLinear, QuantizedLinear};
 
 use crate::{Error, Result};
 
@@ -156,24 +158,86 @@ fn uninterleave_rows(tensor: &QTensor, num_heads: usize) -> Result<QTensor> {
     Ok(QTensor::new(storage, tensor.shape().clone())?)
 }
 
-/// A quantised projection for inference: `y = x Wᵀ`, no gradient.
+/// A quantised weight for inference on the CPU: `y = x Wᵀ`, no gradient.
+pub enum QuantizedWeight {
+    /// 32-value blocks, in our tiles.
+    Tiled(QuantizedLinear),
+    /// k-quants, in candle's kernels.
+    Candle(QTensor),
+}
+
+impl QuantizedWeight {
+    /// Takes the blocks of 32 values (`Q4_0`, `Q4_1`, `Q8_0`) as they are, repacked once; candle's products of them
+    /// are slow, or need widths divisible by 256. `Q5_0` and `Q5_1` become `Q8_0`, which is finer. The k-quants stay.
+    pub fn new(tensor: QTensor) -> Result<Self> {
+        let tensor = match tensor.dtype() {
+            GgmlDType::Q4_0 | GgmlDType::Q4_1 | GgmlDType::Q8_0 => tensor,
+            GgmlDType::Q5_0 | GgmlDType::Q5_1 | GgmlDType::Q8_1 => {
+                QTensor::quantize(&tensor.dequantize(&Device::Cpu)?, GgmlDType::Q8_0)?
+            }
+            _ => return Ok(Self::Candle(tensor)),
+        };
+        let (out_features, in_features) = tensor.shape().dims2()?;
+        let data = tensor.data()?;
+        let dtype = tensor.dtype();
+        let bits = if dtype == GgmlDType::Q8_0 { CodeBits::Eight } else { CodeBits::Four };
+        let blocks = data.chunks_exact(dtype.type_size()).map(|block| affine_block(dtype, block));
+        Ok(Self::Tiled(QuantizedLinear::new(out_features, in_features, bits, blocks)?))
+    }
+
+    /// (T,C) -> (T,O).
+    pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
+        let x = x.contiguous()?;
+        match self {
+            Self::Tiled(weight) => Ok(weight.forward(&x)?),
+            Self::Candle(_) if x.dim(0)? >= DEQUANTIZE_FROM_TOKENS => {
+                Ok(FrozenLinear::new(self.dequantize()?, None)?.forward(&x)?)
+            }
+            Self::Candle(weight) => Ok(x.apply_op1_no_bwd(weight)?),
+        }
+    }
+
+    /// Rows of the weight in f32, (N, C), as an embedding table gives them.
+    pub fn rows(&self, rows: &[u32]) -> Result<Tensor> {
+        Ok(match self {
+            Self::Tiled(weight) => weight.rows(rows)?,
+            Self::Candle(weight) => weight.embedding(&Tensor::new(rows, &Device::Cpu)?)?,
+        })
+    }
+
+    /// The whole weight in f32, (O, C).
+    pub fn dequantize(&self) -> Result<Tensor> {
+        Ok(match self {
+            Self::Tiled(weight) => weight.dequantize()?,
+            Self::Candle(weight) => weight.dequantize(&Device::Cpu)?,
+        })
+    }
+
+    /// (O, C).
+    pub fn shape(&self) -> Result<(usize, usize)> {
+        Ok(match self {
+            Self::Tiled(weight) => weight.shape(),
+            Self::Candle(weight) => weight.shape().dims2()?,
+        })
+    }
+}
+
+/// Tokens from which a k-quant is cheaper dequantised once than multiplied block by block.
+const DEQUANTIZE_FROM_TOKENS: usize = 24;
+
+/// One block of llama.cpp's layout as `value = d · code + m`, codes unsigned.
 ///
-/// Block types whose CPU product is slow in candle, or that its fast kernels do not take at this width, are repacked
-/// once to `Q8_0`: finer than any 4- or 5-bit block, so the answer does not change.
-pub fn repack_for_cpu(tensor: QTensor) -> Result<QTensor> {
-    let fast = match tensor.dtype() {
-        GgmlDType::Q4K | GgmlDType::Q6K | GgmlDType::Q8_0 => true,
-        // The other k-quants have AVX2 dot products; repacking them would double their size for little.
-        GgmlDType::Q2K | GgmlDType::Q3K | GgmlDType::Q5K => true,
-        _ => false,
+/// `Q4_0`: f16 d, 16 bytes (low nibbles are values 0..16), offset 8. `Q4_1`: f16 d, f16 m, 16 bytes. `Q8_0`: f16 d,
+/// 32 signed bytes.
+fn affine_block(dtype: GgmlDType, block: &[u8]) -> AffineBlock {
+    let half = |at: usize| half::f16::from_le_bytes([block[at], block[at + 1]]).to_f32();
+    let d = half(0);
+    let nibbles = |bytes: &[u8]| -> [u8; 32] {
+        std::array::from_fn(|k| if k < 16 { bytes[k] & 15 } else { bytes[k - 16] >> 4 })
     };
-    if fast {
-        return Ok(tensor);
+    match dtype {
+        GgmlDType::Q4_0 => AffineBlock { d, m: -8.0 * d, codes: nibbles(&block[2..]) },
+        GgmlDType::Q4_1 => AffineBlock { d, m: half(2), codes: nibbles(&block[4..]) },
+        _ => AffineBlock { d, m: -128.0 * d, codes: std::array::from_fn(|k| block[2 + k] ^ 0x80) },
     }
-    let dense = tensor.dequantize(&Device::Cpu)?;
-    let width = dense.dim(candle_core::D::Minus1)?;
-    if !width.is_multiple_of(GgmlDType::Q8_0.block_size()) {
-        return Ok(tensor);
-    }
-    Ok(QTensor::quantize(&dense, GgmlDType::Q8_0)?)
 }

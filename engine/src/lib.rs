@@ -9,6 +9,7 @@ pub mod data;
 mod error;
 pub mod files;
 pub mod gguf;
+pub mod gguf_tokenizer;
 pub mod inspect;
 pub mod lora;
 pub mod model;

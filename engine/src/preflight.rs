@@ -1,35 +1,194 @@
 //! What a data file is worth to a model, before any training.
 
-use lathe_protocol::{DataReport, RowView, RunConfig};
+use std::{ops::Range, path::Path};
 
-use crate::{Result, data::Dataset, prepare::PreparedRows, text_files::TextFiles};
+use lathe_protocol::{DataReport, LengthStats, ReplyChannel, Role, RowView, RunConfig, TokenView};
+
+use crate::{
+    Error, Result, batch,
+    data::{Conversation, Dataset, parse_conversation},
+    prepare::{self, PreparedRows},
+    template::{RenderOptions, turns},
+    text_files::TextFiles,
+    tokenize::encode_with_bytes,
+};
+
+const NUM_BINS: usize = 24;
 
 /// The findings about a whole data file.
-pub fn check(_text_files: &TextFiles, _dataset: &Dataset, _config: &RunConfig) -> Result<DataReport> {
-    todo!()
+pub fn check(text_files: &TextFiles, dataset: &Dataset, config: &RunConfig) -> Result<DataReport> {
+    let prepared = prepare::rows(text_files, dataset, config.max_seq_len)?;
+    report(text_files, dataset, &prepared, config)
 }
 
 /// The findings about rows that are prepared already.
 pub fn report(
-    _text_files: &TextFiles,
-    _dataset: &Dataset,
-    _prepared: &PreparedRows,
-    _config: &RunConfig,
-) -> DataReport {
-    todo!()
+    text_files: &TextFiles,
+    dataset: &Dataset,
+    prepared: &PreparedRows,
+    config: &RunConfig,
+) -> Result<DataReport> {
+    let rows = &prepared.rows;
+    let lengths: Vec<_> = rows.iter().map(|row| row.ids.len()).collect();
+    let order: Vec<_> = (0..rows.len()).collect();
+    let sequences_per_epoch = batch::sequences(&lengths, &order, config.max_seq_len, config.packing).len();
+    let sequences_per_step = (config.batch_size * config.grad_accum).max(1);
+    let first = dataset.examples.first();
+    let conversation =
+        first.map(|example| parse_conversation(example, dataset.shape, &dataset.path)).transpose()?;
+    let (template, mask_source) = sources(text_files, conversation.as_ref());
+    let mut report = DataReport {
+        shape: dataset.shape,
+        rows: dataset.examples.len(),
+        tokens: lengths.iter().map(|&length| length as u64).sum(),
+        loss_tokens: rows.iter().map(|row| row.num_loss_tokens() as u64).sum(),
+        lengths: length_stats(&prepared.lengths),
+        max_seq_len: config.max_seq_len,
+        truncated_rows: prepared.truncated_rows,
+        rows_nothing_to_learn: prepared.rows_nothing_to_learn,
+        rows_emptied_by_truncation: prepared.rows_emptied_by_truncation,
+        issues: prepared.issues.clone(),
+        template,
+        mask_source,
+        sequences_per_epoch,
+        steps_per_epoch: sequences_per_epoch.div_ceil(sequences_per_step),
+        warnings: Vec::new(),
+    };
+    let uses_template = matches!(conversation, Some(Conversation::Chat(_)));
+    report.warnings = warnings(&report, uses_template && text_files.template.is_none());
+    Ok(report)
+}
+
+/// Where the text's form and the loss mask come from, in words.
+fn sources(text_files: &TextFiles, conversation: Option<&Conversation>) -> (String, String) {
+    let template = text_files.chat_template();
+    let (template, mask_source) = match conversation {
+        Some(Conversation::Raw(raw)) if raw.prompt.is_empty() => ("none (plain text)", "the whole text"),
+        Some(Conversation::Raw(_)) => ("none (prompt and completion as text)", "the completion"),
+        _ if template.has_generation_tags() => (template.origin.as_str(), "generation tags"),
+        _ => (template.origin.as_str(), "difference of renders"),
+    };
+    (template.into(), mask_source.into())
+}
+
+fn length_stats(lengths: &[usize]) -> LengthStats {
+    let mut sorted = lengths.to_vec();
+    sorted.sort_unstable();
+    let (Some(&min), Some(&max)) = (sorted.first(), sorted.last()) else { return LengthStats::default() };
+    let mut histogram = vec![0; NUM_BINS];
+    for length in &sorted {
+        histogram[length * NUM_BINS / (max + 1)] += 1;
+    }
+    // The nearest rank: a length that occurs.
+    let percentile = |percent: usize| sorted[(sorted.len() * percent).div_ceil(100) - 1];
+    let mean = sorted.iter().sum::<usize>() as f64 / sorted.len() as f64;
+    LengthStats { min, mean, p50: percentile(50), p95: percentile(95), max, histogram }
+}
+
+fn warnings(report: &DataReport, lacks_template: bool) -> Vec<String> {
+    let mut warnings = Vec::new();
+    let percent = |part: f64, whole: f64| 100.0 * part / whole.max(1.0);
+    let count =
+        |num_rows: usize| if num_rows == 1 { "1 row".to_string() } else { format!("{num_rows} rows") };
+    if report.truncated_rows > 0 {
+        let share = percent(report.truncated_rows as f64, report.rows as f64);
+        let rows = count(report.truncated_rows);
+        warnings.push(format!(
+            "{rows} ({share:.0} %) longer than {} tokens: the end is cut off",
+            report.max_seq_len
+        ));
+    }
+    if report.rows_nothing_to_learn > 0 {
+        warnings.push(format!("{} with nothing to learn: left out", count(report.rows_nothing_to_learn)));
+    }
+    if report.rows_emptied_by_truncation > 0 {
+        let rows = count(report.rows_emptied_by_truncation);
+        warnings.push(format!("{rows} with nothing left to learn after the cut: left out"));
+    }
+    let share = percent(report.loss_tokens as f64, report.tokens as f64);
+    if report.loss_tokens > 0 && share < 5.0 {
+        warnings
+            .push(format!("Only {share:.1} % of the tokens are trained: most of the time goes into prompts"));
+    }
+    if lacks_template {
+        warnings.push("The model brings no chat template: ChatML is used, in training and in chat".into());
+    }
+    warnings
+}
+
+/// An error if no token would be trained.
+pub fn refuse_nothing(report: &DataReport, path: &Path) -> Result<()> {
+    if report.loss_tokens > 0 {
+        return Ok(());
+    }
+    let DataReport { rows, rows_nothing_to_learn, rows_emptied_by_truncation, max_seq_len, .. } = report;
+    let error = Error::data(format!(
+        "Nothing to learn: 0 trained tokens in {rows} rows ({rows_nothing_to_learn} without trained text, \
+         {rows_emptied_by_truncation} cut off before it at {max_seq_len} tokens): {}",
+        path.display()
+    ));
+    Err(error.hint(if *rows_emptied_by_truncation > 0 {
+        format!("raise max_seq_len above {}, the longest row", report.lengths.max)
+    } else {
+        "training learns what the assistant says: give each row at least one assistant turn".into()
+    }))
 }
 
 /// One row, token by token.
 pub fn show_row(
-    _text_files: &TextFiles,
-    _dataset: &Dataset,
-    _row: usize,
-    _max_seq_len: usize,
+    text_files: &TextFiles,
+    dataset: &Dataset,
+    row: usize,
+    max_seq_len: usize,
 ) -> Result<RowView> {
-    todo!()
+    let example = dataset.examples.get(row).ok_or_else(|| {
+        let (rows, path) = (dataset.examples.len(), dataset.path.display());
+        Error::data(format!("There is no row {row}: the file has {rows} rows: {path}"))
+            .hint(format!("rows are counted from 0 to {}", rows - 1))
+    })?;
+    let (conversation, rendered) = prepare::render_row(text_files, dataset, example)?;
+    let (tokens, bytes) = encode_with_bytes(text_files, &rendered)?;
+    let whose = match &conversation {
+        Conversation::Chat(chat) => {
+            turns(text_files.chat_template(), chat, &RenderOptions::default(), &rendered.text)
+        }
+        Conversation::Raw(_) => Vec::new(),
+    };
+    let channels: Vec<_> =
+        rendered.assistant_spans.iter().flat_map(|span| channel_spans(&rendered.text, span)).collect();
+    let view = |((&id, &loss), bytes): ((&u32, &bool), &Range<usize>)| {
+        let turn = whose.iter().find(|turn| turn.bytes.contains(&bytes.start));
+        let role = turn.map(|turn| turn.role);
+        let channel =
+            channels.iter().find(|(_, span)| span.contains(&bytes.start)).map(|(channel, _)| *channel);
+        let channel = channel.filter(|_| role == Some(Role::Assistant));
+        // An id past the vocabulary has no text, and says so by its emptiness.
+        let text = text_files.tokenizer.decode(&[id], false).unwrap_or_default();
+        TokenView { id, text, loss, role, channel }
+    };
+    let tokens: Vec<_> = tokens.ids.iter().zip(&tokens.loss_mask).zip(&bytes).map(view).collect();
+    let truncated_tokens = tokens.len().saturating_sub(max_seq_len);
+    Ok(RowView { row: example.row, line: example.line, tokens, truncated_tokens })
 }
 
-/// An error if no token would be trained.
-pub fn refuse_nothing(_report: &DataReport) -> Result<()> {
-    todo!()
+/// Cuts what an assistant wrote into thinking, tool calls and the answer. Markers belong to what they mark.
+fn channel_spans(text: &str, span: &Range<usize>) -> Vec<(ReplyChannel, Range<usize>)> {
+    const MARKERS: [(&str, &str, ReplyChannel); 2] = [
+        ("<think>", "</think>", ReplyChannel::Thinking),
+        ("<tool_call>", "</tool_call>", ReplyChannel::ToolCall),
+    ];
+    let mut channels = Vec::new();
+    let mut at = span.start;
+    while at < span.end {
+        let rest = &text[at..span.end];
+        let found =
+            MARKERS.iter().filter_map(|(open, close, channel)| Some((rest.find(open)?, close, *channel)));
+        let Some((start, close, channel)) = found.min_by_key(|(start, ..)| *start) else { break };
+        let end = rest[start..].find(close).map_or(rest.len(), |length| start + length + close.len());
+        channels.push((ReplyChannel::Answer, at..at + start));
+        channels.push((channel, at + start..at + end));
+        at += end;
+    }
+    channels.push((ReplyChannel::Answer, at..span.end));
+    channels
 }

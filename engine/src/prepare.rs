@@ -1,8 +1,18 @@
 //! A data file's rows into rows of tokens: the one road that training, evaluation and preflight share.
 
-use lathe_protocol::RowIssue;
+use lathe_protocol::{Role, RowIssue};
+use rayon::prelude::*;
 
-use crate::{Result, data::Dataset, text_files::TextFiles, tokenize::TokenizedRow};
+use crate::{
+    Error, Result,
+    data::{Chat, Conversation, Dataset, RawExample, RawText, parse_conversation},
+    template::{self, RenderOptions, Rendered},
+    text_files::TextFiles,
+    tokenize::{TokenizedRow, encode},
+};
+
+/// So many issues of each kind are named; the counts say how many there are.
+const MAX_ISSUES_A_KIND: usize = 8;
 
 /// The rows that can be learned from, cut to length, in the file's order.
 #[derive(Debug, Clone, PartialEq)]
@@ -15,11 +25,165 @@ pub struct PreparedRows {
     pub rows_nothing_to_learn: usize,
     /// Rows whose trained tokens all lay past the cut.
     pub rows_emptied_by_truncation: usize,
-    /// The first few rows with something to say.
+    /// The first few rows with something to say, in order.
     pub issues: Vec<RowIssue>,
 }
 
 /// Parses, renders, encodes and truncates every row, on all of rayon's threads.
-pub fn rows(_text_files: &TextFiles, _dataset: &Dataset, _max_seq_len: usize) -> Result<PreparedRows> {
-    todo!()
+///
+/// Errors: the first row, in order, that cannot be read or rendered.
+pub fn rows(text_files: &TextFiles, dataset: &Dataset, max_seq_len: usize) -> Result<PreparedRows> {
+    let markers = ControlTokens::of(text_files);
+    let encoded: Vec<_> =
+        dataset.examples.par_iter().map(|example| read_row(text_files, dataset, example, &markers)).collect();
+    let mut prepared = PreparedRows {
+        rows: Vec::with_capacity(encoded.len()),
+        lengths: Vec::with_capacity(encoded.len()),
+        truncated_rows: 0,
+        rows_nothing_to_learn: 0,
+        rows_emptied_by_truncation: 0,
+        issues: Vec::new(),
+    };
+    let mut num_remarked = 0;
+    for row in encoded {
+        let EncodedRow { mut row, remark } = row?;
+        let (num_tokens, num_learned) = (row.ids.len(), row.num_loss_tokens());
+        prepared.lengths.push(num_tokens);
+        let mut issue = |count: &mut usize, issue: String| {
+            *count += 1;
+            if *count <= MAX_ISSUES_A_KIND {
+                prepared.issues.push(RowIssue { row: row.row, line: row.line, issue });
+            }
+        };
+        if num_tokens > max_seq_len {
+            issue(&mut prepared.truncated_rows, format!("cut from {num_tokens} to {max_seq_len} tokens"));
+        }
+        if num_learned == 0 {
+            let why = remark.unwrap_or_else(|| "the template leaves the assistant's words out".into());
+            issue(&mut prepared.rows_nothing_to_learn, format!("nothing to learn: {why}"));
+            continue;
+        }
+        if let Some(remark) = remark {
+            issue(&mut num_remarked, remark);
+        }
+        row.truncate(max_seq_len);
+        if row.num_loss_tokens() == 0 {
+            let all =
+                if num_learned == 1 { "its one trained token lies" } else { "all its trained tokens lie" };
+            let text = format!("nothing left to learn: {all} past the cut at {max_seq_len} tokens");
+            let line = row.line;
+            prepared.rows_emptied_by_truncation += 1;
+            if prepared.rows_emptied_by_truncation <= MAX_ISSUES_A_KIND {
+                prepared.issues.push(RowIssue { row: row.row, line, issue: text });
+            }
+            continue;
+        }
+        prepared.rows.push(row);
+    }
+    Ok(prepared)
+}
+
+/// One row's text, and which of it is learned.
+///
+/// Raw text ends in the model's end token, as TRL has it, so that the model learns to stop.
+pub fn render(text_files: &TextFiles, conversation: &Conversation) -> Result<Rendered> {
+    match conversation {
+        Conversation::Chat(chat) => {
+            template::render(text_files.chat_template(), chat, &RenderOptions::default())
+        }
+        Conversation::Raw(RawText { prompt, completion }) => {
+            let mut text = format!("{prompt}{completion}");
+            if let Some(eos) = text_files.eos.as_ref().filter(|_| text_files.suffix_ids.is_empty())
+                && !text.ends_with(&eos.text)
+            {
+                text.push_str(&eos.text);
+            }
+            let learned = prompt.len()..text.len();
+            Ok(Rendered { text, assistant_spans: vec![learned], bare: true })
+        }
+    }
+}
+
+/// Parses and renders one row; errors name it.
+pub(crate) fn render_row(
+    text_files: &TextFiles,
+    dataset: &Dataset,
+    example: &RawExample,
+) -> Result<(Conversation, Rendered)> {
+    let conversation = parse_conversation(example, dataset.shape, &dataset.path)?;
+    let rendered = render(text_files, &conversation).map_err(|error| match error {
+        Error::Invalid { code, message, hint } => {
+            let (row, line, path) = (example.row, example.line, dataset.path.display());
+            Error::Invalid { code, message: format!("Row {row} (line {line}): {message}: {path}"), hint }
+        }
+        other => other,
+    })?;
+    Ok((conversation, rendered))
+}
+
+struct EncodedRow {
+    row: TokenizedRow,
+    /// Something its author should know.
+    remark: Option<String>,
+}
+
+fn read_row(
+    text_files: &TextFiles,
+    dataset: &Dataset,
+    example: &RawExample,
+    markers: &ControlTokens,
+) -> Result<EncodedRow> {
+    let (conversation, rendered) = render_row(text_files, dataset, example)?;
+    let tokens = encode(text_files, &rendered)?;
+    let remark = match &conversation {
+        Conversation::Chat(chat) => remark_on(chat, &rendered, markers),
+        Conversation::Raw(_) => None,
+    };
+    let row =
+        TokenizedRow { row: example.row, line: example.line, ids: tokens.ids, loss_mask: tokens.loss_mask };
+    Ok(EncodedRow { row, remark })
+}
+
+fn remark_on(chat: &Chat, rendered: &Rendered, markers: &ControlTokens) -> Option<String> {
+    let mut assistant =
+        chat.messages.iter().enumerate().filter(|(_, message)| message.role == Role::Assistant);
+    let Some((_, last)) = assistant.clone().next_back() else { return Some("no assistant turn".into()) };
+    if assistant.all(|(index, _)| chat.unlearned.contains(&index)) {
+        return Some("every assistant turn is context (weight 0, or part of the prompt)".into());
+    }
+    if last.thinking.as_ref().is_some_and(|thinking| !rendered.text.contains(thinking.trim())) {
+        return Some("its thinking is left out: the template does not write it".into());
+    }
+    chat.messages.iter().enumerate().find_map(|(index, message)| {
+        let token = markers.find_in(&message.content)?;
+        Some(format!(
+            "messages[{index}].content holds the control token {token}, which the model takes as one"
+        ))
+    })
+}
+
+/// The texts that the tokenizer takes as special tokens wherever they stand.
+struct ControlTokens {
+    texts: Vec<String>,
+    /// What any of them begins with: rare characters, so that a search is quick.
+    first_chars: Vec<char>,
+}
+
+impl ControlTokens {
+    fn of(text_files: &TextFiles) -> Self {
+        let added = text_files.tokenizer.get_added_tokens_decoder();
+        let mut texts: Vec<_> =
+            added.into_values().filter(|token| token.special).map(|token| token.content).collect();
+        texts.sort_unstable();
+        let mut first_chars: Vec<_> = texts.iter().filter_map(|text| text.chars().next()).collect();
+        first_chars.dedup();
+        Self { texts, first_chars }
+    }
+
+    fn find_in(&self, text: &str) -> Option<&str> {
+        let starts = text.match_indices(self.first_chars.as_slice());
+        let mut here =
+            starts.filter_map(|(at, _)| self.texts.iter().find(|token| text[at..].starts_with(*token)));
+        here.next().map(String::as_str)
+    }
 }

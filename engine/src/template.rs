@@ -1,15 +1,30 @@
 //! Chat templates: a conversation into text, and which bytes of it the assistant wrote.
 
+mod python;
+mod spans;
+
 use std::{collections::BTreeMap, ops::Range};
 
-use lathe_protocol::Role;
+use lathe_protocol::{ErrorCode, Message, Role};
+use minijinja::{Environment, Value, syntax::SyntaxConfig};
 
-use crate::{Result, data::Chat};
+pub use spans::{TurnSpan, turns};
+
+use crate::{Error, Result, data::Chat};
+
+/// Private-use characters that frame what the assistant wrote, from render to strip.
+const SPAN_START: char = '\u{10f3a0}';
+const SPAN_END: char = '\u{10f3a1}';
+
+const NAME: &str = "chat_template";
 
 /// A model's chat template, compiled.
 pub struct ChatTemplate {
     /// Where it comes from, in words, e.g. `chat_template.jinja of the model`.
     pub origin: String,
+    source: String,
+    environment: Environment<'static>,
+    has_generation_tags: bool,
 }
 
 /// What a template is told beside the conversation.
@@ -55,30 +70,229 @@ pub struct Rendered {
     pub bare: bool,
 }
 
-/// The bytes of one turn, its header included.
-#[derive(Debug, Clone, PartialEq)]
-pub struct TurnSpan {
-    pub role: Role,
-    pub bytes: Range<usize>,
-}
-
 impl ChatTemplate {
     /// Compiles `source`; `specials` are the tokens it may name (`bos_token`, `eos_token`, ..).
-    pub fn new(
-        _source: &str,
-        origin: impl Into<String>,
-        _specials: &BTreeMap<String, String>,
-    ) -> Result<Self> {
-        Ok(Self { origin: origin.into() })
+    ///
+    /// The environment is transformers': `trim_blocks`, `lstrip_blocks`, loop controls, Python's methods and JSON.
+    pub fn new(source: &str, origin: impl Into<String>, specials: &BTreeMap<String, String>) -> Result<Self> {
+        let origin = origin.into();
+        let fail = |error: &minijinja::Error| {
+            Error::invalid(
+                ErrorCode::Template,
+                format!("The chat template does not parse: {error}: {origin}"),
+            )
+        };
+        if source.contains([SPAN_START, SPAN_END]) {
+            return Err(Error::invalid(
+                ErrorCode::Template,
+                format!("The chat template holds a character Lathe marks spans with: {origin}"),
+            ));
+        }
+        let mut environment = Environment::new();
+        let syntax = SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build();
+        environment.set_syntax(syntax.map_err(|error| fail(&error))?);
+        environment.set_unknown_method_callback(python::method);
+        environment.add_filter("tojson", python::tojson);
+        environment.add_filter("assistant_span", |text: &str| format!("{SPAN_START}{text}{SPAN_END}"));
+        environment.add_function(
+            "raise_exception",
+            |message: String| -> std::result::Result<Value, minijinja::Error> {
+                Err(minijinja::Error::new(minijinja::ErrorKind::InvalidOperation, message))
+            },
+        );
+        for (name, token) in specials {
+            environment.add_global(name.clone(), token.clone());
+        }
+        let (rewritten, has_generation_tags) = rewrite_generation_tags(source);
+        environment.add_template_owned(NAME, rewritten).map_err(|error| fail(&error))?;
+        Ok(Self { origin, source: source.to_string(), environment, has_generation_tags })
+    }
+
+    /// Whether `{% generation %}` tags mark what the assistant writes.
+    pub fn has_generation_tags(&self) -> bool {
+        self.has_generation_tags
+    }
+
+    /// Whether the template's source holds `text`, as a sign of what it can write.
+    pub fn mentions(&self, text: &str) -> bool {
+        self.source.contains(text)
     }
 
     /// The text alone: a prompt to generate from.
-    pub fn prompt(&self, _chat: &Chat, _options: &RenderOptions) -> Result<String> {
-        todo!()
+    pub fn prompt(&self, chat: &Chat, options: &RenderOptions) -> Result<String> {
+        self.render_unmarked(&chat.messages, chat, options)
+    }
+
+    fn render_unmarked(&self, messages: &[Message], chat: &Chat, options: &RenderOptions) -> Result<String> {
+        let mut text = self.render_messages(messages, chat, options)?;
+        text.retain(|c| c != SPAN_START && c != SPAN_END);
+        Ok(text)
+    }
+
+    /// Renders `messages` with everything else of `chat`. Sentinels stay in.
+    fn render_messages(&self, messages: &[Message], chat: &Chat, options: &RenderOptions) -> Result<String> {
+        let date = options.date;
+        let strftime_now = move |format: &str| python::strftime(format, date);
+        let mut context: Vec<(&str, Value)> = vec![
+            ("messages", messages.iter().map(message_value).collect()),
+            ("tools", chat.tools.as_ref().map_or(Value::from(()), json_value)),
+            ("documents", Value::from(())),
+            ("add_generation_prompt", Value::from(options.add_generation_prompt)),
+            ("strftime_now", Value::from_function(strftime_now)),
+        ];
+        if let Some(enable_thinking) = options.enable_thinking {
+            context.push(("enable_thinking", Value::from(enable_thinking)));
+        }
+        if let Some(effort) = options.reasoning_effort.as_ref().or(chat.reasoning_effort.as_ref()) {
+            context.push(("reasoning_effort", Value::from(effort)));
+        }
+        let fail = |error: minijinja::Error| {
+            // Templates speak to their user through raise_exception; the rest is for their author.
+            let what = error.detail().map_or_else(|| error.to_string(), str::to_string);
+            let line =
+                error.line().map_or_else(String::new, |line| format!(" (line {line} of the template)"));
+            Error::invalid(
+                ErrorCode::Template,
+                format!("The chat template fails: {what}{line}: {}", self.origin),
+            )
+        };
+        let template = self.environment.get_template(NAME).map_err(fail)?;
+        template.render(Value::from_pairs(context)).map_err(fail)
     }
 }
 
 /// The text, and which of it the assistant wrote.
-pub fn render(_template: &ChatTemplate, _chat: &Chat, _options: &RenderOptions) -> Result<Rendered> {
-    todo!()
+///
+/// Spans come from the template's `{% generation %}` tags, or without them from the difference of renders.
+/// Errors: `ErrorCode::Template` if the template fails or the spans cannot be told, `ErrorCode::Data` if a message
+/// holds a character that frames spans.
+pub fn render(template: &ChatTemplate, chat: &Chat, options: &RenderOptions) -> Result<Rendered> {
+    if let Some(index) = chat.messages.iter().position(holds_sentinel) {
+        return Err(Error::data(format!(
+            "messages[{index}] holds the private-use character U+10F3A0 or U+10F3A1, with which Lathe marks spans"
+        )));
+    }
+    let marked = template.render_messages(&chat.messages, chat, options)?;
+    let (text, framed) = strip_sentinels(&marked);
+    let turns: Vec<_> =
+        (0..chat.messages.len()).filter(|&i| chat.messages[i].role == Role::Assistant).collect();
+    let spans = if template.has_generation_tags && (chat.unlearned.is_empty() || framed.len() == turns.len())
+    {
+        turns.into_iter().map(Some).chain(std::iter::repeat(None)).zip(framed).collect()
+    } else {
+        let spans = spans::by_difference(template, chat, options, &text)?;
+        spans.into_iter().map(|(turn, bytes)| (Some(turn), bytes)).collect::<Vec<_>>()
+    };
+    let is_learned = |turn: &Option<usize>| turn.is_none_or(|turn| !chat.unlearned.contains(&turn));
+    let assistant_spans =
+        spans.into_iter().filter(|(turn, _)| is_learned(turn)).map(|(_, bytes)| bytes).collect();
+    Ok(Rendered { text, assistant_spans, bare: false })
+}
+
+fn holds_sentinel(message: &Message) -> bool {
+    let holds = |text: &str| text.contains([SPAN_START, SPAN_END]);
+    holds(&message.content)
+        || message.thinking.as_deref().is_some_and(holds)
+        || message.tool_calls.iter().any(|call| holds(&call.function.to_string()))
+}
+
+/// The text without sentinels, and the bytes they framed.
+fn strip_sentinels(marked: &str) -> (String, Vec<Range<usize>>) {
+    let mut text = String::with_capacity(marked.len());
+    let mut spans = Vec::new();
+    let mut start = None;
+    let mut rest = marked;
+    while let Some(at) = rest.find([SPAN_START, SPAN_END]) {
+        text.push_str(&rest[..at]);
+        if rest[at..].starts_with(SPAN_START) {
+            start = Some(text.len());
+        } else if let Some(start) = start.take().filter(|&start| start < text.len()) {
+            spans.push(start..text.len());
+        }
+        rest = &rest[at + SPAN_START.len_utf8()..];
+    }
+    text.push_str(rest);
+    (text, spans)
+}
+
+/// Turns `{% generation %}` into a filter block, keeping its whitespace control, and says whether there was one.
+fn rewrite_generation_tags(source: &str) -> (String, bool) {
+    let mut rewritten = String::with_capacity(source.len());
+    let mut found = false;
+    let mut rest = source;
+    while let Some(at) = rest.find("{%") {
+        let Some(end) = rest[at..].find("%}").map(|length| at + length) else { break };
+        let tag = &rest[at + 2..end];
+        let word = tag.trim_start_matches(['-', '+']).trim_end_matches(['-', '+']).trim();
+        let replacement = match word {
+            "generation" => "filter assistant_span",
+            "endgeneration" => "endfilter",
+            _ => word,
+        };
+        rewritten.push_str(&rest[..at + 2]);
+        if replacement == word {
+            rewritten.push_str(tag);
+        } else {
+            found = true;
+            rewritten.push_str(&tag.replacen(word, &format!(" {replacement} "), 1));
+        }
+        rewritten.push_str("%}");
+        rest = &rest[end + 2..];
+    }
+    rewritten.push_str(rest);
+    (rewritten, found)
+}
+
+/// A message as transformers hands it to a template: thinking goes by two names.
+fn message_value(message: &Message) -> Value {
+    let Message { role, content, thinking, tool_calls, name, tool_call_id } = message;
+    let mut fields: Vec<(&str, Value)> = Vec::with_capacity(6);
+    if let Some(thinking) = thinking {
+        fields.push(("thinking", Value::from(thinking)));
+    }
+    fields.push(("role", Value::from(role_name(*role))));
+    fields.push(("content", Value::from(content)));
+    if let Some(thinking) = thinking {
+        fields.push(("reasoning_content", Value::from(thinking)));
+    }
+    if !tool_calls.is_empty() {
+        let call_value = |call: &lathe_protocol::ToolCall| {
+            let mut fields: Vec<(&str, Value)> = Vec::with_capacity(3);
+            fields.extend(call.id.as_ref().map(|id| ("id", Value::from(id))));
+            fields.extend(call.kind.as_ref().map(|kind| ("type", Value::from(kind))));
+            fields.push(("function", json_value(&call.function)));
+            Value::from_pairs(fields)
+        };
+        fields.push(("tool_calls", tool_calls.iter().map(call_value).collect()));
+    }
+    fields.extend(name.as_ref().map(|name| ("name", Value::from(name))));
+    fields.extend(tool_call_id.as_ref().map(|id| ("tool_call_id", Value::from(id))));
+    Value::from_pairs(fields)
+}
+
+fn role_name(role: Role) -> &'static str {
+    match role {
+        Role::System => "system",
+        Role::Developer => "developer",
+        Role::User => "user",
+        Role::Assistant => "assistant",
+        Role::Tool => "tool",
+    }
+}
+
+fn json_value(value: &serde_json::Value) -> Value {
+    match value {
+        serde_json::Value::Null => Value::from(()),
+        serde_json::Value::Bool(value) => Value::from(*value),
+        serde_json::Value::Number(number) => match (number.as_i64(), number.as_u64()) {
+            (Some(number), _) => Value::from(number),
+            (_, Some(number)) => Value::from(number),
+            _ => Value::from(number.as_f64().unwrap_or(f64::NAN)),
+        },
+        serde_json::Value::String(text) => Value::from(text),
+        serde_json::Value::Array(items) => items.iter().map(json_value).collect(),
+        serde_json::Value::Object(fields) => {
+            Value::from_pairs(fields.iter().map(|(name, value)| (name.as_str(), json_value(value))))
+        }
+    }
 }

@@ -1,11 +1,31 @@
 //! A model's words: its tokenizer, chat template and special tokens.
 
-use std::{path::Path, sync::Arc};
+use std::{
+    collections::{BTreeMap, HashSet},
+    path::Path,
+    sync::Arc,
+};
 
 use candle_core::quantized::gguf_file::Content;
-use tokenizers::Tokenizer;
+use lathe_protocol::{Message, Role};
+use serde_json::{Map, Value};
+use tokenizers::{PostProcessorWrapper, Tokenizer};
 
-use crate::{Result, template::ChatTemplate};
+use crate::{
+    Error, Result,
+    data::Chat,
+    files::{read_json, read_maybe_gzip},
+    gguf_tokenizer::GgufTokenizer,
+    template::{ChatTemplate, RenderOptions},
+};
+
+/// ChatML with generation tags, for models that bring no template.
+const CHATML: &str = include_str!("../../chat_templates/chatml_training.jinja");
+const CHATML_END: &str = "<|im_end|>";
+
+/// The names under which a template may ask for special tokens.
+const SPECIAL_KEYS: [&str; 7] =
+    ["bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token"];
 
 /// What a model's own files say about text.
 pub struct TextFiles {
@@ -17,6 +37,10 @@ pub struct TextFiles {
     pub stop_ids: Vec<u32>,
     pub bos: Option<SpecialToken>,
     pub eos: Option<SpecialToken>,
+    /// What the tokenizer itself puts before and after a bare text, usually BOS and nothing.
+    pub prefix_ids: Vec<u32>,
+    pub suffix_ids: Vec<u32>,
+    fallback_template: ChatTemplate,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -25,19 +49,208 @@ pub struct SpecialToken {
     pub text: String,
 }
 
+/// What either kind of model says, before it is made ready.
+struct Parts {
+    tokenizer: Tokenizer,
+    /// Source and origin.
+    template: Option<(String, String)>,
+    specials: BTreeMap<String, String>,
+    stop_ids: Vec<u32>,
+    prefix_ids: Vec<u32>,
+    suffix_ids: Vec<u32>,
+}
+
 impl TextFiles {
     /// Reads a model folder or a `.gguf` file.
-    pub fn open(_model: &Path) -> Result<Self> {
-        todo!()
+    pub fn open(model: &Path) -> Result<Self> {
+        if model.is_dir() {
+            return Self::from_folder(model);
+        }
+        let file = std::fs::File::open(model).map_err(Error::io("open the model", model))?;
+        let content = Content::read(&mut std::io::BufReader::new(file)).map_err(|error| {
+            Error::model(format!("Not a readable GGUF: {error}: {}", model.display()))
+                .hint("a model is a folder with config.json and tokenizer.json, or a .gguf file")
+        })?;
+        Self::from_gguf(&content, model)
     }
 
     /// From a GGUF's metadata that is read already; `path` is for errors.
-    pub fn from_gguf(_content: &Content, _path: &Path) -> Result<Self> {
-        todo!()
+    pub fn from_gguf(content: &Content, path: &Path) -> Result<Self> {
+        let GgufTokenizer { tokenizer, specials, stop_ids, prefix_ids, suffix_ids, template } =
+            GgufTokenizer::read(content, path)?;
+        let template = template.map(|source| (source, "the GGUF's metadata".to_string()));
+        Self::new(Parts { tokenizer, template, specials, stop_ids, prefix_ids, suffix_ids })
+    }
+
+    fn from_folder(folder: &Path) -> Result<Self> {
+        let path = folder.join("tokenizer.json");
+        if !path.exists() {
+            let error = Error::model(format!("The model has no tokenizer.json: {}", folder.display()));
+            return Err(if folder.join("tokenizer.model").exists() {
+                error.hint(
+                    "save the tokenizer with transformers' save_pretrained, which converts tokenizer.model",
+                )
+            } else {
+                error.hint("the download may be incomplete: run `lathe models verify`")
+            });
+        }
+        let mut tokenizer = Tokenizer::from_bytes(read_maybe_gzip(&path)?).map_err(|error| {
+            Error::model(format!("Not a readable tokenizer: {error}: {}", path.display()))
+        })?;
+        let (prefix_ids, suffix_ids) = bare_frame(&tokenizer)?;
+        // Offsets must be the text's own, and a chat template writes every special token itself.
+        tokenizer.with_post_processor(None::<PostProcessorWrapper>);
+        tokenizer.with_padding(None);
+        tokenizer.with_truncation(None).map_err(|error| {
+            Error::model(format!("Cannot set up the tokenizer: {error}: {}", path.display()))
+        })?;
+
+        let config: Map<String, Value> = read_optional(&folder.join("tokenizer_config.json"))?;
+        let map: Map<String, Value> = read_optional(&folder.join("special_tokens_map.json"))?;
+        let mut specials = BTreeMap::new();
+        for key in SPECIAL_KEYS {
+            if let Some(text) =
+                [&config, &map].into_iter().find_map(|fields| fields.get(key).and_then(token_text))
+            {
+                specials.insert(key.to_string(), text.to_string());
+            }
+        }
+        let mut stop_ids = Vec::new();
+        for name in ["generation_config.json", "config.json"] {
+            let fields: Map<String, Value> = read_optional(&folder.join(name))?;
+            match fields.get("eos_token_id") {
+                Some(Value::Array(ids)) => stop_ids.extend(ids.iter().filter_map(as_id)),
+                Some(id) => stop_ids.extend(as_id(id)),
+                None => {}
+            }
+        }
+        let template = folder_template(folder, &config)?;
+        Self::new(Parts { tokenizer, template, specials, stop_ids, prefix_ids, suffix_ids })
+    }
+
+    fn new(parts: Parts) -> Result<Self> {
+        let Parts { tokenizer, template, specials, stop_ids, prefix_ids, suffix_ids } = parts;
+        let special = |key: &str| {
+            let text = specials.get(key)?;
+            Some(SpecialToken { id: tokenizer.token_to_id(text)?, text: text.clone() })
+        };
+        let (bos, eos) = (special("bos_token"), special("eos_token"));
+        let template =
+            template.map(|(source, origin)| ChatTemplate::new(&source, origin, &specials)).transpose()?;
+        // A model that never saw ChatML's end token has no single token for it; its own end token is one.
+        let chatml = match &eos {
+            Some(eos) if tokenizer.token_to_id(CHATML_END).is_none() => CHATML.replace(CHATML_END, &eos.text),
+            _ => CHATML.to_string(),
+        };
+        let fallback_template =
+            ChatTemplate::new(&chatml, "ChatML, as the model brings no template", &specials)?;
+        let mut text_files = Self {
+            tokenizer: Arc::new(tokenizer),
+            template,
+            stop_ids: Vec::new(),
+            bos,
+            eos,
+            prefix_ids,
+            suffix_ids,
+            fallback_template,
+        };
+        let mut seen = HashSet::new();
+        let eos_id = text_files.eos.as_ref().map(|eos| eos.id);
+        let all = stop_ids.into_iter().chain(eos_id).chain(text_files.turn_end_id());
+        text_files.stop_ids = all.filter(|id| seen.insert(*id)).collect();
+        Ok(text_files)
     }
 
     /// The model's template, or ChatML for a model without one.
     pub fn chat_template(&self) -> &ChatTemplate {
-        todo!()
+        self.template.as_ref().unwrap_or(&self.fallback_template)
     }
+
+    /// Whether the model can think before it answers.
+    pub fn supports_thinking(&self) -> bool {
+        let template = self.chat_template();
+        ["<think>", "enable_thinking", "reasoning_content"].iter().any(|word| template.mentions(word))
+    }
+
+    /// Whether the model can be told how hard to think.
+    pub fn supports_effort(&self) -> bool {
+        self.chat_template().mentions("reasoning_effort")
+    }
+
+    /// The special token that the template writes behind an assistant's words.
+    fn turn_end_id(&self) -> Option<u32> {
+        const WORDS: &str = "Lathe probes the template";
+        let chat = Chat::new(vec![Message::new(Role::User, "Hello"), Message::new(Role::Assistant, WORDS)]);
+        // A template that refuses the probe may still serve the user's conversations, so this is no error.
+        let text = self.chat_template().prompt(&chat, &RenderOptions::default()).ok()?;
+        let (_, tail) = text.rsplit_once(WORDS)?;
+        let encoding = self.tokenizer.encode_fast(tail, false).ok()?;
+        let id = *encoding.get_ids().first()?;
+        is_special(&self.tokenizer, id).then_some(id)
+    }
+}
+
+/// Whether `id` is a token of the model's own making rather than text.
+pub fn is_special(tokenizer: &Tokenizer, id: u32) -> bool {
+    let vocabulary = tokenizer.get_added_vocabulary();
+    vocabulary.simple_id_to_token(id).is_some_and(|text| vocabulary.is_special_token(&text))
+}
+
+/// What the tokenizer's post-processor puts before and after a text.
+fn bare_frame(tokenizer: &Tokenizer) -> Result<(Vec<u32>, Vec<u32>)> {
+    let encoding = tokenizer
+        .encode_fast("a", true)
+        .map_err(|error| Error::model(format!("The tokenizer fails on the letter a: {error}")))?;
+    let mask = encoding.get_special_tokens_mask();
+    let ids = encoding.get_ids();
+    let first = mask.iter().position(|&special| special == 0).unwrap_or(mask.len());
+    let last = mask.iter().rposition(|&special| special == 0).map_or(first, |at| at + 1);
+    Ok((ids[..first].to_vec(), ids[last..].to_vec()))
+}
+
+fn read_optional(path: &Path) -> Result<Map<String, Value>> {
+    if path.exists() { read_json(path) } else { Ok(Map::new()) }
+}
+
+/// A token is written as its text, or as an object with its text under `content`.
+fn token_text(value: &Value) -> Option<&str> {
+    value.as_str().or_else(|| value.get("content")?.as_str())
+}
+
+fn as_id(value: &Value) -> Option<u32> {
+    value.as_u64().and_then(|id| u32::try_from(id).ok())
+}
+
+/// Source and origin: the file, or the config's key, which holds one template or several by name.
+fn folder_template(folder: &Path, config: &Map<String, Value>) -> Result<Option<(String, String)>> {
+    let path = folder.join("chat_template.jinja");
+    if path.exists() {
+        let source = String::from_utf8(read_maybe_gzip(&path)?).map_err(|error| {
+            Error::model(format!("The chat template is not UTF-8: {error}: {}", path.display()))
+        })?;
+        return Ok(Some((source, "chat_template.jinja of the model".into())));
+    }
+    let origin = "tokenizer_config.json of the model";
+    match config.get("chat_template") {
+        None | Some(Value::Null) => {}
+        Some(Value::String(source)) => return Ok(Some((source.clone(), origin.into()))),
+        Some(Value::Array(named)) => {
+            let field = |entry: &Value, key: &str| entry.get(key).and_then(Value::as_str).map(str::to_string);
+            let chosen = named.iter().find(|entry| field(entry, "name").as_deref() == Some("default"));
+            if let Some(source) = chosen.or(named.first()).and_then(|entry| field(entry, "template")) {
+                return Ok(Some((source, origin.into())));
+            }
+        }
+        Some(_) => {
+            let path = folder.join("tokenizer_config.json");
+            return Err(Error::model(format!(
+                "chat_template is neither a string nor a list of named templates: {}",
+                path.display()
+            )));
+        }
+    }
+    let path = folder.join("chat_template.json");
+    let fields = read_optional(&path)?;
+    let source = fields.get("chat_template").and_then(Value::as_str);
+    Ok(source.map(|source| (source.to_string(), "chat_template.json of the model".into())))
 }

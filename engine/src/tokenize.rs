@@ -1,6 +1,10 @@
 //! Text into token ids, spans of bytes into a loss mask.
 
-use crate::{Result, template::Rendered, text_files::TextFiles};
+use std::ops::Range;
+
+use lathe_protocol::ErrorCode;
+
+use crate::{Error, Result, template::Rendered, text_files::TextFiles};
 
 /// One example's tokens.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -18,6 +22,7 @@ pub struct TokenizedRow {
     /// Line of the file, from 1.
     pub line: usize,
     pub ids: Vec<u32>,
+    /// As [`Tokens::loss_mask`].
     pub loss_mask: Vec<bool>,
 }
 
@@ -34,11 +39,54 @@ impl TokenizedRow {
 }
 
 /// Ids and loss mask of a rendered conversation.
-pub fn encode(_text_files: &TextFiles, _rendered: &Rendered) -> Result<Tokens> {
-    todo!()
+pub fn encode(text_files: &TextFiles, rendered: &Rendered) -> Result<Tokens> {
+    encode_with_bytes(text_files, rendered).map(|(tokens, _)| tokens)
+}
+
+/// Also where in the text each token comes from, in bytes. Tokens the tokenizer adds come from nowhere: empty ranges.
+pub fn encode_with_bytes(text_files: &TextFiles, rendered: &Rendered) -> Result<(Tokens, Vec<Range<usize>>)> {
+    let Rendered { text, assistant_spans, bare } = rendered;
+    let (prefix, suffix): (&[u32], &[u32]) =
+        if *bare { (&text_files.prefix_ids, &text_files.suffix_ids) } else { (&[], &[]) };
+    // `encode` counts offsets in bytes. A character that several tokens share gives each of them its own range.
+    let encoding =
+        text_files.tokenizer.encode(text.as_str(), false).map_err(|error| tokenizer_fails(&error))?;
+
+    let num_tokens = prefix.len() + encoding.len() + suffix.len();
+    let mut tokens =
+        Tokens { ids: Vec::with_capacity(num_tokens), loss_mask: Vec::with_capacity(num_tokens) };
+    let mut bytes = Vec::with_capacity(num_tokens);
+    for &id in prefix {
+        tokens.ids.push(id);
+        tokens.loss_mask.push(false);
+        bytes.push(0..0);
+    }
+    let mut spans = assistant_spans.iter().peekable();
+    for (&id, &(start, end)) in encoding.get_ids().iter().zip(encoding.get_offsets()) {
+        // Both go forward, so the span this token may lie in is the first that does not end before it.
+        while spans.next_if(|span| span.end <= start).is_some() {}
+        tokens.ids.push(id);
+        tokens.loss_mask.push(spans.peek().is_some_and(|span| span.contains(&start)));
+        bytes.push(start..end);
+    }
+    for &id in suffix {
+        tokens.ids.push(id);
+        // It ends the text, so it is learned with the text's end.
+        tokens.loss_mask.push(assistant_spans.last().is_some_and(|span| span.end == text.len()));
+        bytes.push(text.len()..text.len());
+    }
+    if let Some(first) = tokens.loss_mask.first_mut() {
+        *first = false;
+    }
+    Ok((tokens, bytes))
 }
 
 /// Ids of a text as it stands: special tokens in it are recognised, none is added.
-pub fn encode_plain(_text_files: &TextFiles, _text: &str) -> Result<Vec<u32>> {
-    todo!()
+pub fn encode_plain(text_files: &TextFiles, text: &str) -> Result<Vec<u32>> {
+    let encoding = text_files.tokenizer.encode_fast(text, false).map_err(|error| tokenizer_fails(&error))?;
+    Ok(encoding.get_ids().to_vec())
+}
+
+fn tokenizer_fails(error: &tokenizers::Error) -> Error {
+    Error::invalid(ErrorCode::Model, format!("The tokenizer fails: {error}"))
 }

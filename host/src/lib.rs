@@ -1,1 +1,23 @@
+//! Runs, the library on disk, hardware, and the supervision of workers. No tensor in sight.
+//!
+//! [`Host`] is the in-process [`EngineLink`]: commands in, events out, the work on threads of its own. Every job ends
+//! with exactly one `Done` or `Failed`.
 
+mod adapters;
+pub mod config;
+mod db;
+mod doctor;
+mod error;
+mod files;
+mod hardware;
+mod host;
+mod job;
+mod models;
+mod paths;
+mod runs;
+mod worker;
+
+pub use error::Result;
+pub use host::{Host, HostOptions};
+pub(crate) use host::Shared;
+pub use paths::Paths;

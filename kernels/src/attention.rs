@@ -14,7 +14,7 @@ use crate::{
 /// Rows of queries whose scores exist at a time.
 const BLOCK_ROWS: usize = 64;
 /// Multiply-adds below which a second thread costs more than it brings.
-const MIN_PARALLEL_WORK: usize = 1 << 18;
+const MIN_PARALLEL_WORK: usize = 1 << 22;
 
 /// One example inside a packed batch: its queries see its keys only, causally, the last query seeing every key.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -14,6 +14,7 @@ mod cross_entropy;
 mod dropout;
 mod linear;
 mod lora;
+mod quantized;
 mod rms_norm;
 mod rope;
 mod simd;
@@ -25,6 +26,7 @@ pub use cross_entropy::{CrossEntropyStats, linear_cross_entropy, linear_cross_en
 pub use dropout::Dropout;
 pub use linear::{FrozenLinear, linear};
 pub use lora::LoraLinear;
+pub use quantized::{AffineBlock, CodeBits, QuantizedLinear};
 pub use rms_norm::{rms_norm, rms_norm_frozen};
 pub use rope::{RopeTable, rope};
 pub use swiglu::swiglu;

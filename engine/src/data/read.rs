@@ -77,7 +77,7 @@ fn decode_utf8<'a>(bytes: &'a [u8], format: Format, path: &Path) -> Result<&'a s
     }
     let before = &bytes[..error.valid_up_to()];
     let line_start = before.iter().rposition(|&byte| byte == b'\n').map_or(0, |at| at + 1);
-    let line = 1 + before.iter().filter(|&&byte| byte == b'\n').count();
+    let line = 1 + num_newlines(before);
     let column = before.len() - line_start + 1;
     let problem = format!("not UTF-8 at byte {column} of the line (0x{:02x})", bytes[error.valid_up_to()]);
     let hint = "save the file as UTF-8; the byte above is from another encoding, often Windows-1252";
@@ -155,6 +155,10 @@ fn read_json_array(text: &str, path: &Path) -> Result<Vec<RawExample>> {
     Ok(examples)
 }
 
+fn num_newlines(bytes: &[u8]) -> usize {
+    bytes.split(|&byte| byte == b'\n').count() - 1
+}
+
 /// A place in a text that knows its line.
 struct Cursor<'a> {
     text: &'a str,
@@ -169,7 +173,7 @@ impl Cursor<'_> {
 
     fn advance(&mut self, num_bytes: usize) {
         let passed = &self.text.as_bytes()[self.at..self.at + num_bytes];
-        self.line += passed.iter().filter(|&&byte| byte == b'\n').count();
+        self.line += num_newlines(passed);
         self.at += num_bytes;
     }
 

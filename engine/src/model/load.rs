@@ -1,10 +1,10 @@
-use std::{path::Path, sync::Arc};
+use std::path::Path;
 
 use candle_core::{Tensor, Var};
 use lathe_kernels::{Attention, FrozenLinear};
 
 use super::{BaseLinear, Block, Embedding, Model, ModelConfig, Norm, OutputHead, Projection};
-use crate::{Error, Result, gguf::repack_for_cpu, weights::Weights};
+use crate::{Error, Result, gguf::QuantizedWeight, weights::Weights};
 
 /// What a model is loaded for; decides how its weights are held.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -139,7 +139,7 @@ impl Loader<'_> {
         if self.load_for == LoadFor::Inference
             && let Some(table) = self.weights.quantized(name, self.config)?
         {
-            return Ok(Embedding::Quantized(Arc::new(repack_for_cpu(table)?)));
+            return Ok(Embedding::Quantized(QuantizedWeight::new(table)?));
         }
         let table = self.dense(name, &[self.config.vocab_size, self.config.hidden_size])?;
         Ok(match self.load_for {
@@ -164,7 +164,7 @@ impl Loader<'_> {
                     "Tensor {name:?} has shape {found:?}, the config says [{out_features}, {in_features}]"
                 )));
             }
-            return Ok(BaseLinear::Gguf { weight: Arc::new(repack_for_cpu(weight)?), bias });
+            return Ok(BaseLinear::Gguf { weight: QuantizedWeight::new(weight)?, bias });
         }
         let weight = self.dense(&name, &[out_features, in_features])?;
         Ok(match self.load_for {

@@ -9,7 +9,7 @@ mod projection;
 
 use std::sync::Arc;
 
-use candle_core::{Tensor, Var, quantized::QTensor};
+use candle_core::{Tensor, Var};
 use lathe_kernels::{
     Attention, CrossEntropyStats, RopeTable, Segment, linear_cross_entropy, linear_cross_entropy_trainable,
     rms_norm, rms_norm_frozen, rope, swiglu,
@@ -19,7 +19,7 @@ pub use config::{ModelConfig, ModelFamily, RopeScaling};
 pub use load::LoadFor;
 pub use projection::{BaseLinear, LoraWeights, Projection};
 
-use crate::{Error, Result};
+use crate::{Error, Result, gguf::QuantizedWeight};
 
 /// A weight vector of a norm.
 pub enum Norm {
@@ -32,7 +32,7 @@ pub enum Embedding {
     Frozen(Tensor),
     Trainable(Var),
     /// Rows are dequantised as they are looked up.
-    Quantized(Arc<QTensor>),
+    Quantized(QuantizedWeight),
 }
 
 /// The projection from hidden states to logits.
@@ -126,12 +126,12 @@ impl Model {
                 "Token id {id} lies beyond the model's vocabulary of {vocab_size}"
             )));
         }
-        let ids = Tensor::new(ids, &candle_core::Device::Cpu)?;
-        Ok(match &self.embedding {
-            Embedding::Frozen(table) => table.index_select(&ids, 0)?,
-            Embedding::Trainable(table) => table.index_select(&ids, 0)?,
-            Embedding::Quantized(table) => table.embedding(&ids)?,
-        })
+        let table: &Tensor = match &self.embedding {
+            Embedding::Frozen(table) => table,
+            Embedding::Trainable(table) => table,
+            Embedding::Quantized(table) => return table.rows(ids),
+        };
+        Ok(table.index_select(&Tensor::new(ids, &candle_core::Device::Cpu)?, 0)?)
     }
 
     /// One decoder block: (T,C) -> (T,C).
@@ -196,7 +196,7 @@ impl Model {
                 Ok(lathe_kernels::FrozenLinear::new(table.clone(), None)?.forward(h)?)
             }
             (OutputHead::Tied, Embedding::Trainable(table)) => Ok(lathe_kernels::linear(h, table)?),
-            (OutputHead::Tied, Embedding::Quantized(table)) => projection::quantized_forward(table, h),
+            (OutputHead::Tied, Embedding::Quantized(table)) => table.forward(h),
         }
     }
 
@@ -215,7 +215,7 @@ impl Model {
             }
             (OutputHead::Tied, Embedding::Quantized(table))
             | (OutputHead::Own(BaseLinear::Gguf { weight: table, .. }), _) => {
-                linear_cross_entropy(h, &table.dequantize(&candle_core::Device::Cpu)?, targets)?
+                linear_cross_entropy(h, &table.dequantize()?, targets)?
             }
         })
     }

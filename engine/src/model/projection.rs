@@ -1,12 +1,7 @@
-use std::sync::Arc;
-
-use candle_core::{Device, Tensor, Var, quantized::QTensor};
+use candle_core::{Tensor, Var};
 use lathe_kernels::{Dropout, FrozenLinear, LoraLinear, linear};
 
-use crate::Result;
-
-/// Tokens from which a quantised projection is cheaper dequantised once than multiplied block by block.
-const DEQUANTIZE_FROM_TOKENS: usize = 24;
+use crate::{Result, gguf::QuantizedWeight};
 
 /// A projection without its adapters.
 pub enum BaseLinear {
@@ -17,7 +12,7 @@ pub enum BaseLinear {
     },
     /// For inference: no gradient.
     Gguf {
-        weight: Arc<QTensor>,
+        weight: QuantizedWeight,
         bias: Option<Tensor>,
     },
 }
@@ -57,7 +52,7 @@ impl BaseLinear {
                 })
             }
             Self::Gguf { weight, bias } => {
-                let y = quantized_forward(weight, x)?;
+                let y = weight.forward(x)?;
                 Ok(match bias {
                     Some(bias) => y.broadcast_add(bias)?,
                     None => y,
@@ -71,19 +66,9 @@ impl BaseLinear {
         Ok(match self {
             Self::Dense(frozen) => frozen.shape(),
             Self::Trainable { weight, .. } => weight.dims2()?,
-            Self::Gguf { weight, .. } => weight.shape().dims2()?,
+            Self::Gguf { weight, .. } => weight.shape()?,
         })
     }
-}
-
-/// `x Wᵀ` with a quantised W: block by block for few tokens, through a dequantised copy for many. No gradient.
-pub(super) fn quantized_forward(weight: &QTensor, x: &Tensor) -> Result<Tensor> {
-    let x = x.contiguous()?;
-    if x.dim(0)? >= DEQUANTIZE_FROM_TOKENS {
-        let dense = weight.dequantize(&Device::Cpu)?;
-        return Ok(FrozenLinear::new(dense, None)?.forward(&x)?);
-    }
-    Ok(x.apply_op1_no_bwd(weight)?)
 }
 
 impl Projection {

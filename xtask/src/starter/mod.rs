@@ -1,6 +1,13 @@
 //! `cargo xtask train-starter`: makes `resources/starter/` from nothing, the way a user would train: our own engine,
 //! `method = "full"`, on permissive text.
 
+mod chatterbot;
+pub mod chitchat;
+mod corpus;
+mod intents;
+mod pack;
+mod recipe;
+mod text;
 mod tokenizer;
 
 use std::{
@@ -10,152 +17,110 @@ use std::{
     time::Instant,
 };
 
-use anyhow::{Context as _, Result, anyhow};
+use anyhow::{Result, anyhow};
 use candle_core::Tensor;
 use lathe_engine::{
     model::{Model, ModelConfig},
-    tokenize::TokenizedRow,
     train::{self, Surroundings, trainables},
 };
-use lathe_protocol::{EventBody, Message, Method, RunConfig, Schedule, TrainJob};
+use lathe_protocol::{EventBody, Method, RunConfig, TrainJob};
 use rand::SeedableRng as _;
 use rand_distr::Distribution as _;
-use serde::Deserialize;
-use serde_json::{Value, json};
-use tokenizers::Tokenizer;
+use serde_json::Value;
 
-const VOCAB_SIZE: usize = 4096;
-const CONTEXT_LENGTH: usize = 256;
+use crate::repo;
+use corpus::{Conversation, Corpus};
 
-const CHAT_TEMPLATE: &str = "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\\n' }}\
-{% if message['role'] == 'assistant' %}{% generation %}{{ message['content'] + '<|im_end|>' }}{% endgeneration %}\
-{% else %}{{ message['content'] + '<|im_end|>' }}{% endif %}{{ '\\n' }}{% endfor %}\
-{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}";
-
-#[derive(Deserialize)]
-struct Conversation {
-    messages: Vec<Message>,
+#[derive(clap::Args)]
+pub struct Args {
+    /// Folder for corpus, stages and checkpoints; a run that was broken off goes on there
+    #[arg(long, value_name = "DIR")]
+    work: Option<PathBuf>,
+    /// Train each stage for N steps only and pack nothing, to see that the recipe works
+    #[arg(long, value_name = "N", conflicts_with = "pack")]
+    max_steps: Option<usize>,
+    /// Only write the corpora into the work folder
+    #[arg(long, conflicts_with_all = ["max_steps", "pack"])]
+    corpus_only: bool,
+    /// Only put the model in DIR into resources/starter
+    #[arg(long, value_name = "DIR")]
+    pack: Option<PathBuf>,
 }
 
-fn config_json() -> Value {
-    json!({
-        "architectures": ["LlamaForCausalLM"],
-        "model_type": "llama",
-        "hidden_size": 256,
-        "intermediate_size": 704,
-        "num_hidden_layers": 5,
-        "num_attention_heads": 8,
-        "num_key_value_heads": 4,
-        "head_dim": 32,
-        "vocab_size": VOCAB_SIZE,
-        "max_position_embeddings": CONTEXT_LENGTH,
-        "rms_norm_eps": 1e-5,
-        "rope_theta": 10000.0,
-        "hidden_act": "silu",
-        "tie_word_embeddings": true,
-        "attention_bias": false,
-        "mlp_bias": false,
-        "bos_token_id": 0,
-        "eos_token_id": 2,
-        "pad_token_id": 0,
-        "torch_dtype": "bfloat16",
-    })
-}
-
-fn read(path: &Path) -> Result<Vec<Conversation>> {
-    let text = std::fs::read_to_string(path).with_context(|| path.display().to_string())?;
-    text.lines().map(|line| Ok(serde_json::from_str(line)?)).collect()
-}
-
-fn tokenized(conversations: &[Conversation], tokenizer: &Tokenizer) -> Result<Vec<TokenizedRow>> {
-    let encode = |text: &str| -> Result<Vec<u32>> {
-        Ok(tokenizer.encode_fast(text, false).map_err(|error| anyhow!("{error}"))?.get_ids().to_vec())
-    };
-    let mut rows = Vec::new();
-    for (row, conversation) in conversations.iter().enumerate() {
-        let (mut ids, mut loss_mask) = (Vec::new(), Vec::new());
-        for message in &conversation.messages {
-            let role = serde_json::to_value(message.role)?;
-            let head = encode(&format!("<|im_start|>{}\n", role.as_str().unwrap_or_default()))?;
-            let body = encode(&format!("{}<|im_end|>", message.content))?;
-            let tail = encode("\n")?;
-            let learns = role == "assistant";
-            for (part, flag) in [(head, false), (body, learns), (tail, false)] {
-                loss_mask.extend(std::iter::repeat_n(flag, part.len()));
-                ids.extend(part);
-            }
-        }
-        ids.truncate(CONTEXT_LENGTH);
-        loss_mask.truncate(CONTEXT_LENGTH);
-        if loss_mask.iter().any(|flag| *flag) {
-            rows.push(TokenizedRow { row, line: row + 1, ids, loss_mask });
-        }
+pub fn train_starter(args: &Args) -> Result<()> {
+    let Args { work, max_steps, corpus_only, pack } = args;
+    if let Some(folder) = pack {
+        return pack::pack(folder);
     }
-    Ok(rows)
+    // A run of a few steps must not be resumed as the real one.
+    let name = if max_steps.is_some() { "starter-smoke" } else { "starter" };
+    let work = work.clone().unwrap_or_else(|| repo::cache_dir().join(name));
+    repo::create_dir_all(&work)?;
+
+    // 1. Corpus
+    let corpus = Corpus::gather()?;
+    let Corpus { intents, chitchat, pirate } = &corpus;
+    let [mixed_path, intents_path, measured_path] =
+        ["mixed.jsonl", "intents.jsonl", "measured.jsonl"].map(|name| work.join(name));
+    corpus::write(&mixed_path, chitchat.iter().chain(intents))?;
+    corpus::write(&intents_path, intents)?;
+    corpus::write(&measured_path, intents.iter().step_by(recipe::MEASURED_ONE_IN))?;
+    println!("corpus: {} intents, {} chitchat conversations: {}", intents.len(), chitchat.len(), work.display());
+    if *corpus_only {
+        // Not in the mix: a data set to fine-tune on.
+        return corpus::write(&work.join("chatterbot.jsonl"), &corpus::chatterbot()?);
+    }
+
+    // 2. Tokenizer and fresh model
+    let fresh = work.join("stage0");
+    write_fresh_model(&fresh, intents.iter().chain(chitchat).chain(pirate))?;
+
+    // 3. Two stages
+    let limit = |config: RunConfig| RunConfig { max_steps: max_steps.unwrap_or(0), ..config };
+    let (stage1, stage2) = (work.join("stage1"), work.join("stage2"));
+    stage(&fresh, &stage1, &mixed_path, &measured_path, limit(recipe::stage1()))?;
+    stage(&stage1, &stage2, &intents_path, &measured_path, limit(recipe::stage2()))?;
+
+    // 4. Into the repository
+    if max_steps.is_some() {
+        println!("the recipe works; nothing packed: {}", stage2.display());
+        return Ok(());
+    }
+    pack::pack(&stage2)
 }
 
-pub fn train_starter(args: &[String]) -> Result<()> {
-    let stage1_epochs: f64 = args.first().map_or(Ok(2.0), |text| text.parse())?;
-    let stage2_epochs: f64 = args.get(1).map_or(Ok(4.0), |text| text.parse())?;
-    let work = PathBuf::from("/tmp/starter");
-    let intents = read(&work.join("conversations.jsonl"))?;
-    let chitchat = read(&work.join("chitchat.jsonl"))?;
-    let pirate = read(Path::new("resources/samples/pirate.jsonl"))?;
-
-    let texts: Vec<String> = intents.iter().chain(&chitchat).chain(&pirate)
-        .flat_map(|conversation| conversation.messages.iter().map(|message| message.content.clone()))
-        .collect();
-    let tokenizer = tokenizer::train(&texts, VOCAB_SIZE)?;
-    let folder = work.join("stage0");
-    std::fs::create_dir_all(&folder)?;
+fn write_fresh_model<'a>(folder: &Path, conversations: impl Iterator<Item = &'a Conversation>) -> Result<()> {
+    repo::create_dir_all(folder)?;
+    let messages = conversations.flat_map(|conversation| &conversation.messages);
+    let texts: Vec<&str> = messages.map(|message| message.content.as_str()).collect();
+    let tokenizer = tokenizer::train(&texts, recipe::VOCAB_SIZE)?;
     tokenizer.save(folder.join("tokenizer.json"), true).map_err(|error| anyhow!("{error}"))?;
-    std::fs::write(folder.join("config.json"), serde_json::to_string_pretty(&config_json())?)?;
-    std::fs::write(folder.join("tokenizer_config.json"), serde_json::to_string_pretty(&json!({
-        "tokenizer_class": "PreTrainedTokenizerFast", "bos_token": null, "eos_token": "<|im_end|>", "pad_token": "<|endoftext|>",
-        "model_max_length": CONTEXT_LENGTH, "chat_template": CHAT_TEMPLATE,
-    }))?)?;
-    std::fs::write(folder.join("generation_config.json"), "{\"eos_token_id\": 2, \"pad_token_id\": 0}\n")?;
-    let mut rng = rand_chacha::ChaCha8Rng::seed_from_u64(1);
-    let normal = rand_distr::StandardNormal;
-    let model = Model::fresh(ModelConfig::from_json(&config_json())?, |count| {
-        (0..count).map(|_| normal.sample(&mut rng)).collect()
-    })?;
-    let tensors: BTreeMap<String, Tensor> =
-        trainables(&model, Method::Full).iter().map(|t| (t.name.clone(), t.var.as_tensor().clone())).collect();
-    lathe_engine::files::write_safetensors(&folder.join("model.safetensors"), &tensors)?;
+    let write = |name: &str, value: &Value| lathe_engine::files::write_json(&folder.join(name), value);
+    write("config.json", &recipe::model_config())?;
+    write("tokenizer_config.json", &recipe::tokenizer_config())?;
+    write("generation_config.json", &recipe::generation_config())?;
 
-    let intent_rows = tokenized(&intents, &tokenizer)?;
-    let mut mixed = tokenized(&chitchat, &tokenizer)?;
-    println!("intents {} rows {} tokens; chitchat {} rows {} tokens", intent_rows.len(), intent_rows.iter().map(|r| r.ids.len()).sum::<usize>(), mixed.len(), mixed.iter().map(|r| r.ids.len()).sum::<usize>());
-    mixed.extend(intent_rows.iter().cloned());
-    let held_out: Vec<TokenizedRow> = intent_rows.iter().step_by(97).cloned().collect();
-    let base = RunConfig {
-        method: Method::Full,
-        max_seq_len: CONTEXT_LENGTH,
-        packing: true,
-        batch_size: 8,
-        grad_accum: 1,
-        weight_decay: 0.05,
-        schedule: Schedule::Cosine,
-        warmup_ratio: 0.03,
-        save_steps: 500,
-        save_total_limit: 1,
-        eval_steps: 200,
-        ..RunConfig::default()
-    };
-    run(&folder, &work.join("stage1"), &mixed, &held_out, RunConfig { learning_rate: 2e-3, epochs: stage1_epochs, ..base.clone() })?;
-    run(&work.join("stage1"), &work.join("stage2"), &intent_rows, &held_out, RunConfig { learning_rate: 1e-3, epochs: stage2_epochs, ..base })?;
-    Ok(())
+    let mut rng = rand_chacha::ChaCha8Rng::seed_from_u64(recipe::INIT_SEED);
+    let mut normal =
+        |count: usize| (0..count).map(|_| rand_distr::StandardNormal.sample(&mut rng)).collect();
+    let model = Model::fresh(ModelConfig::from_json(&recipe::model_config())?, &mut normal)?;
+    let tensors: BTreeMap<String, Tensor> = trainables(&model, Method::Full)
+        .into_iter()
+        .map(|trainable| (trainable.name, trainable.var.into_inner()))
+        .collect();
+    Ok(lathe_engine::files::write_safetensors(&folder.join("model.safetensors"), &tensors)?)
 }
 
-fn run(model: &Path, out: &Path, rows: &[TokenizedRow], eval: &[TokenizedRow], config: RunConfig) -> Result<()> {
+/// One training run, resumed if it was broken off.
+fn stage(model: &Path, out: &Path, data: &Path, eval_data: &Path, config: RunConfig) -> Result<()> {
+    println!("training {}", out.display());
     let started = Instant::now();
     let stop = AtomicBool::new(false);
     let job = TrainJob {
         model: model.display().to_string(),
         model_name: "starter".into(),
-        data: "corpus".into(),
-        eval_data: None,
+        data: data.display().to_string(),
+        eval_data: Some(eval_data.display().to_string()),
         out_dir: out.display().to_string(),
         config,
         init_adapter: None,
@@ -163,12 +128,25 @@ fn run(model: &Path, out: &Path, rows: &[TokenizedRow], eval: &[TokenizedRow], c
         device: "cpu".into(),
     };
     let world = Surroundings { clock: &|| started.elapsed().as_secs_f64(), stop: &stop };
-    let mut total = 0;
-    train::run_on_rows(&job, rows, eval, &world, &mut |event| match event {
-        EventBody::TrainingStarted { total_steps, .. } => { total = total_steps; println!("{event:?}"); }
-        EventBody::Step(s) if s.step % 20 == 0 || s.step < 5 => println!("{:.0}s step {}/{total} loss {:.4} gn {:.3} lr {:.2e} {:.0} tok/s", started.elapsed().as_secs_f64(), s.step, s.loss, s.grad_norm, s.lr, s.tokens_per_second),
-        EventBody::Eval(e) => println!("eval {e:?}"),
-        _ => {}
+    let mut total_steps = 0;
+    train::run(&job, &world, &mut |event| {
+        let seconds = started.elapsed().as_secs();
+        match event {
+            EventBody::TrainingStarted { total_steps: total, rows, tokens_per_epoch, .. } => {
+                total_steps = total;
+                println!("{rows} rows, {tokens_per_epoch} tokens an epoch, {total} steps");
+            }
+            EventBody::Step(step) if step.step.is_multiple_of(20) || step.step < 5 => println!(
+                "{seconds:>6}s step {}/{total_steps} loss {:.4} grad norm {:.3} lr {:.2e} {:.0} tokens/s",
+                step.step, step.loss, step.grad_norm, step.lr, step.tokens_per_second
+            ),
+            EventBody::Eval(eval) => {
+                let share = 100.0 * eval.token_accuracy;
+                println!("{seconds:>6}s measured: loss {:.4}, {share:.1} % of tokens right", eval.loss);
+            }
+            EventBody::Log { message, .. } => println!("{message}"),
+            _ => {}
+        }
     })?;
     Ok(())
 }

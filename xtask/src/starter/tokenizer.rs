@@ -12,7 +12,7 @@ use tokenizers::{
 const SPECIAL_TOKENS: [&str; 3] = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"];
 
 /// Trains the vocabulary on `texts`.
-pub fn train(texts: &[String], vocab_size: usize) -> Result<Tokenizer> {
+pub fn train(texts: &[&str], vocab_size: usize) -> Result<Tokenizer> {
     let special = SPECIAL_TOKENS.map(|token| AddedToken::from(token, true));
     let trainer = BpeTrainer::builder()
         .vocab_size(vocab_size)

@@ -1,0 +1,381 @@
+//! A [`RunConfig`] from defaults, a TOML file and `key=value` pairs; every value checked, every unknown key named.
+
+use std::path::Path;
+
+use lathe_protocol::{CONFIG_KEYS, ConfigKey, ErrorInfo, Method, Optimizer, Quant, RunConfig};
+use serde_json::{Map, Value};
+
+use crate::error::{Result, did_you_mean, io_error, near, usage};
+
+/// The defaults, then the file's keys, then the pairs, in order. Not yet validated: see [`validate`].
+pub fn build(file: Option<&Path>, sets: &[String]) -> Result<RunConfig> {
+    build_on(&RunConfig::default(), file, sets)
+}
+
+/// Like [`build`], on other defaults.
+pub fn build_on(base: &RunConfig, file: Option<&Path>, sets: &[String]) -> Result<RunConfig> {
+    let mut values = flat(base);
+    if let Some(path) = file {
+        let text = std::fs::read_to_string(path).map_err(io_error("read the config", path))?;
+        let place = |error: ErrorInfo| ErrorInfo {
+            message: format!("{}: {}", error.message, path.display()),
+            ..error
+        };
+        let table: toml::Table = toml::from_str(&text).map_err(|error| {
+            let line = error.span().map_or(1, |span| text[..span.start].matches('\n').count() + 1);
+            usage(format!("Not valid TOML at line {line}: {}: {}", error.message(), path.display()))
+        })?;
+        for (key, value) in flat_toml(table, "") {
+            set(&mut values, &key, Given::Typed(&value)).map_err(place)?;
+        }
+    }
+    for pair in sets {
+        let (key, value) = pair
+            .split_once('=')
+            .ok_or_else(|| usage(format!("Not key=value: {pair:?}")).hint("write e.g. --set lora.r=8"))?;
+        set(&mut values, key.trim(), Given::Text(value.trim()))?;
+    }
+    nested(values)
+}
+
+/// The `run.toml` of a run folder.
+pub fn to_toml(config: &RunConfig) -> Result<String> {
+    toml::to_string(config).map_err(|error| usage(format!("The config cannot be written: {error}")))
+}
+
+/// The keys whose values differ, with both values as text.
+pub fn differences(a: &RunConfig, b: &RunConfig) -> Vec<(String, String, String)> {
+    let (a, b) = (flat(a), flat(b));
+    a.iter()
+        .filter_map(|(key, value)| {
+            let other = b.get(key)?;
+            (other != value).then(|| (key.clone(), value.to_string(), other.to_string()))
+        })
+        .collect()
+}
+
+/// An error for a value out of range, or one that belongs to a later version.
+pub fn validate(config: &RunConfig) -> Result<()> {
+    let RunConfig { lora, .. } = config;
+    let later = |what: String, instead: &str| {
+        Err(usage(format!("{what} is not supported by this version")).hint(instead.to_owned()))
+    };
+    if config.method == Method::Qlora {
+        return later("method = \"qlora\"".into(), "use method = \"lora\" or \"full\"");
+    }
+    if config.quant == Quant::Nf4 {
+        return later("quant = \"nf4\"".into(), "use quant = \"none\"");
+    }
+    if config.optimizer == Optimizer::Adamw8bit {
+        return later("optimizer = \"adamw8bit\"".into(), "use optimizer = \"adamw\"");
+    }
+    if lora.use_dora {
+        return later("lora.use_dora = true".into(), "use plain LoRA: lora.use_dora = false");
+    }
+    if !lora.target_parameters.is_empty() {
+        return later("lora.target_parameters".into(), "name linears in lora.targets");
+    }
+    if config.dtype != "f32" {
+        return later(format!("dtype = {:?}", config.dtype), "use dtype = \"f32\"");
+    }
+
+    let in_range = |name: &str, value: f64, ok: bool| {
+        if ok && value.is_finite() {
+            return Ok(());
+        }
+        let range = CONFIG_KEYS.iter().find(|key| key.name == name).map_or("", |key| key.range);
+        Err(usage(format!("{name} = {value} is out of range")).hint(format!("{name} takes {range}")))
+    };
+    let positive = |name, value: f64| in_range(name, value, value > 0.0);
+    let not_negative = |name, value: f64| in_range(name, value, value >= 0.0);
+    let at_least_one = |name, value: usize| in_range(name, value as f64, value >= 1);
+    in_range("max_seq_len", config.max_seq_len as f64, (8..=1_048_576).contains(&config.max_seq_len))?;
+    at_least_one("batch_size", config.batch_size)?;
+    at_least_one("grad_accum", config.grad_accum)?;
+    positive("epochs", config.epochs)?;
+    positive("learning_rate", config.learning_rate)?;
+    in_range("warmup_ratio", config.warmup_ratio, (0.0..=1.0).contains(&config.warmup_ratio))?;
+    not_negative("weight_decay", config.weight_decay)?;
+    not_negative("max_grad_norm", config.max_grad_norm)?;
+    at_least_one("save_total_limit", config.save_total_limit)?;
+    not_negative("neftune_alpha", config.neftune_alpha)?;
+    in_range("lora.r", lora.r as f64, (1..=4096).contains(&lora.r))?;
+    positive("lora.alpha", lora.alpha)?;
+    in_range("lora.dropout", lora.dropout, (0.0..1.0).contains(&lora.dropout))?;
+    for target in &lora.targets {
+        if target.is_empty() || target.contains(char::is_whitespace) {
+            return Err(usage(format!("lora.targets holds {target:?}, which is no module's name"))
+                .hint("write e.g. lora.targets=q_proj,v_proj, or all-linear"));
+        }
+    }
+    Ok(())
+}
+
+/// A value as it was written: in a TOML file, or after `key=`.
+#[derive(Clone, Copy)]
+enum Given<'a> {
+    Typed(&'a Value),
+    Text(&'a str),
+}
+
+impl std::fmt::Display for Given<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Typed(value) => write!(f, "{value}"),
+            Self::Text(text) => write!(f, "{text:?}"),
+        }
+    }
+}
+
+/// Puts a value in its place, in the type the place has.
+fn set(values: &mut Map<String, Value>, name: &str, given: Given<'_>) -> Result<()> {
+    let (Some(key), Some(place)) =
+        (CONFIG_KEYS.iter().find(|key| key.name == name), values.get_mut(name))
+    else {
+        return Err(unknown_key(name));
+    };
+    let value = match place {
+        Value::Bool(_) => as_bool(given).map(Value::Bool),
+        Value::Number(number) if number.is_f64() => as_f64(given).and_then(|number| {
+            serde_json::Number::from_f64(number).map(Value::Number)
+        }),
+        Value::Number(_) => as_u64(given).map(Value::from),
+        Value::Array(_) => as_names(given).map(Value::from),
+        _ => as_word(given, key).map(Value::String),
+    };
+    *place = value.ok_or_else(|| wrong_value(key, given))?;
+    Ok(())
+}
+
+fn as_bool(given: Given<'_>) -> Option<bool> {
+    match given {
+        Given::Typed(value) => value.as_bool(),
+        Given::Text("true") => Some(true),
+        Given::Text("false") => Some(false),
+        Given::Text(_) => None,
+    }
+}
+
+fn as_f64(given: Given<'_>) -> Option<f64> {
+    match given {
+        Given::Typed(value) => value.as_f64(),
+        Given::Text(text) => text.parse().ok(),
+    }
+    .filter(|number: &f64| number.is_finite())
+}
+
+fn as_u64(given: Given<'_>) -> Option<u64> {
+    match given {
+        Given::Typed(value) => value.as_u64(),
+        Given::Text(text) => text.parse().ok(),
+    }
+}
+
+/// A list of names, or one string with commas.
+fn as_names(given: Given<'_>) -> Option<Vec<String>> {
+    let text = match given {
+        Given::Typed(Value::Array(names)) => {
+            return names.iter().map(|name| name.as_str().map(str::to_owned)).collect();
+        }
+        Given::Typed(value) => value.as_str()?,
+        Given::Text(text) => text,
+    };
+    let text = text.trim().trim_start_matches('[').trim_end_matches(']');
+    let names = text.split(',').map(|name| name.trim().trim_matches(['"', '\'']).to_owned());
+    Some(names.filter(|name| !name.is_empty()).collect())
+}
+
+/// One of the words the key takes (any, if it lists none).
+fn as_word(given: Given<'_>, key: &ConfigKey) -> Option<String> {
+    let word = match given {
+        Given::Typed(value) => value.as_str()?,
+        Given::Text(text) => text.trim_matches(['"', '\'']),
+    };
+    let known = key.name == "dtype" || key.range.split(" | ").any(|known| known == word);
+    known.then(|| word.to_owned())
+}
+
+fn wrong_value(key: &ConfigKey, given: Given<'_>) -> ErrorInfo {
+    usage(format!("{} cannot be {given}", key.name)).hint(format!("{} takes {}", key.name, key.range))
+}
+
+fn unknown_key(name: &str) -> ErrorInfo {
+    // A key of a group may have been written without it: `r` for `lora.r`.
+    let in_group = CONFIG_KEYS.iter().find(|key| key.name.rsplit('.').next() == Some(name));
+    let near = match in_group {
+        Some(key) => vec![key.name],
+        None => near(name, CONFIG_KEYS.iter().map(|key| key.name)),
+    };
+    let nearest = near.first().copied().or_else(|| {
+        CONFIG_KEYS.iter().map(|key| key.name).min_by_key(|key| strsim::damerau_levenshtein(name, key))
+    });
+    let hint = did_you_mean(nearest.as_slice(), "");
+    usage(format!("Unknown config key {name:?}")).hint(hint)
+}
+
+/// `{"lora": {"r": 8}}` as `{"lora.r": 8}`.
+fn flat(config: &RunConfig) -> Map<String, Value> {
+    let mut values = Map::new();
+    if let Ok(Value::Object(fields)) = serde_json::to_value(config) {
+        for (name, value) in fields {
+            match value {
+                Value::Object(group) => {
+                    values.extend(group.into_iter().map(|(key, value)| (format!("{name}.{key}"), value)));
+                }
+                value => {
+                    values.insert(name, value);
+                }
+            }
+        }
+    }
+    values
+}
+
+fn nested(values: Map<String, Value>) -> Result<RunConfig> {
+    let mut fields = Map::new();
+    for (name, value) in values {
+        match name.split_once('.') {
+            None => {
+                fields.insert(name, value);
+            }
+            Some((group, key)) => {
+                let group = fields.entry(group.to_owned()).or_insert_with(|| Value::Object(Map::new()));
+                if let Value::Object(group) = group {
+                    group.insert(key.to_owned(), value);
+                }
+            }
+        }
+    }
+    serde_json::from_value(Value::Object(fields)).map_err(|error| usage(format!("Bad config: {error}")))
+}
+
+fn flat_toml(table: toml::Table, prefix: &str) -> Vec<(String, Value)> {
+    let mut pairs = Vec::new();
+    for (name, value) in table {
+        let name = if prefix.is_empty() { name } else { format!("{prefix}.{name}") };
+        match value {
+            toml::Value::Table(group) => pairs.extend(flat_toml(group, &name)),
+            value => pairs.push((name, serde_json::to_value(value).unwrap_or(Value::Null))),
+        }
+    }
+    pairs
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use lathe_protocol::{ErrorCode, Schedule};
+
+    use super::*;
+
+    fn sets(pairs: &[&str]) -> Result<RunConfig> {
+        let pairs: Vec<String> = pairs.iter().map(|pair| (*pair).to_owned()).collect();
+        build(None, &pairs)
+    }
+
+    #[test]
+    fn the_listed_keys_are_the_fields_of_the_config() {
+        let listed: BTreeSet<&str> = CONFIG_KEYS.iter().map(|key| key.name).collect();
+        let values = flat(&RunConfig::default());
+        assert_eq!(listed, values.keys().map(String::as_str).collect());
+        assert_eq!(listed.len(), CONFIG_KEYS.len(), "a key is listed twice");
+    }
+
+    #[test]
+    fn pairs_override_the_file_and_the_file_the_defaults() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("run.toml");
+        std::fs::write(&path, "epochs = 3\nschedule = \"linear\"\n[lora]\nr = 4\ntargets = [\"q_proj\"]\n")
+            .unwrap();
+        let config = build(Some(&path), &["lora.r=8".into(), "learning_rate=1e-3".into()]).unwrap();
+        assert_eq!(config.lora.r, 8);
+        assert_eq!(config.lora.targets, ["q_proj"]);
+        assert!((config.epochs - 3.0).abs() < 1e-12);
+        assert_eq!(config.schedule, Schedule::Linear);
+        assert!((config.learning_rate - 1e-3).abs() < 1e-12);
+        assert_eq!(config.grad_accum, RunConfig::default().grad_accum);
+    }
+
+    #[test]
+    fn what_is_written_is_read_back() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("run.toml");
+        let config = sets(&["lora.targets=q_proj, v_proj", "packing=false", "neftune_alpha=5"]).unwrap();
+        std::fs::write(&path, to_toml(&config).unwrap()).unwrap();
+        assert_eq!(build(Some(&path), &[]).unwrap(), config);
+        assert!(differences(&config, &config).is_empty());
+        assert_eq!(differences(&config, &RunConfig::default()).len(), 3);
+    }
+
+    #[test]
+    fn an_unknown_key_names_the_nearest() {
+        for (given, nearest) in [
+            ("learning_rat=1", "learning_rate"),
+            ("lr=1", "lora.r"),
+            ("r=8", "lora.r"),
+            ("lora.rank=8", "lora.r"),
+            ("batchsize=8", "batch_size"),
+            ("gradient_accum=8", "grad_accum"),
+        ] {
+            let error = sets(&[given]).unwrap_err();
+            assert_eq!(error.code, ErrorCode::Usage);
+            let hint = error.hint.unwrap();
+            if given != "lr=1" && given != "gradient_accum=8" {
+                assert_eq!(hint, format!("did you mean {nearest}?"), "{given}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_wrong_type_or_range_says_what_the_key_takes() {
+        for pair in [
+            "batch_size=two",
+            "batch_size=-1",
+            "batch_size=1.5",
+            "packing=yes",
+            "schedule=step",
+            "learning_rate=nan",
+            "epochs=",
+        ] {
+            let error = sets(&[pair]).unwrap_err();
+            assert!(error.message.contains("cannot be"), "{error}");
+            assert!(error.hint.unwrap().contains(" takes "), "{pair}");
+        }
+        for pair in
+            ["batch_size=0", "epochs=0", "lora.r=0", "lora.dropout=1", "max_seq_len=4", "learning_rate=-1"]
+        {
+            let error = validate(&sets(&[pair]).unwrap()).unwrap_err();
+            assert!(error.message.contains("out of range"), "{error}");
+        }
+        assert!(sets(&["epochs"]).unwrap_err().message.contains("key=value"));
+    }
+
+    #[test]
+    fn what_a_later_version_brings_is_refused_in_words() {
+        for pair in [
+            "method=qlora",
+            "quant=nf4",
+            "optimizer=adamw8bit",
+            "lora.use_dora=true",
+            "lora.target_parameters=mlp.experts.down_proj",
+            "dtype=bf16",
+        ] {
+            let error = validate(&sets(&[pair]).unwrap()).unwrap_err();
+            assert!(error.message.contains("is not supported by this version"), "{error}");
+            assert!(error.hint.is_some());
+        }
+        validate(&sets(&["gradient_checkpointing=true", "method=full", "lora.targets=all-linear"]).unwrap())
+            .unwrap();
+    }
+
+    #[test]
+    fn broken_toml_names_its_line_and_path() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("run.toml");
+        std::fs::write(&path, "epochs = 3\nseed = = 4\n").unwrap();
+        let error = build(Some(&path), &[]).unwrap_err();
+        assert!(error.message.contains("line 2"), "{error}");
+        assert!(error.message.ends_with("run.toml"), "{error}");
+    }
+}

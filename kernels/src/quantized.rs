@@ -1,0 +1,423 @@
+//! Block-quantised projections for inference on the CPU.
+
+use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor, bail};
+use rayon::prelude::*;
+
+use crate::{FrozenLinear, cpu, simd};
+
+/// Values that share a scale.
+const BLOCK: usize = 32;
+/// Rows of a tile: one AVX-512 register of 32-bit sums.
+const TILE: usize = 16;
+/// Products of fewer weights than this run on one thread: waking another costs more.
+const MIN_PARALLEL_WEIGHTS: usize = 1 << 18;
+/// Tokens from which it is cheaper to dequantise once and multiply in f32.
+const DEQUANTIZE_FROM_TOKENS: usize = 24;
+
+/// Bits of one code.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum CodeBits {
+    Four,
+    Eight,
+}
+
+impl CodeBits {
+    /// Bytes of a block's codes for the 16 rows of a tile.
+    const fn tile_block_bytes(self) -> usize {
+        match self {
+            Self::Four => TILE * BLOCK / 2,
+            Self::Eight => TILE * BLOCK,
+        }
+    }
+}
+
+/// One block of one row before tiling: `value = d · code + m`.
+#[derive(Debug, Clone, Copy)]
+pub struct AffineBlock {
+    pub d: f32,
+    pub m: f32,
+    pub codes: [u8; BLOCK],
+}
+
+/// A frozen projection `y = x Wᵀ` whose weights are unsigned codes with a scale and a minimum per 32 values.
+///
+/// Holds `Q4_0`, `Q4_1` and `Q8_0` exactly (`Q4_0` as m = −8d, `Q8_0` as m = −128d). Weights are tiled by 16 rows so
+/// that one instruction multiplies four values of 16 rows: for each block of a tile the codes of values 4g..4g+4 of
+/// the 16 rows lie together; with four bits, groups g and g + 4 share bytes as low and high nibble.
+///
+/// Inputs are quantised to 8 bits per 32 values, as llama.cpp does for the same formats. No gradient.
+pub struct QuantizedLinear {
+    out_features: usize,
+    in_features: usize,
+    bits: CodeBits,
+    codes: Vec<u8>,
+    /// Per tile and block: 16 d, then 16 m.
+    scales: Vec<f32>,
+}
+
+/// A row of the input in 8 bits.
+struct QuantizedRow {
+    codes: Vec<i8>,
+    /// Per block: scale, and scale times the sum of the codes.
+    scales: Vec<(f32, f32)>,
+}
+
+impl QuantizedLinear {
+    /// Tiles blocks given row by row.
+    ///
+    /// Errors: a width that is no multiple of 32, another number of blocks than the shape needs.
+    pub fn new(
+        out_features: usize,
+        in_features: usize,
+        bits: CodeBits,
+        blocks: impl ExactSizeIterator<Item = AffineBlock>,
+    ) -> Result<Self> {
+        let blocks_per_row = in_features / BLOCK;
+        if !in_features.is_multiple_of(BLOCK) || blocks.len() != out_features * blocks_per_row {
+            bail!("{} blocks for a weight {out_features} x {in_features}", blocks.len());
+        }
+        let num_tile_blocks = out_features.div_ceil(TILE) * blocks_per_row;
+        let mut codes = vec![0; num_tile_blocks * bits.tile_block_bytes()];
+        let mut scales = vec![0.0; num_tile_blocks * 2 * TILE];
+        for (index, block) in blocks.enumerate() {
+            let (row, block_in_row) = (index / blocks_per_row, index % blocks_per_row);
+            let (tile, row_in_tile) = (row / TILE, row % TILE);
+            let tile_block = tile * blocks_per_row + block_in_row;
+            scales[tile_block * 2 * TILE + row_in_tile] = block.d;
+            scales[tile_block * 2 * TILE + TILE + row_in_tile] = block.m;
+            let start = tile_block * bits.tile_block_bytes();
+            let codes = &mut codes[start..start + bits.tile_block_bytes()];
+            for (k, code) in block.codes.iter().enumerate() {
+                let (group, j) = (k / 4, k % 4);
+                match bits {
+                    CodeBits::Eight => codes[(group * TILE + row_in_tile) * 4 + j] = *code,
+                    CodeBits::Four => {
+                        codes[((group % 4) * TILE + row_in_tile) * 4 + j] |= (code & 15) << (group / 4 * 4);
+                    }
+                }
+            }
+        }
+        Ok(Self { out_features, in_features, bits, codes, scales })
+    }
+
+    /// (O, C).
+    pub fn shape(&self) -> (usize, usize) {
+        (self.out_features, self.in_features)
+    }
+
+    /// (T,C) -> (T,O).
+    pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
+        let x = x.contiguous()?;
+        if x.dim(0)? >= DEQUANTIZE_FROM_TOKENS {
+            return FrozenLinear::new(self.dequantize()?, None)?.forward(&x);
+        }
+        x.apply_op1_no_bwd(&Op(self))
+    }
+
+    /// The weight in f32, (O, C).
+    pub fn dequantize(&self) -> Result<Tensor> {
+        let rows: Vec<u32> = (0..self.out_features as u32).collect();
+        self.rows(&rows)
+    }
+
+    /// Some rows of the weight in f32: (N, C). For embeddings.
+    pub fn rows(&self, rows: &[u32]) -> Result<Tensor> {
+        if let Some(row) = rows.iter().find(|row| **row as usize >= self.out_features) {
+            bail!("row {row} of {}", self.out_features);
+        }
+        let width = self.in_features;
+        let mut values = vec![0.0; rows.len() * width];
+        cpu::for_row_chunks(&mut values, width, |first, chunk| {
+            for (values, row) in chunk.chunks_exact_mut(width).zip(&rows[first..]) {
+                self.dequantize_row(*row as usize, values);
+            }
+        });
+        Tensor::from_vec(values, (rows.len(), width), &candle_core::Device::Cpu)
+    }
+
+    fn dequantize_row(&self, row: usize, values: &mut [f32]) {
+        let blocks_per_row = self.in_features / BLOCK;
+        let (tile, row_in_tile) = (row / TILE, row % TILE);
+        for (block_in_row, values) in values.chunks_exact_mut(BLOCK).enumerate() {
+            let tile_block = tile * blocks_per_row + block_in_row;
+            let d = self.scales[tile_block * 2 * TILE + row_in_tile];
+            let m = self.scales[tile_block * 2 * TILE + TILE + row_in_tile];
+            let codes = &self.codes[tile_block * self.bits.tile_block_bytes()..];
+            for (group, values) in values.chunks_exact_mut(4).enumerate() {
+                let (place, shift, mask) = match self.bits {
+                    CodeBits::Eight => (group, 0, 255),
+                    CodeBits::Four => (group % 4, group / 4 * 4, 15),
+                };
+                let codes = &codes[(place * TILE + row_in_tile) * 4..][..4];
+                for (value, code) in values.iter_mut().zip(codes) {
+                    *value = d * f32::from((code >> shift) & mask) + m;
+                }
+            }
+        }
+    }
+
+    /// Multiplies the tiles `first_tile..` with one input row; `y` has 16 places a tile.
+    fn multiply(&self, first_tile: usize, x: &QuantizedRow, y: &mut [f32]) {
+        let blocks_per_row = self.in_features / BLOCK;
+        let tile_bytes = blocks_per_row * self.bits.tile_block_bytes();
+        let tile_scales = blocks_per_row * 2 * TILE;
+        for (i, y) in y.as_chunks_mut::<TILE>().0.iter_mut().enumerate() {
+            let tile = first_tile + i;
+            let codes = &self.codes[tile * tile_bytes..(tile + 1) * tile_bytes];
+            let scales = &self.scales[tile * tile_scales..(tile + 1) * tile_scales];
+            *y = match self.bits {
+                CodeBits::Four => multiply_tile::<{ CodeBits::Four.tile_block_bytes() }>(codes, scales, x),
+                CodeBits::Eight => multiply_tile::<{ CodeBits::Eight.tile_block_bytes() }>(codes, scales, x),
+            };
+        }
+    }
+}
+
+/// One tile times one row: 16 sums. `BYTES` a block tells four-bit codes from eight-bit ones.
+fn multiply_tile<const BYTES: usize>(codes: &[u8], scales: &[f32], x: &QuantizedRow) -> [f32; TILE] {
+    #[cfg(target_arch = "x86_64")]
+    if is_x86_feature_detected!("avx512f") && is_x86_feature_detected!("avx512vnni") {
+        // SAFETY: the CPU has the instructions.
+        return unsafe { avx512::multiply_tile::<BYTES>(codes, scales, x) };
+    }
+    simd::dispatch(
+        #[inline(always)]
+        || multiply_tile_portable::<BYTES>(codes, scales, x),
+    )
+}
+
+#[inline(always)]
+fn multiply_tile_portable<const BYTES: usize>(codes: &[u8], scales: &[f32], x: &QuantizedRow) -> [f32; TILE] {
+    let mut y = [0.0; TILE];
+    let blocks = codes.chunks_exact(BYTES).zip(scales.as_chunks::<TILE>().0.as_chunks::<2>().0);
+    for ((codes, [d, m]), (x_codes, (x_scale, x_sum))) in
+        blocks.zip(x.codes.chunks_exact(BLOCK).zip(&x.scales))
+    {
+        let mut sums = [0i32; TILE];
+        for group in 0..BLOCK / 4 {
+            let (place, shift, mask) = if BYTES == CodeBits::Eight.tile_block_bytes() {
+                (group, 0, 255)
+            } else {
+                (group % 4, group / 4 * 4, 15)
+            };
+            let codes = &codes[place * TILE * 4..][..TILE * 4];
+            let x = &x_codes[group * 4..][..4];
+            for (sum, codes) in sums.iter_mut().zip(codes.as_chunks::<4>().0) {
+                for j in 0..4 {
+                    *sum += i32::from((codes[j] >> shift) & mask) * i32::from(x[j]);
+                }
+            }
+        }
+        for row in 0..TILE {
+            y[row] += sums[row] as f32 * (d[row] * x_scale) + m[row] * x_sum;
+        }
+    }
+    y
+}
+
+#[cfg(target_arch = "x86_64")]
+mod avx512 {
+    use std::arch::x86_64::{
+        _mm512_add_epi32, _mm512_and_si512, _mm512_cvtepi32_ps, _mm512_dpbusd_epi32, _mm512_fmadd_ps,
+        _mm512_loadu_ps, _mm512_loadu_si512, _mm512_mul_ps, _mm512_set1_epi8, _mm512_set1_epi32,
+        _mm512_set1_ps, _mm512_setzero_ps, _mm512_setzero_si512, _mm512_srli_epi16, _mm512_storeu_ps,
+    };
+
+    use super::{BLOCK, CodeBits, QuantizedRow, TILE};
+
+    /// [`super::multiply_tile_portable`] with one `vpdpbusd` per four values of 16 rows.
+    #[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
+    pub(super) fn multiply_tile<const BYTES: usize>(
+        codes: &[u8],
+        scales: &[f32],
+        x: &QuantizedRow,
+    ) -> [f32; TILE] {
+        let num_blocks = x.scales.len();
+        assert!(
+            codes.len() == num_blocks * BYTES
+                && scales.len() == num_blocks * 2 * TILE
+                && x.codes.len() == num_blocks * BLOCK
+        );
+        let low_nibbles = _mm512_set1_epi8(15);
+        let mut y = _mm512_setzero_ps();
+        for (block, (x_scale, x_sum)) in x.scales.iter().enumerate() {
+            // SAFETY: the lengths were checked above; every load stays within block `block` of its slice.
+            unsafe {
+                let codes = codes.as_ptr().add(block * BYTES);
+                let x_codes = x.codes.as_ptr().add(block * BLOCK).cast::<i32>();
+                let mut even = _mm512_setzero_si512();
+                let mut odd = _mm512_setzero_si512();
+                let x_group = |group: usize| _mm512_set1_epi32(x_codes.add(group).read_unaligned());
+                if BYTES == CodeBits::Four.tile_block_bytes() {
+                    for group in 0..4 {
+                        let both = _mm512_loadu_si512(codes.add(group * 64).cast());
+                        let low = _mm512_and_si512(both, low_nibbles);
+                        let high = _mm512_and_si512(_mm512_srli_epi16::<4>(both), low_nibbles);
+                        even = _mm512_dpbusd_epi32(even, low, x_group(group));
+                        odd = _mm512_dpbusd_epi32(odd, high, x_group(group + 4));
+                    }
+                } else {
+                    for group in 0..4 {
+                        let first = _mm512_loadu_si512(codes.add(group * 128).cast());
+                        let second = _mm512_loadu_si512(codes.add(group * 128 + 64).cast());
+                        even = _mm512_dpbusd_epi32(even, first, x_group(2 * group));
+                        odd = _mm512_dpbusd_epi32(odd, second, x_group(2 * group + 1));
+                    }
+                }
+                let sums = _mm512_cvtepi32_ps(_mm512_add_epi32(even, odd));
+                let d = _mm512_loadu_ps(scales.as_ptr().add(block * 2 * TILE));
+                let m = _mm512_loadu_ps(scales.as_ptr().add(block * 2 * TILE + TILE));
+                y = _mm512_fmadd_ps(sums, _mm512_mul_ps(d, _mm512_set1_ps(*x_scale)), y);
+                y = _mm512_fmadd_ps(m, _mm512_set1_ps(*x_sum), y);
+            }
+        }
+        let mut out = [0.0; TILE];
+        // SAFETY: `out` holds 16 floats.
+        unsafe { _mm512_storeu_ps(out.as_mut_ptr(), y) };
+        out
+    }
+}
+
+impl QuantizedRow {
+    fn new(x: &[f32]) -> Self {
+        let mut codes = vec![0i8; x.len()];
+        let mut scales = Vec::with_capacity(x.len() / BLOCK);
+        simd::dispatch(
+            #[inline(always)]
+            || {
+                for (codes, x) in codes.chunks_exact_mut(BLOCK).zip(x.chunks_exact(BLOCK)) {
+                    let largest = x.iter().fold(0f32, |largest, value| largest.max(value.abs()));
+                    let scale = largest / 127.0;
+                    let inverse = if scale > 0.0 { 1.0 / scale } else { 0.0 };
+                    let mut sum = 0i32;
+                    for (code, value) in codes.iter_mut().zip(x) {
+                        *code = (value * inverse).round() as i8;
+                        sum += i32::from(*code);
+                    }
+                    scales.push((scale, scale * sum as f32));
+                }
+            },
+        );
+        Self { codes, scales }
+    }
+}
+
+struct Op<'a>(&'a QuantizedLinear);
+
+impl CustomOp1 for Op<'_> {
+    fn name(&self) -> &'static str {
+        "quantized-linear"
+    }
+
+    fn cpu_fwd(&self, storage: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
+        let QuantizedLinear { out_features, in_features, .. } = *self.0;
+        let (num_rows, width) = layout.shape().dims2()?;
+        if width != in_features {
+            bail!("input of width {width} for a weight {out_features} x {in_features}");
+        }
+        let x: Vec<QuantizedRow> =
+            cpu::slice(storage, layout)?.chunks_exact(width).map(QuantizedRow::new).collect();
+        let padded = out_features.next_multiple_of(TILE);
+        let num_tiles = padded / TILE;
+        let threads = rayon::current_num_threads();
+        let tiles_per_chunk = if out_features * in_features < MIN_PARALLEL_WEIGHTS || threads == 1 {
+            num_tiles
+        } else {
+            num_tiles.div_ceil(threads)
+        };
+        let mut y = vec![0.0; num_rows * out_features];
+        if num_rows == 1 && padded == out_features {
+            y.par_chunks_mut(tiles_per_chunk * TILE)
+                .enumerate()
+                .for_each(|(chunk, y)| self.0.multiply(chunk * tiles_per_chunk, &x[0], y));
+        } else {
+            // (O padded / chunk) x rows, each chunk's tiles staying in cache while every row passes over them.
+            let chunks: Vec<Vec<f32>> = (0..num_tiles.div_ceil(tiles_per_chunk))
+                .into_par_iter()
+                .map(|chunk| {
+                    let first = chunk * tiles_per_chunk;
+                    let count = tiles_per_chunk.min(num_tiles - first) * TILE;
+                    let mut part = vec![0.0; num_rows * count];
+                    for (x, part) in x.iter().zip(part.chunks_exact_mut(count)) {
+                        self.0.multiply(first, x, part);
+                    }
+                    part
+                })
+                .collect();
+            for (chunk, part) in chunks.iter().enumerate() {
+                let first = chunk * tiles_per_chunk * TILE;
+                let count = part.len() / num_rows;
+                let kept = count.min(out_features - first);
+                for (y, part) in y.chunks_exact_mut(out_features).zip(part.chunks_exact(count)) {
+                    y[first..first + kept].copy_from_slice(&part[..kept]);
+                }
+            }
+        }
+        Ok((CpuStorage::F32(y), (num_rows, out_features).into()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use candle_core::Device;
+
+    use super::*;
+
+    fn blocks(count: usize, largest_code: u32) -> Vec<AffineBlock> {
+        (0..count)
+            .map(|i| AffineBlock {
+                d: 0.01 + (i % 7) as f32 * 0.003,
+                m: -0.1 + (i % 5) as f32 * 0.02,
+                codes: std::array::from_fn(|k| ((i * 31 + k * 17) as u32 % (largest_code + 1)) as u8),
+            })
+            .collect()
+    }
+
+    fn check(out_features: usize, in_features: usize, bits: CodeBits, num_rows: usize) {
+        let largest_code = if bits == CodeBits::Four { 15 } else { 255 };
+        let blocks = blocks(out_features * in_features / BLOCK, largest_code);
+        let dense: Vec<f32> =
+            blocks.iter().flat_map(|b| b.codes.map(|code| b.d * f32::from(code) + b.m)).collect();
+        let linear = QuantizedLinear::new(out_features, in_features, bits, blocks.into_iter()).unwrap();
+        let dense = Tensor::from_vec(dense, (out_features, in_features), &Device::Cpu).unwrap();
+        let same: Vec<f32> =
+            (linear.dequantize().unwrap() - &dense).unwrap().flatten_all().unwrap().to_vec1().unwrap();
+        assert!(same.iter().all(|difference| *difference == 0.0));
+        // Inputs that 8 bits hold exactly, so that only the sums' order differs: every block's largest value is 1.27.
+        let x = (0..num_rows * in_features)
+            .map(|i| if i % BLOCK == 0 { 127 } else { (i * 37 % 255) as i32 - 127 });
+        let x: Vec<f32> = x.map(|code| code as f32 / 100.0).collect();
+        let x = Tensor::from_vec(x, (num_rows, in_features), &Device::Cpu).unwrap();
+        let expected = x.matmul(&dense.t().unwrap()).unwrap();
+        let max =
+            |t: &Tensor| t.abs().unwrap().flatten_all().unwrap().max(0).unwrap().to_scalar::<f32>().unwrap();
+        let error = max(&(linear.forward(&x).unwrap() - &expected).unwrap()) / max(&expected);
+        assert!(error < 1e-5, "{bits:?} {out_features} x {in_features}, {num_rows} rows: {error}");
+    }
+
+    #[test]
+    fn products_equal_the_dense_ones() {
+        for bits in [CodeBits::Four, CodeBits::Eight] {
+            for num_rows in [1, 3, 30] {
+                check(48, 64, bits, num_rows);
+                check(37, 96, bits, num_rows);
+                check(1536, 576, bits, num_rows);
+            }
+        }
+    }
+
+    #[test]
+    fn every_cpu_computes_the_same_sums() {
+        let linear = QuantizedLinear::new(16, 64, CodeBits::Four, blocks(32, 15).into_iter()).unwrap();
+        let x = QuantizedRow::new(&(0..64).map(|i| (i as f32 * 0.7).sin()).collect::<Vec<_>>());
+        let portable = multiply_tile_portable::<{ CodeBits::Four.tile_block_bytes() }>(
+            &linear.codes,
+            &linear.scales,
+            &x,
+        );
+        let best = multiply_tile::<{ CodeBits::Four.tile_block_bytes() }>(&linear.codes, &linear.scales, &x);
+        for (a, b) in portable.iter().zip(best) {
+            assert!((a - b).abs() <= 1e-4 * a.abs().max(1.0), "{a} {b}");
+        }
+    }
+}
