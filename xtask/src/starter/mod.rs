@@ -65,7 +65,12 @@ pub fn train_starter(args: &Args) -> Result<()> {
     corpus::write(&mixed_path, chitchat.iter().chain(intents))?;
     corpus::write(&intents_path, intents)?;
     corpus::write(&measured_path, intents.iter().step_by(recipe::MEASURED_ONE_IN))?;
-    println!("corpus: {} intents, {} chitchat conversations: {}", intents.len(), chitchat.len(), work.display());
+    println!(
+        "corpus: {} intents, {} chitchat conversations: {}",
+        intents.len(),
+        chitchat.len(),
+        work.display()
+    );
     if *corpus_only {
         // Not in the mix: a data set to fine-tune on.
         return corpus::write(&work.join("chatterbot.jsonl"), &corpus::chatterbot()?);
@@ -101,8 +106,7 @@ fn write_fresh_model<'a>(folder: &Path, conversations: impl Iterator<Item = &'a 
     write("generation_config.json", &recipe::generation_config())?;
 
     let mut rng = rand_chacha::ChaCha8Rng::seed_from_u64(recipe::INIT_SEED);
-    let mut normal =
-        |count: usize| (0..count).map(|_| rand_distr::StandardNormal.sample(&mut rng)).collect();
+    let mut normal = |count: usize| (0..count).map(|_| rand_distr::StandardNormal.sample(&mut rng)).collect();
     let model = Model::fresh(ModelConfig::from_json(&recipe::model_config())?, &mut normal)?;
     let tensors: BTreeMap<String, Tensor> = trainables(&model, Method::Full)
         .into_iter()

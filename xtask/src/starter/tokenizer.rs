@@ -2,9 +2,12 @@
 
 use anyhow::{Result, anyhow};
 use tokenizers::{
-    AddedToken, DecoderWrapper, ModelWrapper, NormalizerWrapper, PostProcessorWrapper, PreTokenizerWrapper, Tokenizer,
-    TokenizerBuilder,
-    models::{TrainerWrapper, bpe::{BPE, BpeTrainer}},
+    AddedToken, DecoderWrapper, ModelWrapper, NormalizerWrapper, PostProcessorWrapper, PreTokenizerWrapper,
+    Tokenizer, TokenizerBuilder,
+    models::{
+        TrainerWrapper,
+        bpe::{BPE, BpeTrainer},
+    },
     pre_tokenizers::byte_level::ByteLevel,
 };
 

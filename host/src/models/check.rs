@@ -1,0 +1,174 @@
+//! What is wrong with a model's files, one sentence each.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    path::{Path, PathBuf},
+};
+
+use lathe_protocol::ModelProblem;
+use serde::Deserialize;
+use serde_json::Value;
+
+use super::{gguf, safetensors};
+use crate::files;
+
+/// How closely to look.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Depth {
+    /// Presence, headers and lengths.
+    Headers,
+    /// The JSON files are parsed too.
+    Full,
+}
+
+/// A model's files as they are.
+#[derive(Default)]
+pub(crate) struct Findings {
+    pub architecture: Option<String>,
+    pub parameters: Option<u64>,
+    pub problems: Vec<ModelProblem>,
+}
+
+impl Findings {
+    fn add(&mut self, file: impl Into<String>, problem: impl Into<String>) {
+        self.problems.push(ModelProblem { file: file.into(), problem: problem.into() });
+    }
+
+    fn missing(&mut self, file: &str) {
+        self.add(file, "is missing");
+    }
+
+    /// The first problem as one sentence.
+    pub(crate) fn first_problem(&self) -> Option<String> {
+        self.problems.first().map(|problem| format!("{} {}", problem.file, problem.problem))
+    }
+}
+
+#[derive(Deserialize)]
+struct Index {
+    weight_map: BTreeMap<String, String>,
+}
+
+/// Looks at a model folder or `.gguf` file.
+pub(crate) fn inspect(path: &Path, depth: Depth) -> Findings {
+    let mut findings = Findings::default();
+    if is_gguf(path) {
+        inspect_gguf(path, &mut findings);
+        return findings;
+    }
+    let names = match files::names_in(path) {
+        Ok(names) => names,
+        Err(error) => {
+            findings.add(file_name(path), format!("cannot be read: {error}"));
+            return findings;
+        }
+    };
+    let ggufs: Vec<&String> = names.iter().filter(|name| is_gguf(name.as_ref())).collect();
+    if !ggufs.is_empty() && !names.iter().any(|name| name == "config.json") {
+        for name in ggufs {
+            inspect_gguf(&path.join(name), &mut findings);
+        }
+        return findings;
+    }
+    inspect_config(&path.join("config.json"), &mut findings);
+    inspect_tokenizer(&path.join("tokenizer.json"), depth, &mut findings);
+    inspect_weights(path, &names, &mut findings);
+    findings
+}
+
+pub(crate) fn is_gguf(path: &Path) -> bool {
+    path.extension().is_some_and(|extension| extension.eq_ignore_ascii_case("gguf"))
+}
+
+pub(crate) fn file_name(path: &Path) -> String {
+    path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default()
+}
+
+fn inspect_gguf(path: &Path, findings: &mut Findings) {
+    match gguf::read_header(path) {
+        Ok(header) => {
+            findings.architecture = header.architecture;
+            findings.parameters = Some(header.num_parameters);
+        }
+        Err(problem) => findings.add(file_name(path), problem),
+    }
+}
+
+fn inspect_config(path: &Path, findings: &mut Findings) {
+    if !path.exists() {
+        return findings.missing("config.json");
+    }
+    let config: Value = match files::read_json(path) {
+        Ok(config) => config,
+        Err(error) => return findings.add("config.json", format!("cannot be used: {error}")),
+    };
+    let architecture = config["architectures"][0].as_str().or_else(|| config["model_type"].as_str());
+    match architecture {
+        Some(architecture) => findings.architecture = Some(architecture.to_owned()),
+        None => findings.add("config.json", "names no architecture (`architectures` or `model_type`)"),
+    }
+}
+
+fn inspect_tokenizer(path: &Path, depth: Depth, findings: &mut Findings) {
+    if !path.exists() {
+        return findings.missing("tokenizer.json");
+    }
+    if depth == Depth::Full
+        && let Err(error) = files::read_json::<serde::de::IgnoredAny>(path)
+    {
+        findings.add("tokenizer.json", format!("cannot be used: {error}"));
+    }
+}
+
+fn inspect_weights(folder: &Path, names: &[String], findings: &mut Findings) {
+    const INDEX: &str = "model.safetensors.index.json";
+    const SINGLE: &str = "model.safetensors";
+    let index = folder.join(INDEX);
+    if index.exists() {
+        let Index { weight_map } = match files::read_json(&index) {
+            Ok(index) => index,
+            Err(error) => return findings.add(INDEX, format!("cannot be used: {error}")),
+        };
+        let mut tensors_of: BTreeMap<&str, BTreeSet<&str>> = BTreeMap::new();
+        for (tensor, shard) in &weight_map {
+            tensors_of.entry(shard).or_default().insert(tensor);
+        }
+        for (shard, tensors) in tensors_of {
+            inspect_shard(folder, shard, &tensors, findings);
+        }
+        return;
+    }
+    if folder.join(SINGLE).exists() || names.iter().any(|name| name == SINGLE) {
+        return inspect_shard(folder, SINGLE, &BTreeSet::new(), findings);
+    }
+    let shards = names.iter().filter(|name| name.ends_with(".safetensors")).count();
+    if shards > 0 {
+        findings.add(INDEX, format!("is missing, though there are {shards} other safetensors files"));
+    } else if let Some(pickle) = names.iter().find(|name| name.ends_with(".bin") || name.ends_with(".pt")) {
+        findings.add(pickle.clone(), "is a pickle: only safetensors and GGUF weights are read");
+    } else {
+        findings.missing(SINGLE);
+    }
+}
+
+/// `tensors` are those that the index places here; none without an index.
+fn inspect_shard(folder: &Path, shard: &str, tensors: &BTreeSet<&str>, findings: &mut Findings) {
+    let path: PathBuf = folder.join(shard);
+    if !path.exists() {
+        return findings.missing(shard);
+    }
+    let header = match safetensors::read_header(&path) {
+        Ok(header) => header,
+        Err(problem) => return findings.add(shard, problem),
+    };
+    findings.parameters = Some(findings.parameters.unwrap_or(0) + header.num_parameters());
+    let held: BTreeSet<&str> = header.tensors.iter().map(|tensor| tensor.name.as_str()).collect();
+    let absent: Vec<&&str> = tensors.difference(&held).collect();
+    if let Some(first) = absent.first() {
+        let more = match absent.len() {
+            1 => String::new(),
+            count => format!(" and {} more", count - 1),
+        };
+        findings.add(shard, format!("lacks {first}{more}, which the index places there"));
+    }
+}

@@ -1,0 +1,222 @@
+//! Models on disk: found by name, listed, imported, verified, removed.
+
+mod check;
+pub(crate) mod gguf;
+mod hub;
+mod import;
+pub(crate) mod safetensors;
+pub(crate) mod starter;
+#[cfg(test)]
+mod tests;
+mod verify;
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+};
+
+use lathe_protocol::{
+    ErrorCode, ErrorInfo, EventBody, Job as WorkerJob, ModelEntry, ModelFile,
+};
+
+pub(crate) use check::file_name;
+use check::{Depth, is_gguf};
+pub(crate) use import::import;
+pub(crate) use verify::verify;
+
+use crate::{
+    Paths,
+    error::{Result, did_you_mean, io_error, near, not_found},
+    files,
+    job::Job,
+    paths::absolute,
+    worker::{self, Beat, Verdict},
+};
+
+/// A model that is there.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Resolved {
+    /// Means the same model from any folder: `starter`, a Hub id, or a full path.
+    pub name: String,
+    /// A folder or a `.gguf` file.
+    pub path: PathBuf,
+    /// The cache's folder of the repo it belongs to.
+    pub repo: Option<PathBuf>,
+}
+
+impl Resolved {
+    pub(crate) fn path_string(&self) -> String {
+        self.path.display().to_string()
+    }
+}
+
+/// Finds a model: `starter`, a folder or `.gguf` file, a Hub id in the cache, or the short name of exactly one.
+pub(crate) fn resolve(paths: &Paths, name: &str) -> Result<Resolved> {
+    if name == starter::NAME {
+        return Ok(Resolved { name: name.into(), path: starter::folder(paths)?, repo: None });
+    }
+    let path = absolute(name.as_ref());
+    if !name.is_empty() && path.exists() {
+        let path = model_in(&path, name)?;
+        return Ok(Resolved { name: path.display().to_string(), path, repo: None });
+    }
+    let repos = hub::repos(&paths.hf_cache)?;
+    let matching = |test: &dyn Fn(&str) -> bool| -> Vec<&hub::Repo> {
+        repos.iter().filter(|repo| test(&repo.id)).collect()
+    };
+    let lower = name.to_lowercase();
+    let short = |id: &str| id.rsplit('/').next().unwrap_or(id).to_lowercase();
+    let mut found = matching(&|id| id == name);
+    if found.is_empty() {
+        found = matching(&|id| id.to_lowercase() == lower);
+    }
+    if found.is_empty() {
+        found = matching(&|id| short(id) == lower);
+    }
+    match found.as_slice() {
+        [repo] => {
+            let snapshot = repo.main()?.ok_or_else(|| {
+                ErrorInfo::new(ErrorCode::Model, format!("Nothing of this model is on disk: {}", repo.dir.display()))
+                    .hint("it was downloaded in part; remove it with `lathe models rm`, then get it again")
+            })?;
+            let path = model_in(&snapshot.path, &repo.id)?;
+            Ok(Resolved { name: repo.id.clone(), path, repo: Some(repo.dir.clone()) })
+        }
+        [] => Err(unknown(name, &path, &repos)),
+        several => {
+            let ids: Vec<&str> = several.iter().map(|repo| repo.id.as_str()).collect();
+            Err(ErrorInfo::new(ErrorCode::NotFound, format!("{name:?} could be several models"))
+                .hint(format!("write the whole name: {}", ids.join(" or "))))
+        }
+    }
+}
+
+fn unknown(name: &str, path: &Path, repos: &[hub::Repo]) -> ErrorInfo {
+    let looks_like_path = name.starts_with(['.', '/', '~', '\\']) || is_gguf(name.as_ref());
+    if looks_like_path {
+        return not_found(format!("No such model folder or file: {}", path.display()))
+            .hint("check the path; `lathe models list` shows the models on disk");
+    }
+    let names = repos.iter().map(|repo| repo.id.as_str()).chain([starter::NAME]);
+    let otherwise = "`lathe models list` shows the models on disk; `lathe models import PATH` adds a folder or \
+                     .gguf file (downloading comes with a later version)";
+    not_found(format!("No model named {name:?} on this machine"))
+        .hint(did_you_mean(&near(name, names), otherwise))
+}
+
+/// The model in a folder: itself, or the one `.gguf` file in it.
+fn model_in(path: &Path, name: &str) -> Result<PathBuf> {
+    let unusable = |message: String| ErrorInfo::new(ErrorCode::Model, message);
+    if path.is_file() {
+        return if is_gguf(path) {
+            Ok(path.to_path_buf())
+        } else {
+            Err(unusable(format!("Not a model: neither a folder nor a .gguf file: {}", path.display())))
+        };
+    }
+    if path.join("config.json").exists() {
+        return Ok(path.to_path_buf());
+    }
+    let mut ggufs: Vec<String> = files::names_in(path)?;
+    ggufs.retain(|name| is_gguf(name.as_ref()));
+    match ggufs.as_slice() {
+        [one] => Ok(path.join(one)),
+        [] if path.join("adapter_config.json").exists() => {
+            Err(unusable(format!("This is an adapter, not a model: {}", path.display()))
+                .hint("name its base with --model and this folder with --adapter"))
+        }
+        [] => Err(unusable(format!("Not a model folder: it has no config.json: {}", path.display()))
+            .hint("a model folder holds config.json, tokenizer.json and *.safetensors")),
+        several => Err(unusable(format!("{name} holds {} .gguf files: {}", several.len(), path.display()))
+            .hint(format!("name one by its path, e.g. {}", path.join(&several[0]).display()))),
+    }
+}
+
+/// The starter, then everything in the cache.
+pub(crate) fn list(paths: &Paths) -> Result<Vec<ModelEntry>> {
+    let mut models = Vec::new();
+    if starter::is_built_in() {
+        let folder = starter::folder(paths)?;
+        models.push(entry(starter::NAME.into(), None, &folder));
+    }
+    for repo in hub::repos(&paths.hf_cache)? {
+        for snapshot in repo.snapshots()? {
+            let name =
+                if snapshot.is_main { repo.id.clone() } else { snapshot.path.display().to_string() };
+            models.push(entry(name, Some(snapshot.revision), &snapshot.path));
+        }
+    }
+    Ok(models)
+}
+
+fn entry(name: String, revision: Option<String>, path: &Path) -> ModelEntry {
+    let findings = check::inspect(path, Depth::Headers);
+    ModelEntry {
+        name,
+        problem: findings.first_problem(),
+        architecture: findings.architecture,
+        parameters: findings.parameters,
+        size_bytes: hub::distinct_size(path),
+        revision,
+        path: path.display().to_string(),
+    }
+}
+
+/// A worker reads the model's own description; names and files are filled in here.
+pub(crate) fn show(job: &mut Job, name: &str) -> Result<()> {
+    let model = resolve(job.host.paths(), name)?;
+    let work = WorkerJob::DescribeModel { model: model.path_string() };
+    let grace = job.host.options.stop_grace;
+    worker::run(job, work, grace, &mut |_, beat| {
+        if let Beat::Event(EventBody::ModelDetails(details)) = beat {
+            details.name.clone_from(&model.name);
+            details.path = model.path_string();
+            details.files = model_files(&model.path);
+            details.size_bytes = details.files.iter().map(|file| file.size_bytes).sum();
+        }
+        Verdict::Continue
+    })
+}
+
+fn model_files(path: &Path) -> Vec<ModelFile> {
+    let size = |path: &Path| fs::metadata(path).map_or(0, |metadata| metadata.len());
+    if path.is_file() {
+        return vec![ModelFile { name: file_name(path), size_bytes: size(path) }];
+    }
+    let names = files::names_in(path).unwrap_or_default();
+    names
+        .into_iter()
+        .filter(|name| path.join(name).is_file())
+        .map(|name| ModelFile { size_bytes: size(&path.join(&name)), name })
+        .collect()
+}
+
+/// Removes a repo from the cache, blobs and all. Folders of the user's own are never touched.
+pub(crate) fn remove(job: &Job, name: &str) -> Result<()> {
+    let paths = job.host.paths();
+    if name == starter::NAME {
+        return Err(ErrorInfo::new(ErrorCode::Usage, "The starter model is part of Lathe and cannot be removed"));
+    }
+    let repos = hub::repos(&paths.hf_cache)?;
+    // A repo that holds nothing usable can be removed by its whole name.
+    let repo = match repos.iter().find(|repo| repo.id == name) {
+        Some(repo) => repo.dir.clone(),
+        None => resolve(paths, name)?.repo.ok_or_else(|| {
+            let path = absolute(name.as_ref());
+            ErrorInfo::new(
+                ErrorCode::Usage,
+                format!("Only models in the Hugging Face cache are removed: {}", path.display()),
+            )
+            .hint("remove a folder of your own with your file manager")
+        })?,
+    };
+    let id = hub::repos(&paths.hf_cache)?.into_iter().find(|found| found.dir == repo);
+    let (id, freed_bytes) = id.map_or((name.to_owned(), 0), |repo| (repo.id.clone(), repo.size_bytes()));
+    // Out of sight in one step; what is deleted next can be interrupted without harm.
+    let aside = files::aside(&repo);
+    fs::rename(&repo, &aside).map_err(io_error("remove", &repo))?;
+    fs::remove_dir_all(&aside).map_err(io_error("remove", &aside))?;
+    files::remove_quietly(&paths.hf_cache.join(".locks").join(file_name(&repo)));
+    job.emit(EventBody::Removed { what: format!("model {id}"), freed_bytes });
+    Ok(())
+}

@@ -1,0 +1,158 @@
+//! Every hand-written backward against central differences of its own forward.
+
+use std::sync::Arc;
+
+use candle_core::{Device, Result, Tensor, Var};
+use lathe_kernels::{
+    Attention, Dropout, FrozenLinear, LoraLinear, RopeTable, Segment, linear, linear_cross_entropy,
+    linear_cross_entropy_trainable, rms_norm, rms_norm_frozen, rope, swiglu,
+};
+
+const EPS: f32 = 1e-2;
+
+/// Deterministic values in −1..1.
+fn values(shape: &[usize], seed: usize) -> Var {
+    let count: usize = shape.iter().product();
+    let values: Vec<f32> =
+        (0..count).map(|i| ((i * 7919 + seed * 104_729 + 13) % 1009) as f32 / 504.5 - 1.0).collect();
+    Var::from_vec(values, shape, &Device::Cpu).unwrap()
+}
+
+/// A scalar that weighs every output differently, so that no error cancels.
+fn weigh(y: &Tensor) -> Tensor {
+    (y * values(y.dims(), 99).as_tensor()).unwrap().sum_all().unwrap()
+}
+
+/// Checks d(loss)/d(var) element by element for every `var` that `loss` is a function of.
+fn check(name: &str, vars: &[&Var], loss: impl Fn() -> Result<Tensor>) {
+    let gradients = loss().unwrap().backward().unwrap();
+    for (index, var) in vars.iter().enumerate() {
+        let gradient =
+            gradients.get(var).unwrap_or_else(|| panic!("{name}: no gradient for operand {index}"));
+        let gradient: Vec<f32> = gradient.flatten_all().unwrap().to_vec1().unwrap();
+        let original: Vec<f32> = var.flatten_all().unwrap().to_vec1().unwrap();
+        let scale = gradient.iter().fold(0f32, |largest, value| largest.max(value.abs()));
+        assert!(scale > 0.0 && scale.is_finite(), "{name}: gradient of operand {index} is {scale}");
+        let evaluate = |i: usize, shift: f32| {
+            let mut shifted = original.clone();
+            shifted[i] += shift;
+            var.set(&Tensor::from_vec(shifted, var.shape(), &Device::Cpu).unwrap()).unwrap();
+            f64::from(loss().unwrap().to_scalar::<f32>().unwrap())
+        };
+        for i in 0..original.len() {
+            let numeric = (evaluate(i, EPS) - evaluate(i, -EPS)) / f64::from(2.0 * EPS);
+            let error = (numeric - f64::from(gradient[i])).abs() / f64::from(scale);
+            assert!(
+                error < 1e-2,
+                "{name}: operand {index}, element {i}: {} instead of {numeric}",
+                gradient[i]
+            );
+        }
+        var.set(&Tensor::from_vec(original, var.shape(), &Device::Cpu).unwrap()).unwrap();
+    }
+}
+
+#[test]
+fn linears() {
+    let (x, w) = (values(&[5, 6], 1), values(&[4, 6], 2));
+    check("linear", &[&x, &w], || Ok(weigh(&linear(&x, &w)?)));
+    let bias = values(&[4], 3).as_tensor().clone();
+    let frozen = FrozenLinear::new(w.as_tensor().clone(), Some(bias)).unwrap();
+    check("frozen linear", &[&x], || Ok(weigh(&frozen.forward(&x)?)));
+}
+
+#[test]
+fn a_frozen_weight_gets_no_gradient() {
+    let (x, w) = (values(&[5, 6], 1), values(&[4, 6], 2));
+    let frozen = FrozenLinear::new(w.as_tensor().clone(), None).unwrap();
+    let gradients = weigh(&frozen.forward(&x).unwrap()).backward().unwrap();
+    assert!(gradients.get(&x).is_some() && gradients.get(&w).is_none());
+}
+
+#[test]
+fn lora_linears() {
+    let (x, w) = (values(&[5, 6], 1), values(&[4, 6], 2));
+    let (a, b) = (values(&[2, 6], 3), values(&[4, 2], 4));
+    let base = FrozenLinear::new(w.as_tensor().clone(), None).unwrap();
+    for dropout in [None, Some(Dropout { probability: 0.3, key: 5 })] {
+        check("lora", &[&x, &a, &b], || Ok(weigh(&LoraLinear::forward(&base, &x, &a, &b, 1.7, dropout)?)));
+    }
+}
+
+#[test]
+fn norms() {
+    let (x, w) = (values(&[3, 20], 1), values(&[20], 2));
+    check("rms_norm", &[&x, &w], || Ok(weigh(&rms_norm(&x, &w, 1e-5)?)));
+    check("rms_norm_frozen", &[&x], || Ok(weigh(&rms_norm_frozen(&x, &w.as_tensor().detach(), 1e-5)?)));
+}
+
+#[test]
+fn rotations_and_activations() {
+    let (x, y) = (values(&[4, 16], 1), values(&[4, 16], 2));
+    let table = Arc::new(RopeTable::new(&[1.0, 0.3, 0.1, 0.02], 50));
+    let positions = Arc::new(vec![0, 3, 20, 49]);
+    check("rope", &[&x], || Ok(weigh(&rope(&x, &table, &positions)?)));
+    check("swiglu", &[&x, &y], || Ok(weigh(&swiglu(&x, &y)?)));
+}
+
+#[test]
+fn attention_over_segments_and_grouped_heads() {
+    let attention = Attention { num_heads: 4, num_kv_heads: 2, head_dim: 4, scale: 0.5 };
+    let (q, k, v) = (values(&[7, 16], 1), values(&[7, 8], 2), values(&[7, 8], 3));
+    let segments = Arc::new(vec![Segment::square(0..3), Segment::square(3..7)]);
+    check("attention", &[&q, &k, &v], || Ok(weigh(&attention.forward(&q, &k, &v, &segments)?)));
+}
+
+#[test]
+fn attention_over_more_than_one_block_of_queries_equals_the_plain_formula() {
+    let attention = Attention { num_heads: 1, num_kv_heads: 1, head_dim: 8, scale: 0.3 };
+    let tokens = 150;
+    let (q, k, v) = (values(&[tokens, 8], 1), values(&[tokens, 8], 2), values(&[tokens, 8], 3));
+    let plain = || -> Result<Tensor> {
+        let mask: Vec<f32> = (0..tokens * tokens)
+            .map(|i| if i % tokens > i / tokens { f32::NEG_INFINITY } else { 0.0 })
+            .collect();
+        let mask = Tensor::from_vec(mask, (tokens, tokens), &Device::Cpu)?;
+        let scores = ((q.matmul(&k.t()?)? * 0.3)? + mask)?;
+        let weights = scores.broadcast_sub(&scores.max_keepdim(1)?)?.exp()?;
+        weights.broadcast_div(&weights.sum_keepdim(1)?)?.matmul(&v)
+    };
+    let segments = Arc::new(vec![Segment::square(0..tokens)]);
+    let ours = attention.forward(&q, &k, &v, &segments).unwrap();
+    let largest =
+        |t: Tensor| t.abs().unwrap().flatten_all().unwrap().max(0).unwrap().to_scalar::<f32>().unwrap();
+    assert!(largest((&ours - plain().unwrap()).unwrap()) < 1e-5);
+    let (expected, actual) = (weigh(&plain().unwrap()).backward().unwrap(), weigh(&ours).backward().unwrap());
+    for var in [&q, &k, &v] {
+        let (expected, actual) = (expected.get(var).unwrap(), actual.get(var).unwrap());
+        assert!(largest((expected - actual).unwrap()) < 1e-4 * largest(expected.clone()));
+    }
+}
+
+#[test]
+fn cross_entropy() {
+    let (h, w) = (values(&[5, 6], 1), values(&[9, 6], 2));
+    let targets = [0, 8, 3, 3, 1];
+    check("frozen projection", &[&h], || {
+        Ok((linear_cross_entropy(&h, &w.as_tensor().detach(), &targets)?.0 * 0.5)?)
+    });
+    check("trained projection", &[&h, &w], || Ok(linear_cross_entropy_trainable(&h, &w, &targets)?.0));
+}
+
+#[test]
+fn cross_entropy_in_chunks_equals_the_plain_formula() {
+    let (h, w) = (values(&[300, 6], 1), values(&[50, 6], 2));
+    let targets: Vec<u32> = (0..300).map(|i| i * 7 % 50).collect();
+    let (loss, stats) = linear_cross_entropy(&h, &w, &targets).unwrap();
+    let logits: Vec<Vec<f32>> = h.matmul(&w.t().unwrap()).unwrap().to_vec2().unwrap();
+    let mut expected = 0.0;
+    let mut correct = 0;
+    for (logits, target) in logits.iter().zip(&targets) {
+        expected += logits.iter().map(|logit| f64::from(*logit).exp()).sum::<f64>().ln()
+            - f64::from(logits[*target as usize]);
+        correct += usize::from(logits.iter().all(|logit| *logit <= logits[*target as usize]));
+    }
+    assert!((stats.loss_sum - expected).abs() < 1e-3, "{} {expected}", stats.loss_sum);
+    assert!((f64::from(loss.to_scalar::<f32>().unwrap()) - expected).abs() < 1e-2);
+    assert_eq!((stats.num_correct, stats.num_tokens), (correct, 300));
+}
