@@ -3,6 +3,8 @@
 mod conversation;
 mod read;
 mod shape;
+#[cfg(test)]
+mod tests;
 
 use std::path::{Path, PathBuf};
 

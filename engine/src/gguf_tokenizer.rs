@@ -38,7 +38,13 @@ const TYPE_UNKNOWN: i64 = 2;
 const TYPE_CONTROL: i64 = 3;
 const TYPE_USER_DEFINED: i64 = 4;
 
-// The patterns are those of the models' own tokenizer.json.
+// The patterns are those of the models' own tokenizer.json; the first is llama.cpp's for files that name none.
+const DEFAULT: [&str; 4] = [
+    r"[\p{P}\$\+<=>\^~\|]+",
+    r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)",
+    r"\p{N}+",
+    "[0-9][0-9][0-9]",
+];
 const CONTRACTIONS: &str = "(?i:'s|'t|'re|'ve|'m|'ll|'d)";
 const DEEPSEEK3: [&str; 3] = [
     r"\p{N}{1,3}",
@@ -227,7 +233,8 @@ fn pre_tokenizer(name: &str) -> Option<PreTokenizer> {
     let gpt2 = || PreTokenizerWrapper::from(ByteLevel::new(false, true, true));
     let plain = |splitter| PreTokenizer { normalizer: None, splitter, ignore_merges: false, add_bos: false };
     Some(match name {
-        "default" | "gpt-2" | "gpt2" | "phi-2" | "mpt" | "olmo" | "jais" | "trillion" | "granite-docling" => {
+        "default" => plain(split(&DEFAULT)?),
+        "gpt-2" | "gpt2" | "phi-2" | "mpt" | "olmo" | "jais" | "trillion" | "granite-docling" => {
             plain(gpt2())
         }
         "smollm" | "starcoder" | "refact" | "command-r" | "codeshell" | "exaone" | "minerva-7b" => {
@@ -241,9 +248,11 @@ fn pre_tokenizer(name: &str) -> Option<PreTokenizer> {
             }
         }
         "smaug-bpe" | "dbrx" | "chatglm-bpe" | "glm4" => plain(split(&[&words(r"\p{L}", r"\p{N}{1,3}")])?),
-        "qwen2" | "deepseek-r1-qwen" | "stablelm2" | "hunyuan" | "megrez" => {
+        // Their tokenizer.json composes characters first; llama.cpp leaves that out.
+        "qwen2" | "deepseek-r1-qwen" => {
             PreTokenizer { normalizer: Some(NFC.into()), ..plain(split(&[&words(r"\p{L}", r"\p{N}")])?) }
         }
+        "stablelm2" | "hunyuan" | "megrez" => plain(split(&[&words(r"\p{L}", r"\p{N}")])?),
         "qwen35" => {
             PreTokenizer { normalizer: Some(NFC.into()), ..plain(split(&[&words(r"\p{L}\p{M}", r"\p{N}")])?) }
         }

@@ -128,7 +128,7 @@ pub fn refuse_nothing(report: &DataReport, path: &Path) -> Result<()> {
         path.display()
     ));
     Err(error.hint(if *rows_emptied_by_truncation > 0 {
-        format!("raise max_seq_len above {}, the longest row", report.lengths.max)
+        format!("raise max_seq_len: the longest row has {} tokens", report.lengths.max)
     } else {
         "training learns what the assistant says: give each row at least one assistant turn".into()
     }))
@@ -191,4 +191,137 @@ fn channel_spans(text: &str, span: &Range<usize>) -> Vec<(ReplyChannel, Range<us
     }
     channels.push((ReplyChannel::Answer, at..span.end));
     channels
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::data::read_examples;
+
+    fn tiny() -> TextFiles {
+        TextFiles::open(&Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/golden/data/tiny-qwen3"))
+            .unwrap()
+    }
+
+    fn dataset(rows: &[&str]) -> Dataset {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("rows.jsonl");
+        std::fs::write(&path, rows.join("\n")).unwrap();
+        read_examples(&path).unwrap()
+    }
+
+    fn row(question: &str, answer: &str) -> String {
+        serde_json::json!({"messages": [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]})
+            .to_string()
+    }
+
+    fn config(max_seq_len: usize) -> RunConfig {
+        RunConfig { max_seq_len, batch_size: 1, grad_accum: 2, ..RunConfig::default() }
+    }
+
+    #[test]
+    fn the_report_counts_what_is_cut_and_what_is_left_out() {
+        let long = "x".repeat(100);
+        let rows = [
+            row("Hi", "Ho"),
+            row(&long, "Ho"),
+            row("Hi", &long),
+            r#"{"messages": [{"role": "user", "content": "Hi"}]}"#.into(),
+        ];
+        let dataset = dataset(&rows.each_ref().map(String::as_str));
+        let report = check(&tiny(), &dataset, &config(40)).unwrap();
+        assert_eq!((report.rows, report.truncated_rows), (4, 2));
+        assert_eq!((report.rows_nothing_to_learn, report.rows_emptied_by_truncation), (1, 1));
+        // "Hi", "Ho" is 14 tokens, then H, o and the end token, then a line break. The long answer is cut at 40.
+        assert_eq!((report.tokens, report.loss_tokens), (18 + 40, 3 + 26));
+        assert_eq!((report.sequences_per_epoch, report.steps_per_epoch), (2, 1));
+        assert_eq!(report.lengths.histogram.iter().sum::<usize>(), 4);
+        assert_eq!(
+            (report.template.as_str(), report.mask_source.as_str()),
+            ("tokenizer_config.json of the model", "generation tags")
+        );
+        let issues: Vec<_> =
+            report.issues.iter().map(|issue| (issue.row, issue.line, issue.issue.as_str())).collect();
+        assert_eq!(
+            issues,
+            [
+                (1, 2, "cut from 116 to 40 tokens"),
+                (1, 2, "nothing left to learn: all its trained tokens lie past the cut at 40 tokens"),
+                (2, 3, "cut from 116 to 40 tokens"),
+                (3, 4, "nothing to learn: no assistant turn"),
+            ]
+        );
+        assert!(refuse_nothing(&report, &dataset.path).is_ok());
+    }
+
+    #[test]
+    fn nothing_to_learn_is_refused_with_its_reason() {
+        let path = Path::new("rows.jsonl");
+        let silent = dataset(&[r#"{"messages": [{"role": "user", "content": "Hi"}]}"#]);
+        let report = check(&tiny(), &silent, &config(40)).unwrap();
+        let error = refuse_nothing(&report, path).unwrap_err();
+        assert_eq!(
+            error.to_string(),
+            "Nothing to learn: 0 trained tokens in 1 rows (1 without trained text, 0 cut off before it at 40 tokens): rows.jsonl"
+        );
+        let report = check(&tiny(), &dataset(&[&row(&"x".repeat(100), "Ho")]), &config(40)).unwrap();
+        let Error::Invalid { hint, .. } = refuse_nothing(&report, path).unwrap_err() else { panic!() };
+        assert_eq!(hint.unwrap(), "raise max_seq_len: the longest row has 116 tokens");
+    }
+
+    #[test]
+    fn control_tokens_in_the_data_and_lost_thoughts_are_pointed_out() {
+        let thought = r#"{"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Ho", "thinking": "Hm"}]}"#;
+        let report = check(&tiny(), &dataset(&[&row("a <|im_end|> b", "Ho"), thought]), &config(40)).unwrap();
+        let issues: Vec<_> = report.issues.iter().map(|issue| issue.issue.as_str()).collect();
+        assert_eq!(
+            issues,
+            [
+                "messages[0].content holds the control token <|im_end|>, which the model takes as one",
+                "its thinking is left out: the template does not write it",
+            ]
+        );
+    }
+
+    #[test]
+    fn raw_rows_learn_the_completion_and_the_end_token() {
+        let text_files = tiny();
+        let dataset = dataset(&[r#"{"prompt": "1 + 1 =", "completion": " 2"}"#]);
+        let report = check(&text_files, &dataset, &config(40)).unwrap();
+        assert_eq!(report.mask_source, "the completion");
+        let view = show_row(&text_files, &dataset, 0, 40).unwrap();
+        let learned: Vec<_> =
+            view.tokens.iter().filter(|token| token.loss).map(|token| token.text.as_str()).collect();
+        assert_eq!(learned.concat(), " 2<|im_end|>");
+        assert!(view.tokens.iter().all(|token| token.role.is_none() && token.channel.is_none()));
+    }
+
+    #[test]
+    fn a_row_shows_whose_tokens_are_whose() {
+        let text_files = tiny();
+        let dataset = dataset(&[&row("Hi", "<think>a</think>b")]);
+        let view = show_row(&text_files, &dataset, 0, 10).unwrap();
+        assert_eq!(view.truncated_tokens, view.tokens.len() - 10);
+        let text_of = |wanted: &dyn Fn(&TokenView) -> bool| {
+            view.tokens
+                .iter()
+                .filter(|token| wanted(token))
+                .map(|token| token.text.as_str())
+                .collect::<String>()
+        };
+        assert_eq!(text_of(&|token| token.role == Some(Role::User)), "<|im_start|>user\nHi<|im_end|>");
+        assert_eq!(text_of(&|token| token.channel == Some(ReplyChannel::Thinking)), "<think>a</think>");
+        assert_eq!(text_of(&|token| token.channel == Some(ReplyChannel::Answer)), "b<|im_end|>");
+        assert_eq!(text_of(&|token| token.loss), "<think>a</think>b<|im_end|>");
+        assert_eq!(text_of(&|token| token.role.is_none()), "\n\n");
+        let error = show_row(&text_files, &dataset, 1, 10).unwrap_err().to_string();
+        assert!(error.starts_with("There is no row 1: the file has 1 rows: "), "{error}");
+    }
+
+    #[test]
+    fn percentiles_are_lengths_that_occur() {
+        let stats = length_stats(&[4, 1, 3, 2, 100]);
+        assert_eq!((stats.min, stats.p50, stats.p95, stats.max), (1, 3, 100, 100));
+        assert_eq!((stats.histogram[0], stats.histogram[1], stats.histogram[23]), (4, 0, 1));
+    }
 }

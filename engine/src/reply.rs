@@ -194,3 +194,110 @@ fn waiting_tag(text: &str) -> usize {
     let starts = TAGS.iter().filter_map(|(tag, _)| (1..tag.len()).rev().find(|&n| text.ends_with(&tag[..n])));
     starts.max().unwrap_or(0)
 }
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::tokenize::encode_plain;
+
+    /// The text of each channel, in order, as a reader sees it.
+    fn channels(start: ReplyChannel, pieces: &[&str]) -> Vec<(ReplyChannel, String)> {
+        let mut splitter = TagSplitter::new(start);
+        let mut deltas: Vec<_> = pieces.iter().flat_map(|piece| splitter.push(piece)).collect();
+        deltas.extend(splitter.finish());
+        let mut channels: Vec<(ReplyChannel, String)> = Vec::new();
+        for ReplyDelta { channel, text } in deltas {
+            assert!(TAGS.iter().all(|(tag, _)| !text.contains(tag)), "{text:?}");
+            match channels.last_mut().filter(|(last, _)| *last == channel) {
+                Some((_, all)) => all.push_str(&text),
+                None => channels.push((channel, text)),
+            }
+        }
+        channels
+    }
+
+    #[test]
+    fn tags_switch_channels_and_are_never_shown() {
+        use ReplyChannel::{Answer, Thinking, ToolCall};
+        let check = |text: &str, expected: &[(ReplyChannel, &str)]| {
+            let found = channels(Answer, &[text]);
+            let found: Vec<_> = found.iter().map(|(channel, text)| (*channel, text.as_str())).collect();
+            assert_eq!(found, expected, "{text:?}");
+        };
+        check("Hello \n", &[(Answer, "Hello \n")]);
+        check("<think>\nHm.\n</think>\n\nYes.", &[(Thinking, "Hm."), (Answer, "Yes.")]);
+        check("<think>\n\n</think>\n\nYes.", &[(Answer, "Yes.")]);
+        check("<think>\nHm, a < b \n", &[(Thinking, "Hm, a < b")]);
+        check("Hm.\n</think>\nYes.", &[(Answer, "Hm.Yes.")]);
+        check("<think>a<think>b</think>c", &[(Thinking, "ab"), (Answer, "c")]);
+        check("I ask.\n<tool_call>\n{}\n</tool_call>", &[(Answer, "I ask."), (ToolCall, "{}")]);
+        check("x <t", &[(Answer, "x <t")]);
+        check("x</thin", &[(Answer, "x")]);
+        check("a <b> & </b>", &[(Answer, "a <b> & </b>")]);
+        assert_eq!(
+            channels(Thinking, &["\nHm.</think>Yes."]),
+            [(Thinking, "Hm.".into()), (Answer, "Yes.".into())]
+        );
+    }
+
+    #[test]
+    fn half_characters_wait_and_special_tokens_are_not_shown() {
+        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/golden/data/tiny-qwen3");
+        let text_files = TextFiles::open(&folder).unwrap();
+        let check = |text: &str, expected: &str| {
+            let mut parser = Parser::for_model(&text_files, "");
+            let mut shown = String::new();
+            for id in encode_plain(&text_files, text).unwrap() {
+                for delta in parser.push(id) {
+                    assert!(!delta.text.is_empty() && !delta.text.contains('\u{fffd}'), "{delta:?}");
+                    shown.push_str(&delta.text);
+                }
+            }
+            parser.finish().into_iter().for_each(|delta| shown.push_str(&delta.text));
+            assert_eq!(shown, expected);
+        };
+        check("ありがとう 🙂👩‍👩‍👧 Łódź  x\n", "ありがとう 🙂👩‍👩‍👧 Łódź  x\n");
+        check("Hi<|im_end|>\n<|im_start|>there", "Hi\nthere");
+        // Half a character at the very end shows as a broken one, and what stands before a special token too.
+        let mut parser = Parser::for_model(&text_files, "");
+        let half = encode_plain(&text_files, "あ").unwrap()[0];
+        assert!(parser.push(half).is_empty());
+        assert_eq!(
+            parser.push(text_files.stop_ids[0]),
+            [ReplyDelta { channel: ReplyChannel::Answer, text: "\u{fffd}".into() }]
+        );
+        assert!(parser.finish().is_empty());
+    }
+
+    proptest! {
+        #[test]
+        fn however_it_is_split_the_reply_reads_the_same(
+            parts in prop::collection::vec(
+                prop::sample::select(vec![
+                    "<think>", "</think>", "<tool_call>", "</tool_call>", "<thi", "</", "<", ">", "think", " ", "\n", "a", "é", "🙂",
+                ]),
+                0..24,
+            ),
+            cuts in prop::collection::vec(any::<prop::sample::Index>(), 0..12),
+            thinks: bool,
+        ) {
+            let text = parts.concat();
+            let start = if thinks { ReplyChannel::Thinking } else { ReplyChannel::Answer };
+            let whole = channels(start, &[&text]);
+            let mut cuts: Vec<_> = cuts.iter().map(|cut| text.floor_char_boundary(cut.index(text.len() + 1))).collect();
+            cuts.sort_unstable();
+            let mut pieces = Vec::new();
+            let mut at = 0;
+            for cut in cuts {
+                pieces.push(&text[at..cut]);
+                at = cut;
+            }
+            pieces.push(&text[at..]);
+            prop_assert_eq!(&channels(start, &pieces), &whole);
+        }
+    }
+}

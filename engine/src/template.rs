@@ -2,6 +2,8 @@
 
 mod python;
 mod spans;
+#[cfg(test)]
+mod tests;
 
 use std::{collections::BTreeMap, ops::Range};
 

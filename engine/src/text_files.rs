@@ -254,3 +254,116 @@ fn folder_template(folder: &Path, config: &Map<String, Value>) -> Result<Option<
     let source = fields.get("chat_template").and_then(Value::as_str);
     Ok(source.map(|source| (source.to_string(), "chat_template.json of the model".into())))
 }
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write as _;
+
+    use serde_json::json;
+
+    use super::*;
+
+    fn tiny() -> std::path::PathBuf {
+        Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/golden/data/tiny-llama")
+    }
+
+    /// A folder with the tiny tokenizer and these JSON files.
+    fn folder(files: &[(&str, Value)]) -> tempfile::TempDir {
+        let folder = tempfile::tempdir().unwrap();
+        std::fs::copy(tiny().join("tokenizer.json"), folder.path().join("tokenizer.json")).unwrap();
+        for (name, value) in files {
+            std::fs::write(folder.path().join(name), value.to_string()).unwrap();
+        }
+        folder
+    }
+
+    fn hello(text_files: &TextFiles) -> String {
+        let chat = Chat::new(vec![Message::new(Role::User, "Hi"), Message::new(Role::Assistant, "Hello")]);
+        text_files.chat_template().prompt(&chat, &RenderOptions::default()).unwrap()
+    }
+
+    #[test]
+    fn a_folder_tells_its_end_tokens_and_template() {
+        let text_files = TextFiles::open(&tiny()).unwrap();
+        assert_eq!(text_files.stop_ids, [2, 0]);
+        assert_eq!(text_files.eos, Some(SpecialToken { id: 2, text: "<|im_end|>".into() }));
+        assert_eq!(text_files.bos, None);
+        let template = text_files.template.unwrap();
+        assert_eq!(template.origin, "tokenizer_config.json of the model");
+        assert!(template.has_generation_tags());
+    }
+
+    #[test]
+    fn templates_come_under_several_names() {
+        let named =
+            json!([{"name": "tool_use", "template": "tools"}, {"name": "default", "template": "plain"}]);
+        let model = folder(&[("tokenizer_config.json", json!({"chat_template": named}))]);
+        assert_eq!(hello(&TextFiles::open(model.path()).unwrap()), "plain");
+        std::fs::write(model.path().join("chat_template.jinja"), "file").unwrap();
+        assert_eq!(hello(&TextFiles::open(model.path()).unwrap()), "file");
+        let model = folder(&[("chat_template.json", json!({"chat_template": "json"}))]);
+        assert_eq!(hello(&TextFiles::open(model.path()).unwrap()), "json");
+    }
+
+    #[test]
+    fn a_model_without_a_template_gets_chatml() {
+        let text_files = TextFiles::open(folder(&[]).path()).unwrap();
+        assert!(text_files.template.is_none());
+        assert_eq!(
+            hello(&text_files),
+            "<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\nHello<|im_end|>\n"
+        );
+        assert_eq!(text_files.stop_ids, [2]);
+    }
+
+    #[test]
+    fn a_model_that_does_not_know_chatml_ends_its_turns_with_its_own_token() {
+        let path = tiny().join("tokenizer.json");
+        let tokenizer = std::fs::read_to_string(path).unwrap().replace("<|im_end|>", "<|stop|>");
+        let model = folder(&[("tokenizer_config.json", json!({"eos_token": {"content": "<|endoftext|>"}}))]);
+        std::fs::write(model.path().join("tokenizer.json"), tokenizer).unwrap();
+        let text_files = TextFiles::open(model.path()).unwrap();
+        assert!(hello(&text_files).ends_with("Hello<|endoftext|>\n"));
+        assert_eq!(text_files.stop_ids, [0]);
+    }
+
+    #[test]
+    fn gzip_under_a_plain_name_is_read() {
+        let model = folder(&[]);
+        let mut gzip = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
+        gzip.write_all(&std::fs::read(tiny().join("tokenizer.json")).unwrap()).unwrap();
+        std::fs::write(model.path().join("tokenizer.json"), gzip.finish().unwrap()).unwrap();
+        assert!(TextFiles::open(model.path()).is_ok());
+    }
+
+    #[test]
+    fn what_the_tokenizer_adds_to_bare_text_is_known_and_not_done_twice() {
+        let model = folder(&[]);
+        let path = model.path().join("tokenizer.json");
+        let mut tokenizer: Value = read_json(&path).unwrap();
+        tokenizer["post_processor"] = json!({
+            "type": "TemplateProcessing",
+            "single": [{"SpecialToken": {"id": "<|im_start|>", "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}],
+            "pair": [{"Sequence": {"id": "A", "type_id": 0}}, {"Sequence": {"id": "B", "type_id": 0}}],
+            "special_tokens": {"<|im_start|>": {"id": "<|im_start|>", "ids": [1], "tokens": ["<|im_start|>"]}},
+        });
+        std::fs::write(&path, tokenizer.to_string()).unwrap();
+        let text_files = TextFiles::open(model.path()).unwrap();
+        assert_eq!(
+            (text_files.prefix_ids.as_slice(), text_files.suffix_ids.as_slice()),
+            ([1].as_slice(), [].as_slice())
+        );
+        assert_eq!(text_files.tokenizer.encode("Hi", true).unwrap().get_ids().first(), Some(&42));
+    }
+
+    #[test]
+    fn a_folder_without_a_tokenizer_and_a_file_that_is_no_gguf_are_refused() {
+        let empty = tempfile::tempdir().unwrap();
+        let error = TextFiles::open(empty.path()).err().unwrap().to_string();
+        assert!(error.starts_with("The model has no tokenizer.json: "), "{error}");
+        let path = empty.path().join("model.gguf");
+        std::fs::write(&path, "not a model").unwrap();
+        let error = TextFiles::open(&path).err().unwrap().to_string();
+        assert!(error.starts_with("Not a readable GGUF: "), "{error}");
+    }
+}

@@ -45,7 +45,9 @@ pub struct AffineBlock {
 /// that one instruction multiplies four values of 16 rows: for each block of a tile the codes of values 4g..4g+4 of
 /// the 16 rows lie together; with four bits, groups g and g + 4 share bytes as low and high nibble.
 ///
-/// Inputs are quantised to 8 bits per 32 values, as llama.cpp does for the same formats. No gradient.
+/// Inputs become two 8-bit codes a value, coarse and fine, with one scale per 32 values: 16 bits of precision, where
+/// llama.cpp's products of the same formats keep 8. Memory bounds a product with one token, so it costs little, and the
+/// logits equal those of the dequantised weights. No gradient.
 pub struct QuantizedLinear {
     out_features: usize,
     in_features: usize,
@@ -55,12 +57,16 @@ pub struct QuantizedLinear {
     scales: Vec<f32>,
 }
 
-/// A row of the input in 8 bits.
+/// A row of the input: `value = scale · (coarse + fine / FINE)`.
 struct QuantizedRow {
+    /// Per block: 32 coarse codes, then 32 fine ones.
     codes: Vec<i8>,
-    /// Per block: scale, and scale times the sum of the codes.
+    /// Per block: the scale, and the sum of the values.
     scales: Vec<(f32, f32)>,
 }
+
+/// Steps of the fine code in one of the coarse.
+const FINE: f32 = 254.0;
 
 impl QuantizedLinear {
     /// Tiles blocks given row by row.
@@ -176,7 +182,7 @@ impl QuantizedLinear {
 /// One tile times one row: 16 sums. `BYTES` a block tells four-bit codes from eight-bit ones.
 fn multiply_tile<const BYTES: usize>(codes: &[u8], scales: &[f32], x: &QuantizedRow) -> [f32; TILE] {
     #[cfg(target_arch = "x86_64")]
-    if is_x86_feature_detected!("avx512f") && is_x86_feature_detected!("avx512vnni") {
+    if is_x86_feature_detected!("avx512bw") && is_x86_feature_detected!("avx512vnni") {
         // SAFETY: the CPU has the instructions.
         return unsafe { avx512::multiply_tile::<BYTES>(codes, scales, x) };
     }
@@ -191,9 +197,10 @@ fn multiply_tile_portable<const BYTES: usize>(codes: &[u8], scales: &[f32], x: &
     let mut y = [0.0; TILE];
     let blocks = codes.chunks_exact(BYTES).zip(scales.as_chunks::<TILE>().0.as_chunks::<2>().0);
     for ((codes, [d, m]), (x_codes, (x_scale, x_sum))) in
-        blocks.zip(x.codes.chunks_exact(BLOCK).zip(&x.scales))
+        blocks.zip(x.codes.chunks_exact(2 * BLOCK).zip(&x.scales))
     {
-        let mut sums = [0i32; TILE];
+        let mut coarse = [0i32; TILE];
+        let mut fine = [0i32; TILE];
         for group in 0..BLOCK / 4 {
             let (place, shift, mask) = if BYTES == CodeBits::Eight.tile_block_bytes() {
                 (group, 0, 255)
@@ -201,15 +208,17 @@ fn multiply_tile_portable<const BYTES: usize>(codes: &[u8], scales: &[f32], x: &
                 (group % 4, group / 4 * 4, 15)
             };
             let codes = &codes[place * TILE * 4..][..TILE * 4];
-            let x = &x_codes[group * 4..][..4];
-            for (sum, codes) in sums.iter_mut().zip(codes.as_chunks::<4>().0) {
+            for (row, codes) in codes.as_chunks::<4>().0.iter().enumerate() {
                 for j in 0..4 {
-                    *sum += i32::from((codes[j] >> shift) & mask) * i32::from(x[j]);
+                    let code = i32::from((codes[j] >> shift) & mask);
+                    coarse[row] += code * i32::from(x_codes[group * 4 + j]);
+                    fine[row] += code * i32::from(x_codes[BLOCK + group * 4 + j]);
                 }
             }
         }
         for row in 0..TILE {
-            y[row] += sums[row] as f32 * (d[row] * x_scale) + m[row] * x_sum;
+            let sum = coarse[row] as f32 + fine[row] as f32 * (1.0 / FINE);
+            y[row] += sum * (d[row] * x_scale) + m[row] * x_sum;
         }
     }
     y
@@ -218,12 +227,15 @@ fn multiply_tile_portable<const BYTES: usize>(codes: &[u8], scales: &[f32], x: &
 #[cfg(target_arch = "x86_64")]
 mod avx512 {
     use std::arch::x86_64::{
-        _mm512_add_epi32, _mm512_and_si512, _mm512_cvtepi32_ps, _mm512_dpbusd_epi32, _mm512_fmadd_ps,
+        _mm512_add_ps, _mm512_and_si512, _mm512_cvtepi32_ps, _mm512_dpbusd_epi32, _mm512_fmadd_ps,
         _mm512_loadu_ps, _mm512_loadu_si512, _mm512_mul_ps, _mm512_set1_epi8, _mm512_set1_epi32,
         _mm512_set1_ps, _mm512_setzero_ps, _mm512_setzero_si512, _mm512_srli_epi16, _mm512_storeu_ps,
     };
 
-    use super::{BLOCK, CodeBits, QuantizedRow, TILE};
+    use super::{BLOCK, CodeBits, FINE, QuantizedRow, TILE};
+
+    /// Where a block's fine codes begin, in groups of four.
+    const FINE_GROUP: usize = BLOCK / 4;
 
     /// [`super::multiply_tile_portable`] with one `vpdpbusd` per four values of 16 rows.
     #[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
@@ -236,7 +248,7 @@ mod avx512 {
         assert!(
             codes.len() == num_blocks * BYTES
                 && scales.len() == num_blocks * 2 * TILE
-                && x.codes.len() == num_blocks * BLOCK
+                && x.codes.len() == num_blocks * 2 * BLOCK
         );
         let low_nibbles = _mm512_set1_epi8(15);
         let mut y = _mm512_setzero_ps();
@@ -244,27 +256,29 @@ mod avx512 {
             // SAFETY: the lengths were checked above; every load stays within block `block` of its slice.
             unsafe {
                 let codes = codes.as_ptr().add(block * BYTES);
-                let x_codes = x.codes.as_ptr().add(block * BLOCK).cast::<i32>();
-                let mut even = _mm512_setzero_si512();
-                let mut odd = _mm512_setzero_si512();
+                let x_codes = x.codes.as_ptr().add(block * 2 * BLOCK).cast::<i32>();
                 let x_group = |group: usize| _mm512_set1_epi32(x_codes.add(group).read_unaligned());
+                let mut coarse = _mm512_setzero_si512();
+                let mut fine = _mm512_setzero_si512();
                 if BYTES == CodeBits::Four.tile_block_bytes() {
                     for group in 0..4 {
                         let both = _mm512_loadu_si512(codes.add(group * 64).cast());
                         let low = _mm512_and_si512(both, low_nibbles);
                         let high = _mm512_and_si512(_mm512_srli_epi16::<4>(both), low_nibbles);
-                        even = _mm512_dpbusd_epi32(even, low, x_group(group));
-                        odd = _mm512_dpbusd_epi32(odd, high, x_group(group + 4));
+                        coarse = _mm512_dpbusd_epi32(coarse, low, x_group(group));
+                        fine = _mm512_dpbusd_epi32(fine, low, x_group(FINE_GROUP + group));
+                        coarse = _mm512_dpbusd_epi32(coarse, high, x_group(group + 4));
+                        fine = _mm512_dpbusd_epi32(fine, high, x_group(FINE_GROUP + group + 4));
                     }
                 } else {
-                    for group in 0..4 {
-                        let first = _mm512_loadu_si512(codes.add(group * 128).cast());
-                        let second = _mm512_loadu_si512(codes.add(group * 128 + 64).cast());
-                        even = _mm512_dpbusd_epi32(even, first, x_group(2 * group));
-                        odd = _mm512_dpbusd_epi32(odd, second, x_group(2 * group + 1));
+                    for group in 0..8 {
+                        let weights = _mm512_loadu_si512(codes.add(group * 64).cast());
+                        coarse = _mm512_dpbusd_epi32(coarse, weights, x_group(group));
+                        fine = _mm512_dpbusd_epi32(fine, weights, x_group(FINE_GROUP + group));
                     }
                 }
-                let sums = _mm512_cvtepi32_ps(_mm512_add_epi32(even, odd));
+                let fine = _mm512_mul_ps(_mm512_cvtepi32_ps(fine), _mm512_set1_ps(1.0 / FINE));
+                let sums = _mm512_add_ps(_mm512_cvtepi32_ps(coarse), fine);
                 let d = _mm512_loadu_ps(scales.as_ptr().add(block * 2 * TILE));
                 let m = _mm512_loadu_ps(scales.as_ptr().add(block * 2 * TILE + TILE));
                 y = _mm512_fmadd_ps(sums, _mm512_mul_ps(d, _mm512_set1_ps(*x_scale)), y);
@@ -280,21 +294,22 @@ mod avx512 {
 
 impl QuantizedRow {
     fn new(x: &[f32]) -> Self {
-        let mut codes = vec![0i8; x.len()];
+        let mut codes = vec![0i8; 2 * x.len()];
         let mut scales = Vec::with_capacity(x.len() / BLOCK);
         simd::dispatch(
             #[inline(always)]
             || {
-                for (codes, x) in codes.chunks_exact_mut(BLOCK).zip(x.chunks_exact(BLOCK)) {
+                for (codes, x) in codes.chunks_exact_mut(2 * BLOCK).zip(x.chunks_exact(BLOCK)) {
+                    let (coarse, fine) = codes.split_at_mut(BLOCK);
                     let largest = x.iter().fold(0f32, |largest, value| largest.max(value.abs()));
                     let scale = largest / 127.0;
                     let inverse = if scale > 0.0 { 1.0 / scale } else { 0.0 };
-                    let mut sum = 0i32;
-                    for (code, value) in codes.iter_mut().zip(x) {
-                        *code = (value * inverse).round() as i8;
-                        sum += i32::from(*code);
+                    for ((coarse, fine), value) in coarse.iter_mut().zip(fine).zip(x) {
+                        let steps = value * inverse;
+                        *coarse = steps.round() as i8;
+                        *fine = ((steps - f32::from(*coarse)) * FINE).round() as i8;
                     }
-                    scales.push((scale, scale * sum as f32));
+                    scales.push((scale, simd::sum_by(x, |value| value)));
                 }
             },
         );
@@ -383,16 +398,14 @@ mod tests {
         let same: Vec<f32> =
             (linear.dequantize().unwrap() - &dense).unwrap().flatten_all().unwrap().to_vec1().unwrap();
         assert!(same.iter().all(|difference| *difference == 0.0));
-        // Inputs that 8 bits hold exactly, so that only the sums' order differs: every block's largest value is 1.27.
-        let x = (0..num_rows * in_features)
-            .map(|i| if i % BLOCK == 0 { 127 } else { (i * 37 % 255) as i32 - 127 });
-        let x: Vec<f32> = x.map(|code| code as f32 / 100.0).collect();
+        let x: Vec<f32> =
+            (0..num_rows * in_features).map(|i| ((i * 37 % 1009) as f32 - 504.0) / 500.0).collect();
         let x = Tensor::from_vec(x, (num_rows, in_features), &Device::Cpu).unwrap();
         let expected = x.matmul(&dense.t().unwrap()).unwrap();
         let max =
             |t: &Tensor| t.abs().unwrap().flatten_all().unwrap().max(0).unwrap().to_scalar::<f32>().unwrap();
         let error = max(&(linear.forward(&x).unwrap() - &expected).unwrap()) / max(&expected);
-        assert!(error < 1e-5, "{bits:?} {out_features} x {in_features}, {num_rows} rows: {error}");
+        assert!(error < 1e-4, "{bits:?} {out_features} x {in_features}, {num_rows} rows: {error}");
     }
 
     #[test]

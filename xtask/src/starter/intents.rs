@@ -156,16 +156,20 @@ impl Intents {
         opener: bool,
         follow: bool,
     ) {
-        let Intent { user, assistant, slots: Slots { keys, .. }, .. } = intent;
-        let question = fill(rng.pick(user), keys, row);
+        let Intent { user, assistant, follow: follow_ups, slots: Slots { keys, .. }, .. } = intent;
+        let say = |rng: &mut Rng, ways: &[String]| {
+            let way: &String = rng.pick(ways);
+            fill(way, keys, row)
+        };
+        let question = say(rng, user);
         let question = if opener { rng.pick(&self.openers).clone() + &question } else { question };
         turns.push(styled(rng, question));
-        turns.push(fill(rng.pick(assistant), keys, row));
-        if follow && !intent.follow.is_empty() {
-            let Exchange { user, assistant } = rng.pick(&intent.follow);
-            let question = fill(rng.pick(user), keys, row);
+        turns.push(say(rng, assistant));
+        if follow && !follow_ups.is_empty() {
+            let Exchange { user, assistant } = rng.pick(follow_ups);
+            let question = say(rng, user);
             turns.push(styled(rng, question));
-            turns.push(fill(rng.pick(assistant), keys, row));
+            turns.push(say(rng, assistant));
         }
     }
 }

@@ -192,6 +192,7 @@ fn path_tree(words: &[&str], mut at: usize, prefix: &str, found: &mut Vec<String
                 }
                 return at + 1;
             }
+            Some(&"use") => return at + 1,
             Some(word) if *word == "*" || word.starts_with(|c: char| c.is_alphabetic() || c == '_') => {
                 if !path.is_empty() {
                     path.push_str("::");

@@ -1,0 +1,263 @@
+use std::{io::Write as _, path::PathBuf};
+
+use lathe_protocol::{DatasetShape, Role};
+use serde_json::json;
+
+use super::*;
+use crate::Error;
+
+/// A data file of this name and content; the folder lives as long as the first of the two.
+fn file(name: &str, content: impl AsRef<[u8]>) -> (tempfile::TempDir, PathBuf) {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join(name);
+    std::fs::write(&path, content).unwrap();
+    (folder, path)
+}
+
+/// Reads and parses every row.
+fn load(name: &str, content: impl AsRef<[u8]>) -> crate::Result<(DatasetShape, Vec<Conversation>)> {
+    let (_folder, path) = file(name, content);
+    load_path(&path)
+}
+
+fn load_path(path: &Path) -> crate::Result<(DatasetShape, Vec<Conversation>)> {
+    let dataset = read_examples(path)?;
+    let parse = |example| parse_conversation(example, dataset.shape, &dataset.path);
+    Ok((dataset.shape, dataset.examples.iter().map(parse).collect::<crate::Result<_>>()?))
+}
+
+/// The error's message without the path at its end.
+fn complaint(result: crate::Result<(DatasetShape, Vec<Conversation>)>) -> String {
+    let message = result.unwrap_err().to_string();
+    let (what, _path) = message.rsplit_once(": ").unwrap();
+    what.to_string()
+}
+
+fn chat(conversation: &Conversation) -> &Chat {
+    match conversation {
+        Conversation::Chat(chat) => chat,
+        Conversation::Raw(raw) => panic!("{raw:?}"),
+    }
+}
+
+fn turns(conversation: &Conversation) -> Vec<(Role, &str)> {
+    chat(conversation).messages.iter().map(|message| (message.role, message.content.as_str())).collect()
+}
+
+const ROW: &str =
+    r#"{"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}]}"#;
+
+#[test]
+fn every_shape_is_detected_and_read() {
+    let check = |row: serde_json::Value, shape: DatasetShape, expected: &[(Role, &str)]| {
+        let (found, rows) = load("rows.jsonl", row.to_string()).unwrap();
+        assert_eq!((found, turns(&rows[0]).as_slice()), (shape, expected));
+    };
+    let hi_hello = [(Role::User, "Hi"), (Role::Assistant, "Hello")];
+    check(serde_json::from_str(ROW).unwrap(), DatasetShape::Messages, &hi_hello);
+    check(
+        json!({"conversations": [{"from": "human", "value": "Hi"}, {"from": "gpt", "value": "Hello"}], "system": "S"}),
+        DatasetShape::ShareGpt,
+        &[(Role::System, "S"), (Role::User, "Hi"), (Role::Assistant, "Hello")],
+    );
+    check(
+        json!({"conversations": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}]}),
+        DatasetShape::ShareGpt,
+        &hi_hello,
+    );
+    check(json!({"instruction": "Hi", "input": "", "output": "Hello"}), DatasetShape::Alpaca, &hi_hello);
+    check(
+        json!({"instruction": "Add", "input": "1, 2", "output": "3"}),
+        DatasetShape::Alpaca,
+        &[(Role::User, "Add\n\n1, 2"), (Role::Assistant, "3")],
+    );
+    check(
+        json!({"prompt": [{"role": "user", "content": "Hi"}], "completion": [{"role": "assistant", "content": "Hello"}]}),
+        DatasetShape::PromptCompletion,
+        &hi_hello,
+    );
+}
+
+#[test]
+fn strings_and_text_files_stay_raw() {
+    let raw = |prompt: &str, completion: &str| {
+        Conversation::Raw(RawText { prompt: prompt.into(), completion: completion.into() })
+    };
+    let (_, rows) = load("a.jsonl", r#"{"prompt": "[1] 2 +", "completion": " 2"}"#).unwrap();
+    assert_eq!(rows, [raw("[1] 2 +", " 2")]);
+    let (shape, rows) = load("a.md", "# One\n\nTwo\n").unwrap();
+    assert_eq!((shape, rows), (DatasetShape::Text, vec![raw("", "# One\n\nTwo\n")]));
+}
+
+#[test]
+fn only_the_completions_turns_are_learned() {
+    let turn = |role: &str| json!({"role": role, "content": "x"});
+    let row = json!({
+        "prompt": [turn("user"), turn("assistant"), turn("user")],
+        "completion": [turn("assistant")],
+    });
+    let (_, rows) = load("a.jsonl", row.to_string()).unwrap();
+    assert_eq!(chat(&rows[0]).unlearned, [0, 1, 2]);
+    let row = json!({"messages": [turn("user"), {"role": "assistant", "content": "x", "weight": 0}]});
+    let (_, rows) = load("a.jsonl", row.to_string()).unwrap();
+    assert_eq!(chat(&rows[0]).unlearned, [1]);
+}
+
+#[test]
+fn thoughts_tools_effort_and_parts_are_kept() {
+    let row = json!({
+        "messages": [
+            {"role": "user", "content": [{"type": "text", "text": "Weather"}, {"type": "text", "text": "in Paris?"}]},
+            {"role": "assistant", "content": null, "reasoning_content": "A tool.", "tool_calls":
+                [{"id": "1", "type": "function", "function": {"name": "weather", "arguments": "{\"city\": \"Paris\"}"}}]},
+            {"role": "tool", "content": "rain", "tool_call_id": "1"},
+            {"role": "assistant", "content": "It rains.", "thinking": null},
+        ],
+        "tools": "[{\"type\": \"function\"}]",
+        "reasoning_effort": "high",
+    });
+    let (_, rows) = load("a.jsonl", row.to_string()).unwrap();
+    let chat = chat(&rows[0]);
+    assert_eq!(chat.messages[0].content, "Weather\nin Paris?");
+    assert_eq!(chat.messages[1].thinking.as_deref(), Some("A tool."));
+    assert_eq!(chat.messages[1].tool_calls[0].function["arguments"], json!({"city": "Paris"}));
+    assert_eq!(chat.messages[2].tool_call_id.as_deref(), Some("1"));
+    assert_eq!(chat.tools, Some(json!([{"type": "function"}])));
+    assert_eq!(chat.reasoning_effort.as_deref(), Some("high"));
+}
+
+#[test]
+fn byte_order_marks_carriage_returns_blank_lines_and_gzip_are_fine() {
+    let content = format!("\u{feff}{ROW}\r\n\r\n  \n{ROW}");
+    let (_folder, path) = file("rows.jsonl", &content);
+    let lines: Vec<_> =
+        read_examples(&path).unwrap().examples.iter().map(|row| (row.row, row.line)).collect();
+    assert_eq!(lines, [(0, 1), (1, 4)]);
+    let mut gzip = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
+    gzip.write_all(content.as_bytes()).unwrap();
+    assert_eq!(load("rows.jsonl.gz", gzip.finish().unwrap()).unwrap().1.len(), 2);
+}
+
+#[test]
+fn json_arrays_know_their_lines() {
+    let (_folder, path) = file("rows.json", format!("[\n{ROW},\n\n  {ROW}\n]\n"));
+    let lines: Vec<_> = read_examples(&path).unwrap().examples.iter().map(|row| row.line).collect();
+    assert_eq!(lines, [2, 4]);
+    let bad = |content: String| complaint(load("rows.json", content));
+    assert_eq!(
+        bad(format!("[\n{ROW},\n  {{\"messages\": [,]}}]")),
+        "Row 1 (line 3): bad JSON at column 17: expected value"
+    );
+    assert_eq!(bad(format!("[{ROW}")), "Row 1 (line 1): bad JSON: the array of rows is not closed");
+    assert_eq!(
+        bad(format!("[{ROW} {ROW}]")),
+        "Row 1 (line 1): bad JSON: expected a comma or ] after the row before"
+    );
+    assert_eq!(bad("[1]".into()), "Row 0 (line 1): a row must be a JSON object, this one is a number");
+}
+
+#[test]
+fn csv_cells_may_hold_line_breaks_and_messages() {
+    let content = "instruction,input,output\n\"Say \"\"hi\"\"\nnow\",,Hi\nBye,,\"Good, bye\"\n";
+    let (_folder, path) = file("a.csv", content);
+    let dataset = read_examples(&path).unwrap();
+    let lines: Vec<_> = dataset.examples.iter().map(|row| row.line).collect();
+    assert_eq!((dataset.shape, lines), (DatasetShape::Alpaca, vec![2, 4]));
+    let (_, rows) = load_path(&path).unwrap();
+    assert_eq!(turns(&rows[0]), [(Role::User, "Say \"hi\"\nnow"), (Role::Assistant, "Hi")]);
+    let messages =
+        r#"[{""role"": ""user"", ""content"": ""Hi""}, {""role"": ""assistant"", ""content"": ""Hello""}]"#;
+    let (shape, _) = load("a.csv", format!("messages\n\"{messages}\"\n")).unwrap();
+    assert_eq!(shape, DatasetShape::Messages);
+    assert_eq!(
+        complaint(load("a.csv", "prompt,completion\na,b\na,b,c\n")),
+        "Row 1 (line 3): 3 cells, but the header names 2"
+    );
+}
+
+#[test]
+fn errors_name_row_line_and_field() {
+    let check = |second_row: &str, expected: &str| {
+        assert_eq!(complaint(load("a.jsonl", format!("{ROW}\n\n{second_row}\n"))), expected);
+    };
+    let assistant = |content: &str| {
+        format!(r#"{{"messages": [{{"role": "user", "content": "Hi"}}, {{"role": "assistant"{content}}}]}}"#)
+    };
+    check("{\"messages\": [", "Row 1 (line 3): bad JSON at column 14: EOF while parsing a list");
+    check("[]", "Row 1 (line 3): a row must be a JSON object, this one is an array");
+    check("{\"messages\": []}", "Row 1 (line 3), messages: no messages");
+    check("{\"messages\": {}}", "Row 1 (line 3), messages: expected an array of messages, found an object");
+    check("{\"messages\": [1]}", "Row 1 (line 3), messages[0]: expected an object, found a number");
+    check(
+        "{\"messages\": [{\"role\": \"narrator\"}]}",
+        "Row 1 (line 3), messages[0].role: unknown role \"narrator\"",
+    );
+    check("{\"messages\": [{\"content\": \"Hi\"}]}", "Row 1 (line 3), messages[0].role: missing field");
+    check("{\"messages\": [{\"role\": \"user\"}]}", "Row 1 (line 3), messages[0].content: missing field");
+    check(
+        &assistant(", \"content\": \" \""),
+        "Row 1 (line 3), messages[1].content: the assistant's content is empty",
+    );
+    check(
+        &assistant(", \"content\": 7"),
+        "Row 1 (line 3), messages[1].content: expected a string, found a number",
+    );
+    check(
+        &assistant(", \"content\": [{\"type\": \"image_url\"}]"),
+        "Row 1 (line 3), messages[1].content[0]: a part of type \"image_url\": only text can be trained on",
+    );
+    check(
+        &assistant(", \"content\": null"),
+        "Row 1 (line 3), messages[1].content: expected a string, found null",
+    );
+    check("{\"text\": \"Hi\"}", "Row 1 (line 3): mixed shapes: this row is text, the first row is messages");
+    check("{\"message\": []}", "Row 1 (line 3), messages: missing field");
+}
+
+#[test]
+fn first_rows_of_no_known_shape_are_refused_with_what_they_have() {
+    let check = |row: &str, expected: &str| assert_eq!(complaint(load("a.jsonl", row)), expected);
+    check(
+        "{\"question\": 1, \"answer\": 2}",
+        "Row 0 (line 1): no known shape: its fields are question, answer",
+    );
+    check(
+        "{\"prompt\": \"a\", \"response\": \"b\"}",
+        "Row 0 (line 1), completion: missing field: the row has prompt, response",
+    );
+    let preference = "{\"prompt\": \"a\", \"chosen\": \"b\", \"rejected\": \"c\"}";
+    check(preference, "Preference rows (chosen, rejected) cannot be trained on yet");
+}
+
+#[test]
+fn files_that_are_no_data_are_refused() {
+    let check =
+        |name: &str, content: &[u8], expected: &str| assert_eq!(complaint(load(name, content)), expected);
+    check("a.jsonl", b"", "The data file is empty (0 bytes)");
+    check("a.jsonl", b"\n \n", "The data file has no rows (3 bytes)");
+    check("a.txt", b" \n", "The data file has no rows (2 bytes)");
+    check("a.csv", b"prompt,completion\n", "The data file has no rows (18 bytes)");
+    check(
+        "a.jsonl",
+        b"{}\n\n{\"text\": \"caf\xe9\"}",
+        "Row 1 (line 3): not UTF-8 at byte 14 of the line (0xe9)",
+    );
+    check("a.txt", b"one\ncaf\xe9", "Line 2: not UTF-8 at byte 4 of the line (0xe9)");
+    check("a.txt", b"\xff\xfeh\0i\0", "The data file is UTF-16, not UTF-8");
+    check("a.parquet", b"PAR1", "Parquet is not read yet");
+    check("a.docx", b"PK", "Unknown kind of data file .docx");
+    check("data", b"x", "The data file has no extension");
+    assert!(matches!(read_examples(Path::new("/nowhere/a.jsonl")), Err(Error::Io { .. })));
+}
+
+#[test]
+fn the_bad_samples_are_refused_where_they_are_bad() {
+    let bad = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/data/bad");
+    let check = |name: &str, expected: &str| assert_eq!(complaint(load_path(&bad.join(name))), expected);
+    check("bad_json_line.jsonl", "Row 2 (line 3): bad JSON at column 134: EOF while parsing an object");
+    check("empty.jsonl", "The data file is empty (0 bytes)");
+    check("empty_assistant.jsonl", "Row 1 (line 2), messages[1].content: the assistant's content is empty");
+    check("not_utf8.jsonl", "Row 1 (line 2): not UTF-8 at byte 89 of the line (0xe9)");
+    check("unknown_role.jsonl", "Row 1 (line 2), messages[1].role: unknown role \"narrator\"");
+    assert!(load_path(&bad.join("nothing_to_learn.jsonl")).is_ok());
+}
