@@ -2,7 +2,9 @@
 
 use std::{ops::Range, path::Path};
 
-use lathe_protocol::{DataReport, LengthStats, ReplyChannel, Role, RowView, RunConfig, TokenView};
+use lathe_protocol::{
+    DataReport, DatasetShape, LengthStats, ReplyChannel, Role, RowView, RunConfig, TokenView,
+};
 
 use crate::{
     Error, Result, batch,
@@ -97,6 +99,9 @@ fn warnings(report: &DataReport, lacks_template: bool) -> Vec<String> {
             "{rows} ({share:.0} %) longer than {} tokens: the end is cut off",
             report.max_seq_len
         ));
+        if report.shape == DatasetShape::Text {
+            warnings.push("Text is cut, not continued: split long texts into rows of {\"text\": …}".into());
+        }
     }
     if report.rows_nothing_to_learn > 0 {
         warnings.push(format!("{} with nothing to learn: left out", count(report.rows_nothing_to_learn)));

@@ -10,7 +10,7 @@ const BLOCK: usize = 32;
 /// Rows of a tile: one AVX-512 register of 32-bit sums.
 const TILE: usize = 16;
 /// Products of fewer weights than this run on one thread: waking another costs more.
-const MIN_PARALLEL_WEIGHTS: usize = 1 << 18;
+const MIN_PARALLEL_WEIGHTS: usize = 1 << 22;
 /// Tokens from which it is cheaper to dequantise once and multiply in f32.
 const DEQUANTIZE_FROM_TOKENS: usize = 24;
 
