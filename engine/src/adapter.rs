@@ -179,7 +179,7 @@ pub fn tensor_names(projection: &Projection) -> (String, String) {
 pub fn tensors(model: &Model) -> BTreeMap<String, Tensor> {
     model
         .projections()
-        .flat_map(|projection| {
+        .filter_map(|projection| {
             let (a_name, b_name) = tensor_names(projection);
             projection
                 .lora

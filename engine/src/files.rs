@@ -87,3 +87,13 @@ pub fn sync_dir(path: &Path) -> Result<()> {
         .map_err(Error::io("sync the folder", path))?;
     Ok(())
 }
+
+/// Bytes as lower-case hexadecimal.
+pub fn hex(bytes: &[u8]) -> String {
+    use std::fmt::Write as _;
+    bytes.iter().fold(String::with_capacity(2 * bytes.len()), |mut text, byte| {
+        // Writing to a string cannot fail.
+        write!(text, "{byte:02x}").ok();
+        text
+    })
+}

@@ -191,7 +191,7 @@ impl QuantizedWeight {
         match self {
             Self::Tiled(weight) => Ok(weight.forward(&x)?),
             Self::Candle(_) if x.dim(0)? >= DEQUANTIZE_FROM_TOKENS => {
-                Ok(FrozenLinear::new(self.dequantize()?, None)?.forward(&x)?)
+                Ok(FrozenLinear::new(&self.dequantize()?, None)?.forward(&x)?)
             }
             Self::Candle(weight) => Ok(x.apply_op1_no_bwd(weight)?),
         }

@@ -7,7 +7,7 @@ use lathe_protocol::{EvalJob, EvalMetrics, LogitsJob, ModelDetails, ModelFile};
 use crate::{
     Error, Result, adapter, data, files, lora,
     model::{LoadFor, Model},
-    prepare,
+    preflight, prepare,
     text_files::TextFiles,
     train,
     weights::Weights,
@@ -70,10 +70,8 @@ pub fn eval(job: &EvalJob) -> Result<EvalMetrics> {
     let text_files = TextFiles::open(path)?;
     let dataset = data::read_examples(Path::new(&job.data.data))?;
     let prepared = prepare::rows(&text_files, &dataset, config.max_seq_len)?;
-    if prepared.rows.is_empty() {
-        return Err(Error::data(format!("No row has a token to evaluate: {}", job.data.data))
-            .hint("`lathe data check` shows why, row by row"));
-    }
+    let report = preflight::report(&text_files, &dataset, &prepared, config)?;
+    preflight::refuse_nothing(&report, Path::new(&job.data.data))?;
     let mut model = Model::load(path, LoadFor::Inference)?;
     if let Some(folder) = &job.adapter {
         adapter::attach(&mut model, Path::new(folder))?;

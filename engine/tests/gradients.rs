@@ -1,4 +1,5 @@
 //! What learns gets a gradient, what is frozen gets none, and packing changes nothing.
+#![expect(clippy::unwrap_used, reason = "a test may panic")]
 
 use std::path::{Path, PathBuf};
 

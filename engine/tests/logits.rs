@@ -1,4 +1,5 @@
 //! Logits of tiny random models against transformers and peft (fp32), as dumped by tests/golden/{models,lora}.py.
+#![expect(clippy::unwrap_used, reason = "a test may panic")]
 
 use std::path::{Path, PathBuf};
 

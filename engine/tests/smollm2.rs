@@ -1,5 +1,6 @@
 //! SmolLM2-135M-Instruct from its Q4_1 GGUF against transformers on the dequantised weights
 //! (tests/golden/tokenizers_gguf.py).
+#![expect(clippy::unwrap_used, reason = "a test may panic")]
 
 use std::{
     cell::Cell,

@@ -1,5 +1,6 @@
 //! Optimizer steps against a peft loop over the same rows (tests/golden/train.py) and a full fine-tune in
 //! transformers (tests/golden/full.py).
+#![expect(clippy::unwrap_used, reason = "a test may panic")]
 
 use std::{
     cell::Cell,

@@ -99,6 +99,11 @@ impl Worker {
         let mut process = Process::new(&options.worker_exe);
         process.args(&options.worker_args);
         process.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        if matches!(work, Some(WorkerJob::Train(_) | WorkerJob::Eval(_) | WorkerJob::Logits(_))) {
+            // candle's own threads wait for each other by spinning, which starves the engine's. Only its k-quant
+            // products, in chats, need them.
+            process.env("CANDLE_NUM_THREADS", "1");
+        }
         own_group(&mut process);
         let cannot_start = |error: &io::Error| {
             let exe = options.worker_exe.display();
@@ -421,7 +426,7 @@ fn own_group(process: &mut Process) {
 fn terminate(child: &mut Child) {
     if let Some(pid) = rustix::process::Pid::from_raw(child.id().cast_signed()) {
         // Fails only if the process is gone already.
-        drop(rustix::process::kill_process(pid, rustix::process::Signal::TERM));
+        rustix::process::kill_process(pid, rustix::process::Signal::TERM).ok();
     }
 }
 

@@ -152,7 +152,9 @@ impl AttentionOp {
             let weights = Matrix::new(&scores, last - first, columns);
             matmul_strided(block, head_dim, Into::Overwrite, 1.0, weights, v, gemm::Parallelism::None);
             for (row, inverse) in block.chunks_exact_mut(head_dim).zip(inverse_sums) {
-                row.iter_mut().for_each(|value| *value *= inverse);
+                for value in row {
+                    *value *= inverse;
+                }
             }
         }
         (output, log_sums)

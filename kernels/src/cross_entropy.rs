@@ -128,7 +128,9 @@ fn loss_and_gradient(logits: &mut [f32], target: usize) -> (f64, bool) {
             let max = simd::max(logits);
             let sum = simd::exp_in_place(logits, 1.0, max);
             let inverse = 1.0 / sum;
-            logits.iter_mut().for_each(|value| *value *= inverse);
+            for value in logits.iter_mut() {
+                *value *= inverse;
+            }
             logits[target] -= 1.0;
             (f64::from(sum).ln() + f64::from(max) - f64::from(target_logit), target_logit >= max)
         },

@@ -5,6 +5,10 @@
 //! twin that a CUDA kernel is checked against.
 //!
 //! Tensor letters: T tokens, C hidden, O output features, H heads, G key/value heads, D head dim, R rank, V vocabulary.
+#![expect(
+    clippy::inline_always,
+    reason = "what `simd::dispatch` compiles for several CPUs must be inlined into it"
+)]
 #![expect(unsafe_code, reason = "gemm takes raw pointers, and strided heads are views into one buffer")]
 
 mod adamw;

@@ -14,14 +14,14 @@ pub struct FrozenLinear {
 
 impl FrozenLinear {
     /// Errors: a weight that is not a contiguous F32 matrix, a bias of another length.
-    pub fn new(weight: Tensor, bias: Option<Tensor>) -> Result<Self> {
+    pub fn new(weight: &Tensor, bias: Option<&Tensor>) -> Result<Self> {
         let (out_features, _) = weight.dims2()?;
-        if let Some(bias) = &bias
+        if let Some(bias) = bias
             && bias.dims() != [out_features]
         {
             bail!("bias {:?} does not fit weight {:?}", bias.dims(), weight.dims());
         }
-        Ok(Self { weight: weight.contiguous()?.detach(), bias: bias.map(|bias| bias.detach()) })
+        Ok(Self { weight: weight.contiguous()?.detach(), bias: bias.map(Tensor::detach) })
     }
 
     pub fn weight(&self) -> &Tensor {

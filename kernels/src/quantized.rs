@@ -115,7 +115,7 @@ impl QuantizedLinear {
     pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
         let x = x.contiguous()?;
         if x.dim(0)? >= DEQUANTIZE_FROM_TOKENS {
-            return FrozenLinear::new(self.dequantize()?, None)?.forward(&x);
+            return FrozenLinear::new(&self.dequantize()?, None)?.forward(&x);
         }
         x.apply_op1_no_bwd(&Op(self))
     }
@@ -256,8 +256,10 @@ mod avx512 {
             // SAFETY: the lengths were checked above; every load stays within block `block` of its slice.
             unsafe {
                 let codes = codes.as_ptr().add(block * BYTES);
-                let x_codes = x.codes.as_ptr().add(block * 2 * BLOCK).cast::<i32>();
-                let x_group = |group: usize| _mm512_set1_epi32(x_codes.add(group).read_unaligned());
+                let x_codes = x.codes[block * 2 * BLOCK..][..2 * BLOCK].as_chunks::<4>().0;
+                let x_group = |group: usize| {
+                    _mm512_set1_epi32(i32::from_ne_bytes(x_codes[group].map(i8::cast_unsigned)))
+                };
                 let mut coarse = _mm512_setzero_si512();
                 let mut fine = _mm512_setzero_si512();
                 if BYTES == CodeBits::Four.tile_block_bytes() {

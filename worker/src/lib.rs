@@ -20,7 +20,7 @@ use lathe_protocol::{ErrorInfo, EventBody, Job, Request, handshake, read_frame, 
 
 /// How long a job may take to notice that it should stop, after which the process ends itself: whoever started it is
 /// gone, and nobody else would end it.
-const STOP_GRACE: Duration = Duration::from_secs(120);
+const STOP_GRACE: Duration = Duration::from_mins(2);
 
 /// What a running job hears and says.
 pub(crate) struct Channel {

@@ -41,7 +41,7 @@ impl Model {
             scale: 1.0 / (config.head_dim as f32).sqrt(),
         };
         let inverse_frequencies = config.inverse_frequencies(factors.as_deref());
-        Ok(Self { embedding, blocks, final_norm, head, attention, inverse_frequencies, config })
+        Ok(Self { config, embedding, blocks, final_norm, head, attention, inverse_frequencies })
     }
 
     /// A model of the given shape with fresh weights: normal(0, 0.02) matrices, ones in norms, no biases. Trainable.
@@ -150,10 +150,8 @@ impl Loader<'_> {
 
     fn linear(&self, module: &str, out_features: usize, in_features: usize) -> Result<BaseLinear> {
         let bias_name = format!("{module}.bias");
-        let bias = match self.weights.has(&bias_name) {
-            true => Some(self.dense(&bias_name, &[out_features])?),
-            false => None,
-        };
+        let has_bias = self.weights.has(&bias_name);
+        let bias = has_bias.then(|| self.dense(&bias_name, &[out_features])).transpose()?;
         let name = format!("{module}.weight");
         if self.load_for == LoadFor::Inference
             && let Some(weight) = self.weights.quantized(&name, self.config)?
@@ -172,7 +170,9 @@ impl Loader<'_> {
                 weight: Var::from_tensor(&weight)?,
                 bias: bias.map(|bias| Var::from_tensor(&bias)).transpose()?,
             },
-            LoadFor::Inference | LoadFor::Lora => BaseLinear::Dense(FrozenLinear::new(weight, bias)?),
+            LoadFor::Inference | LoadFor::Lora => {
+                BaseLinear::Dense(FrozenLinear::new(&weight, bias.as_ref())?)
+            }
         })
     }
 

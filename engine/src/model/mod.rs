@@ -193,7 +193,7 @@ impl Model {
         match (&self.head, &self.embedding) {
             (OutputHead::Own(linear), _) => linear.forward(h),
             (OutputHead::Tied, Embedding::Frozen(table)) => {
-                Ok(lathe_kernels::FrozenLinear::new(table.clone(), None)?.forward(h)?)
+                Ok(lathe_kernels::FrozenLinear::new(table, None)?.forward(h)?)
             }
             (OutputHead::Tied, Embedding::Trainable(table)) => Ok(lathe_kernels::linear(h, table)?),
             (OutputHead::Tied, Embedding::Quantized(table)) => table.forward(h),

@@ -26,8 +26,7 @@ use crate::{
     adapter::{self, PeftConfig},
     batch, data, files, lora,
     model::{LoadFor, Model},
-    prepare::{self, PreparedRows},
-    rng,
+    preflight, prepare, rng,
     text_files::TextFiles,
     tokenize::TokenizedRow,
 };
@@ -71,10 +70,6 @@ pub fn run_on_rows(
     let out_dir = Path::new(&job.out_dir);
 
     // 1. Data
-    if rows.is_empty() {
-        return Err(Error::data(format!("No row leaves anything to learn: {}", job.data))
-            .hint("`lathe data check` shows why, row by row"));
-    }
     let data_hash = hash_rows(rows);
     let lengths: Vec<usize> = rows.iter().map(|row| row.ids.len()).collect();
     let tokens_per_epoch = lengths.iter().sum::<usize>() as u64;
@@ -127,7 +122,9 @@ pub fn run_on_rows(
 
         // One step: the loss of the whole window over its trained tokens, then one update.
         let mut stats = CrossEntropyStats::default();
-        gradients.iter_mut().for_each(|gradient| gradient.fill(0.0));
+        for gradient in &mut gradients {
+            gradient.fill(0.0);
+        }
         for (micro_batch, batch) in batches.iter().enumerate() {
             if world.stop.load(Ordering::Relaxed) {
                 stopped = true;
@@ -226,6 +223,7 @@ pub fn run_on_rows(
     })
 }
 
+/// Reads a data file; the preflight's findings are emitted, and refuse a file that leaves nothing to learn.
 fn load_rows(
     text_files: &TextFiles,
     path: &str,
@@ -234,24 +232,32 @@ fn load_rows(
     emit: &mut dyn FnMut(EventBody),
 ) -> Result<Vec<TokenizedRow>> {
     emit(EventBody::Progress { what: what.into(), done: 0, total: 0 });
-    let dataset = data::read_examples(Path::new(path))?;
-    let PreparedRows { rows, .. } = prepare::rows(text_files, &dataset, config.max_seq_len)?;
-    Ok(rows)
+    let path = Path::new(path);
+    let dataset = data::read_examples(path)?;
+    let prepared = prepare::rows(text_files, &dataset, config.max_seq_len)?;
+    let report = preflight::report(text_files, &dataset, &prepared, config)?;
+    preflight::refuse_nothing(&report, path)?;
+    emit(EventBody::DataReport(Box::new(report)));
+    Ok(prepared.rows)
 }
 
 fn load_model(job: &TrainJob) -> Result<(Model, Option<PeftConfig>)> {
     let path = Path::new(&job.model);
     let config = &job.config;
     match config.method {
+        Method::Full if path.is_file() => Err(Error::invalid(
+            ErrorCode::Usage,
+            format!("A GGUF cannot be trained whole: {}", path.display()),
+        )
+        .hint("use method = \"lora\", or the model's Hugging Face folder")),
         Method::Full => Ok((Model::load(path, LoadFor::Full)?, None)),
         Method::Lora => {
             let mut model = Model::load(path, LoadFor::Lora)?;
-            let mut peft_config = match &job.init_adapter {
-                Some(folder) => adapter::attach(&mut model, Path::new(folder))?,
-                None => {
-                    lora::attach_fresh(&mut model, &config.lora, config.seed)?;
-                    PeftConfig::new(&config.lora, &job.model_name)
-                }
+            let mut peft_config = if let Some(folder) = &job.init_adapter {
+                adapter::attach(&mut model, Path::new(folder))?
+            } else {
+                lora::attach_fresh(&mut model, &config.lora, config.seed)?;
+                PeftConfig::new(&config.lora, &job.model_name)
             };
             peft_config.base_model_name_or_path = Some(job.model_name.clone());
             peft_config.inference_mode = true;
@@ -388,5 +394,5 @@ fn hash_rows(rows: &[TokenizedRow]) -> String {
             hasher.update([u8::from(*learns)]);
         }
     }
-    hasher.finalize().iter().map(|byte| format!("{byte:02x}")).collect()
+    files::hex(&hasher.finalize())
 }
