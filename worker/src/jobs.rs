@@ -69,7 +69,7 @@ fn chat(job: &ChatJob, channel: &Channel, output: &Output) -> Result<()> {
         let Request::Reply { messages, sampling, thinking, effort } = request else { continue };
         let request = ReplyRequest { messages, sampling, thinking, effort };
         let stats = session.reply(request, &channel.cancel_reply, &clock, &mut |delta| {
-            output.emit(&EventBody::Reply(delta))
+            output.emit(&EventBody::Reply(delta));
         })?;
         output.emit(&EventBody::ReplyDone(stats));
     }
