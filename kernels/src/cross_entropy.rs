@@ -23,14 +23,15 @@ pub struct CrossEntropyStats {
 /// Sum over rows of `−log softmax(h Wᵀ)[target]`, with a frozen output projection.
 ///
 /// Shapes: h (N,C), W (V,C), targets (N) -> scalar. F32.
-/// Gradient: reaches h; it is computed with the loss, chunk by chunk, so that the logits never exist as a whole.
+/// Gradient: reaches h; it is computed with the loss (if h is in autograd at all), chunk by chunk, so that the logits
+/// never exist as a whole.
 /// Errors: a target beyond the vocabulary.
 pub fn linear_cross_entropy(
     h: &Tensor,
     weight: &Tensor,
     targets: &[u32],
 ) -> Result<(Tensor, CrossEntropyStats)> {
-    let op = LinearCrossEntropy::new(targets);
+    let op = LinearCrossEntropy::new(targets, h.track_op());
     let stats = op.stats.clone();
     let loss = h.contiguous()?.apply_op1(Frozen { op, weight: weight.clone() })?;
     let stats = *stats.lock().map_err(|_| candle_core::Error::Msg("poisoned".into()))?;
@@ -43,7 +44,7 @@ pub fn linear_cross_entropy_trainable(
     weight: &Tensor,
     targets: &[u32],
 ) -> Result<(Tensor, CrossEntropyStats)> {
-    let op = LinearCrossEntropy::new(targets);
+    let op = LinearCrossEntropy::new(targets, true);
     let stats = op.stats.clone();
     let loss = h.contiguous()?.apply_op2(&weight.contiguous()?, Trainable { op })?;
     let stats = *stats.lock().map_err(|_| candle_core::Error::Msg("poisoned".into()))?;
@@ -52,6 +53,7 @@ pub fn linear_cross_entropy_trainable(
 
 struct LinearCrossEntropy {
     targets: Vec<u32>,
+    needs_gradient: bool,
     stats: Arc<Mutex<CrossEntropyStats>>,
     gradients: OnceLock<Gradients>,
 }
@@ -63,8 +65,8 @@ struct Gradients {
 }
 
 impl LinearCrossEntropy {
-    fn new(targets: &[u32]) -> Self {
-        Self { targets: targets.to_vec(), stats: Arc::default(), gradients: OnceLock::new() }
+    fn new(targets: &[u32], needs_gradient: bool) -> Self {
+        Self { targets: targets.to_vec(), needs_gradient, stats: Arc::default(), gradients: OnceLock::new() }
     }
 
     fn run(&self, h: &[f32], weight: &[f32], width: usize, weight_learns: bool) -> Result<f32> {
@@ -77,7 +79,7 @@ impl LinearCrossEntropy {
             bail!("target {target} lies beyond the vocabulary of {vocab_size}");
         }
         let weight = Matrix::new(weight, vocab_size, width);
-        let mut dh = vec![0.0; h.len()];
+        let mut dh = vec![0.0; if self.needs_gradient { h.len() } else { 0 }];
         let mut dweight = vec![0.0; if weight_learns { vocab_size * width } else { 0 }];
         let mut logits = vec![0.0; CHUNK_ROWS.min(num_rows) * vocab_size];
         let mut stats = CrossEntropyStats { num_tokens: num_rows, ..Default::default() };
@@ -97,6 +99,9 @@ impl LinearCrossEntropy {
             for (loss, correct) in losses {
                 stats.loss_sum += loss;
                 stats.num_correct += usize::from(correct);
+            }
+            if !self.needs_gradient {
+                continue;
             }
             // 3. dh = dlogits W; dW += dlogitsᵀ h
             let dlogits = Matrix::new(logits, rows, vocab_size);

@@ -43,7 +43,7 @@ fn check(name: &str, vars: &[&Var], loss: impl Fn() -> Result<Tensor>) {
         for (i, gradient) in gradient.iter().enumerate() {
             let numeric = (evaluate(i, EPS) - evaluate(i, -EPS)) / f64::from(2.0 * EPS);
             let error = (numeric - f64::from(*gradient)).abs() / f64::from(scale);
-            assert!(error < 1e-2, "{name}: operand {index}, element {i}: {} instead of {numeric}", gradient);
+            assert!(error < 1e-2, "{name}: operand {index}, element {i}: {gradient} instead of {numeric}");
         }
         var.set(&Tensor::from_vec(original, var.shape(), &Device::Cpu).unwrap()).unwrap();
     }
