@@ -1,1 +1,39 @@
-fn main() {}
+//! `lathe`: the command line, and the worker that it re-executes itself as.
+
+mod chart;
+mod cli;
+mod commands;
+mod output;
+mod progress;
+mod session;
+
+use std::process::ExitCode;
+
+use clap::Parser as _;
+use lathe_protocol::{ErrorCode, ErrorInfo};
+
+use cli::Cli;
+use output::Output;
+use session::Session;
+
+fn main() -> ExitCode {
+    // Before anything else: a worker is not a person's command.
+    if std::env::args_os().nth(1).is_some_and(|arg| arg == "worker") {
+        return lathe_worker::main();
+    }
+    let Cli { global, command } = Cli::parse();
+    let verbose = global.verbose;
+    let json = global.json;
+    let outcome = match command {
+        Some(command) => Session::open(&global).and_then(|mut session| commands::run(&mut session, command)),
+        None => Err(ErrorInfo::new(ErrorCode::NotFound, "The window comes with the next version of Lathe")
+            .hint("`lathe quickstart` takes you down the whole road; `lathe --help` lists the commands")),
+    };
+    match outcome {
+        Ok(code) => code,
+        Err(error) => {
+            Output { json, ends_with_reader: true }.error(&error, verbose);
+            ExitCode::from(if error.code == ErrorCode::Usage { 2 } else { 1 })
+        }
+    }
+}

@@ -129,16 +129,15 @@ impl std::fmt::Display for Given<'_> {
 
 /// Puts a value in its place, in the type the place has.
 fn set(values: &mut Map<String, Value>, name: &str, given: Given<'_>) -> Result<()> {
-    let (Some(key), Some(place)) =
-        (CONFIG_KEYS.iter().find(|key| key.name == name), values.get_mut(name))
+    let (Some(key), Some(place)) = (CONFIG_KEYS.iter().find(|key| key.name == name), values.get_mut(name))
     else {
         return Err(unknown_key(name));
     };
     let value = match place {
         Value::Bool(_) => as_bool(given).map(Value::Bool),
-        Value::Number(number) if number.is_f64() => as_f64(given).and_then(|number| {
-            serde_json::Number::from_f64(number).map(Value::Number)
-        }),
+        Value::Number(number) if number.is_f64() => {
+            as_f64(given).and_then(|number| serde_json::Number::from_f64(number).map(Value::Number))
+        }
         Value::Number(_) => as_u64(given).map(Value::from),
         Value::Array(_) => as_names(given).map(Value::from),
         _ => as_word(given, key).map(Value::String),

@@ -3,7 +3,7 @@
 use std::{path::Path, time::Duration};
 
 use lathe_protocol::{
-    ErrorCode, ErrorInfo, EvalMetrics, MetricPoint, Method, RunConfig, RunEntry, RunStatus, StepMetrics,
+    ErrorCode, ErrorInfo, EvalMetrics, Method, MetricPoint, RunConfig, RunEntry, RunStatus, StepMetrics,
 };
 use rusqlite::{Connection, OptionalExtension as _, Row, TransactionBehavior, params};
 use serde::{Serialize, de::DeserializeOwned};
@@ -158,10 +158,7 @@ impl Db {
     }
 
     pub(crate) fn set_status(&self, id: &str, status: RunStatus, error: Option<&str>) -> Result<()> {
-        self.write(
-            "UPDATE runs SET status = ?2, error = ?3 WHERE id = ?1",
-            params![id, word(&status), error],
-        )
+        self.write("UPDATE runs SET status = ?2, error = ?3 WHERE id = ?1", params![id, word(&status), error])
     }
 
     /// A run starts (again): whatever was asked of it before is over.
@@ -184,23 +181,24 @@ impl Db {
 
     pub(crate) fn add_step(&mut self, id: &str, point: &MetricPoint) -> Result<()> {
         let MetricPoint { step, at_secs } = point;
-        let add = || {
+        let mut add = || {
             let transaction = self.connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
-            transaction.prepare_cached(
-                "INSERT OR REPLACE INTO metrics VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10)",
-            )?
-            .execute(params![
-                id,
-                step.step,
-                step.loss,
-                step.grad_norm,
-                step.lr,
-                step.tokens_per_second,
-                step.tokens,
-                step.loss_tokens,
-                step.epoch,
-                at_secs,
-            ])?;
+            transaction
+                .prepare_cached(
+                    "INSERT OR REPLACE INTO metrics VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10)",
+                )?
+                .execute(params![
+                    id,
+                    step.step,
+                    step.loss,
+                    step.grad_norm,
+                    step.lr,
+                    step.tokens_per_second,
+                    step.tokens,
+                    step.loss_tokens,
+                    step.epoch,
+                    at_secs,
+                ])?;
             transaction
                 .prepare_cached("UPDATE runs SET step = ?2, last_loss = ?3 WHERE id = ?1")?
                 .execute(params![id, step.step, step.loss])?;

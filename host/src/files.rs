@@ -36,7 +36,8 @@ pub(crate) fn write_atomic(path: &Path, bytes: &[u8]) -> Result<()> {
 }
 
 pub(crate) fn write_json(path: &Path, value: &impl Serialize) -> Result<()> {
-    let mut bytes = serde_json::to_vec_pretty(value).map_err(|error| io_error("write", path)(error.into()))?;
+    let mut bytes =
+        serde_json::to_vec_pretty(value).map_err(|error| io_error("write", path)(error.into()))?;
     bytes.push(b'\n');
     write_atomic(path, &bytes)
 }
@@ -82,11 +83,7 @@ pub(crate) fn read_json<T: DeserializeOwned>(path: &Path) -> Result<T> {
 }
 
 /// Copies a file in pieces and flushes it to the disk; `each` sees every piece and may end the copy.
-pub(crate) fn copy_file(
-    from: &Path,
-    to: &Path,
-    each: &mut dyn FnMut(&[u8]) -> Result<()>,
-) -> Result<()> {
+pub(crate) fn copy_file(from: &Path, to: &Path, each: &mut dyn FnMut(&[u8]) -> Result<()>) -> Result<()> {
     let mut reader = File::open(from).map_err(io_error("read", from))?;
     let mut writer = File::create(to).map_err(io_error("write", to))?;
     read_pieces(&mut reader, from, &mut |piece| {
@@ -113,12 +110,8 @@ pub(crate) fn read_pieces(
 }
 
 pub(crate) fn hex(bytes: &[u8]) -> String {
-    use std::fmt::Write as _;
-    bytes.iter().fold(String::with_capacity(bytes.len() * 2), |mut hex, byte| {
-        // Writing to a String cannot fail.
-        drop(write!(hex, "{byte:02x}"));
-        hex
-    })
+    let digit = |value: u8| char::from_digit(u32::from(value), 16).unwrap_or('0');
+    bytes.iter().flat_map(|byte| [digit(byte >> 4), digit(byte & 15)]).collect()
 }
 
 /// The files below `folder`, symlinks followed, each with its size; hidden ones too.

@@ -37,14 +37,11 @@ pub(crate) fn detect(paths: &Paths) -> Hardware {
             .with_cpu(CpuRefreshKind::nothing())
             .with_memory(MemoryRefreshKind::nothing().with_ram()),
     );
-    let cpu = system.cpus().first().map(|cpu| cpu.brand().trim().to_owned()).unwrap_or_default();
-    // A container may see less than the machine has.
-    let (ram_total_bytes, ram_available_bytes) = match system.cgroup_limits() {
-        Some(limits) if limits.total_memory > 0 && limits.total_memory < system.total_memory() => {
-            (limits.total_memory, limits.free_memory)
-        }
-        _ => (system.total_memory(), system.available_memory()),
-    };
+    // A system that cannot be asked has unknown sizes, which read as zeros.
+    let system = system.ok();
+    let cpu = system.as_ref().and_then(|system| Some(system.cpus().first()?.brand().trim().to_owned()));
+    let cpu = cpu.unwrap_or_default();
+    let (ram_total_bytes, ram_available_bytes) = system.as_ref().map_or((0, 0), memory);
     let logical_cores = std::thread::available_parallelism().map_or(1, usize::from);
     let (disk_total_bytes, disk_free_bytes) = disk_of(&paths.data_dir);
     let (gpus, gpu_note) = GpuSource::None.gpus();
@@ -66,11 +63,22 @@ pub(crate) fn detect(paths: &Paths) -> Hardware {
     }
 }
 
+/// Total and available bytes; a container may have less than the machine.
+fn memory(system: &System) -> (u64, u64) {
+    match system.cgroup_limits() {
+        Some(limits) if limits.total_memory > 0 && limits.total_memory < system.total_memory() => {
+            (limits.total_memory, limits.free_memory)
+        }
+        _ => (system.total_memory(), system.available_memory()),
+    }
+}
+
 /// Total and free bytes of the disk that holds `path`; zeros if unknown.
 pub(crate) fn disk_of(path: &Path) -> (u64, u64) {
     let existing = path.ancestors().find(|ancestor| ancestor.exists()).unwrap_or(path);
     let existing = existing.canonicalize().unwrap_or_else(|_| existing.to_path_buf());
-    Disks::new_with_refreshed_list()
+    let Ok(disks) = Disks::new_with_refreshed_list() else { return (0, 0) };
+    disks
         .iter()
         .filter(|disk| existing.starts_with(disk.mount_point()))
         .max_by_key(|disk| disk.mount_point().components().count())
@@ -103,7 +111,8 @@ fn parameters(count: f64) -> String {
 
 fn nvidia_smi_exists() -> bool {
     let name = if cfg!(windows) { "nvidia-smi.exe" } else { "nvidia-smi" };
-    std::env::var_os("PATH").is_some_and(|path| std::env::split_paths(&path).any(|dir| dir.join(name).is_file()))
+    std::env::var_os("PATH")
+        .is_some_and(|path| std::env::split_paths(&path).any(|dir| dir.join(name).is_file()))
 }
 
 #[cfg(any(target_arch = "x86", target_arch = "x86_64"))]

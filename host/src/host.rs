@@ -267,8 +267,7 @@ fn run(job: &mut Job, body: CommandBody) -> Result<()> {
             simple_worker(job, WorkerJob::Logits(LogitsJob { model, adapter, ids, out, device }))?;
         }
         CommandBody::Eval { model, adapter, data, config, device } => {
-            let adapter =
-                adapter.map(|adapter| adapters::resolve(job.host.paths(), &adapter)).transpose()?;
+            let adapter = adapter.map(|adapter| adapters::resolve(job.host.paths(), &adapter)).transpose()?;
             let device = resolve_device(&device)?;
             let data = data_job(job, &model, &data, config)?;
             simple_worker(job, WorkerJob::Eval(EvalJob { data, adapter, device }))?;
@@ -307,8 +306,8 @@ pub(crate) fn data_path(data: &str) -> Result<String> {
 
 /// `auto` and `cpu` are the CPU; this build knows no other device.
 pub(crate) fn resolve_device(device: &str) -> Result<String> {
-    let is_cuda = device == "cuda"
-        || device.strip_prefix("cuda:").is_some_and(|index| index.parse::<u32>().is_ok());
+    let is_cuda =
+        device == "cuda" || device.strip_prefix("cuda:").is_some_and(|index| index.parse::<u32>().is_ok());
     match device {
         "auto" | "cpu" => Ok("cpu".into()),
         _ if is_cuda => Err(ErrorInfo::new(

@@ -18,6 +18,6 @@ mod runs;
 mod worker;
 
 pub use error::Result;
-pub use host::{Host, HostOptions};
 pub(crate) use host::Shared;
+pub use host::{Host, HostOptions};
 pub use paths::Paths;

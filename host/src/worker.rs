@@ -237,7 +237,10 @@ impl Worker {
                     details: self.stderr_tail(),
                     ..ErrorInfo::new(
                         ErrorCode::WorkerDied,
-                        format!("The worker is of another version: it said {line:?}, not {:?}", wanted.trim_end()),
+                        format!(
+                            "The worker is of another version: it said {line:?}, not {:?}",
+                            wanted.trim_end()
+                        ),
                     )
                     .hint("reinstall Lathe, so that all its parts are of one version")
                 })

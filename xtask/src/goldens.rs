@@ -44,13 +44,9 @@ pub fn goldens(args: &Args) -> Result<()> {
     }
     let smollm2 = smollm2::fetch()?;
     run("tokenizers_gguf.py", &[&smollm2])?;
-    match qwen3_config {
-        Some(path) => run("templates.py", &[&smollm2, &std::path::absolute(path)?]),
-        None => {
-            println!(
-                "== templates.py skipped: needs --qwen3-config FILE; its first lines say where the file is from"
-            );
-            Ok(())
-        }
-    }
+    let Some(path) = qwen3_config else {
+        println!("== templates.py skipped: needs --qwen3-config FILE; it says itself where to get that");
+        return Ok(());
+    };
+    run("templates.py", &[&smollm2, &std::path::absolute(path)?])
 }

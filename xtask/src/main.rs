@@ -11,6 +11,8 @@ mod starter;
 mod test;
 mod tidy;
 
+use std::process::ExitCode;
+
 use clap::{Parser, Subcommand};
 
 #[derive(Parser)]
@@ -34,12 +36,25 @@ enum Task {
     TrainStarter(starter::Args),
     /// Measure Lathe beside its peers
     Bench(bench::Args),
+    /// One side of a measurement, started by `bench`
+    #[command(hide = true)]
+    BenchChild(bench::ChildArgs),
     /// Make the golden numbers of tests/golden again
     Goldens(goldens::Args),
 }
 
-fn main() -> anyhow::Result<()> {
-    match Cli::parse().task {
+fn main() -> ExitCode {
+    match run(Cli::parse().task) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(task: Task) -> anyhow::Result<()> {
+    match task {
         Task::Setup => test::setup(),
         Task::Test => test::test(),
         Task::Tidy(args) => tidy::tidy(&args),
@@ -49,6 +64,7 @@ fn main() -> anyhow::Result<()> {
         }
         Task::TrainStarter(args) => starter::train_starter(&args),
         Task::Bench(args) => bench::bench(&args),
+        Task::BenchChild(args) => bench::child(&args),
         Task::Goldens(args) => goldens::goldens(&args),
     }
 }

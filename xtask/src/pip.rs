@@ -54,7 +54,7 @@ fn explain(wheel: &Wheel, command: &str, stderr: &str) -> String {
     let Wheel { name, version, .. } = wheel;
     let hint = if stderr.contains("No module named pip") {
         "hint: this Python has no pip; install it (`python3 -m ensurepip`, or the package python3-pip)"
-    } else if ["Max retries", "NewConnectionError", "Temporary failure", "ReadTimeout", "timed out"]
+    } else if ["Max retries", "NewConnectionError", "(from versions: none)", "ReadTimeout", "timed out"]
         .iter()
         .any(|sign| stderr.contains(sign))
     {
@@ -146,6 +146,7 @@ mod tests {
         };
         check("/usr/bin/python3: No module named pip\n", "has no pip");
         check("WARNING: Retrying .. NewConnectionError ..\nERROR: No matching distribution\n", "a network");
+        check("ERROR: No version satisfies the requirement (from versions: none)", "a network");
         check("ERROR: No matching distribution found\n", "by hand");
     }
 

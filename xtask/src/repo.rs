@@ -66,7 +66,7 @@ pub fn sha256_of_file(path: &Path) -> Result<String> {
 }
 
 pub fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+    bytes.iter().fold(String::new(), |hex, byte| hex + &format!("{byte:02x}"))
 }
 
 pub fn read_to_string(path: &Path) -> Result<String> {

@@ -2,7 +2,7 @@
 
 use std::{
     fs::File,
-    io::{self, BufReader, Read as _, Seek as _},
+    io::{self, BufReader, Read as _},
     path::Path,
 };
 
@@ -79,7 +79,8 @@ impl Reader {
             let mut elements = 1u64;
             for _ in 0..num_dims {
                 let dim = self.u64()?;
-                elements = elements.checked_mul(dim).ok_or_else(|| broken(format!("tensor {name} is huge")))?;
+                elements =
+                    elements.checked_mul(dim).ok_or_else(|| broken(format!("tensor {name} is huge")))?;
             }
             let kind = self.u32()?;
             let offset = self.u64()?;

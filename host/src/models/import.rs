@@ -80,7 +80,8 @@ pub(crate) fn import(job: &Job, path: &str, name: Option<&str>) -> Result<()> {
 
 /// Name, path and size of what belongs to a model; leftovers of trainers and downloaders stay behind.
 fn source_files(source: &Path) -> Result<Vec<(String, PathBuf, u64)>> {
-    let size = |path: &Path| fs::metadata(path).map(|metadata| metadata.len()).map_err(io_error("read", path));
+    let size =
+        |path: &Path| fs::metadata(path).map(|metadata| metadata.len()).map_err(io_error("read", path));
     if source.is_file() {
         return Ok(vec![(file_name(source), source.to_path_buf(), size(source)?)]);
     }

@@ -1,7 +1,7 @@
 //! Models on disk: found by name, listed, imported, verified, removed.
 
 mod check;
-pub(crate) mod gguf;
+mod gguf;
 mod hub;
 mod import;
 pub(crate) mod safetensors;
@@ -15,12 +15,10 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use lathe_protocol::{
-    ErrorCode, ErrorInfo, EventBody, Job as WorkerJob, ModelEntry, ModelFile,
-};
+use lathe_protocol::{ErrorCode, ErrorInfo, EventBody, Job as WorkerJob, ModelEntry, ModelFile};
 
-pub(crate) use check::file_name;
 use check::{Depth, is_gguf};
+pub(crate) use check::{file_name, is_gguf as is_gguf_path};
 pub(crate) use import::import;
 pub(crate) use verify::verify;
 
@@ -76,8 +74,11 @@ pub(crate) fn resolve(paths: &Paths, name: &str) -> Result<Resolved> {
     match found.as_slice() {
         [repo] => {
             let snapshot = repo.main()?.ok_or_else(|| {
-                ErrorInfo::new(ErrorCode::Model, format!("Nothing of this model is on disk: {}", repo.dir.display()))
-                    .hint("it was downloaded in part; remove it with `lathe models rm`, then get it again")
+                ErrorInfo::new(
+                    ErrorCode::Model,
+                    format!("Nothing of this model is on disk: {}", repo.dir.display()),
+                )
+                .hint("it was downloaded in part; remove it with `lathe models rm`, then get it again")
             })?;
             let path = model_in(&snapshot.path, &repo.id)?;
             Ok(Resolved { name: repo.id.clone(), path, repo: Some(repo.dir.clone()) })
@@ -141,8 +142,7 @@ pub(crate) fn list(paths: &Paths) -> Result<Vec<ModelEntry>> {
     }
     for repo in hub::repos(&paths.hf_cache)? {
         for snapshot in repo.snapshots()? {
-            let name =
-                if snapshot.is_main { repo.id.clone() } else { snapshot.path.display().to_string() };
+            let name = if snapshot.is_main { repo.id.clone() } else { snapshot.path.display().to_string() };
             models.push(entry(name, Some(snapshot.revision), &snapshot.path));
         }
     }
@@ -195,7 +195,10 @@ fn model_files(path: &Path) -> Vec<ModelFile> {
 pub(crate) fn remove(job: &Job, name: &str) -> Result<()> {
     let paths = job.host.paths();
     if name == starter::NAME {
-        return Err(ErrorInfo::new(ErrorCode::Usage, "The starter model is part of Lathe and cannot be removed"));
+        return Err(ErrorInfo::new(
+            ErrorCode::Usage,
+            "The starter model is part of Lathe and cannot be removed",
+        ));
     }
     let repos = hub::repos(&paths.hf_cache)?;
     // A repo that holds nothing usable can be removed by its whole name.

@@ -13,7 +13,6 @@ pub(crate) struct Header {
 
 pub(crate) struct Tensor {
     pub name: String,
-    pub dtype: String,
     pub shape: Vec<u64>,
 }
 
@@ -78,7 +77,7 @@ pub(crate) fn read_header(path: &Path) -> Result<Header, String> {
             }
         }
         data_bytes = data_bytes.max(end);
-        tensors.push(Tensor { name, dtype: entry.dtype, shape: entry.shape });
+        tensors.push(Tensor { name, shape: entry.shape });
     }
     let wanted = 8 + header_bytes + data_bytes;
     match file_bytes {

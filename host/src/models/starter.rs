@@ -5,16 +5,20 @@ use std::path::PathBuf;
 use lathe_protocol::{ErrorCode, ErrorInfo};
 use sha2::{Digest as _, Sha256};
 
-use crate::{Paths, error::{Result, io_error}, files};
+use crate::{
+    Paths,
+    error::{Result, io_error},
+    files,
+};
 
 pub(crate) const NAME: &str = "starter";
 
 /// The files of `resources/starter`.
 pub(crate) const FILES: &[(&str, &[u8])] = &[
-    // ("config.json", include_bytes!("../../../resources/starter/config.json")),
-    // ("tokenizer.json", include_bytes!("../../../resources/starter/tokenizer.json")),
-    // ("tokenizer_config.json", include_bytes!("../../../resources/starter/tokenizer_config.json")),
-    // ("model.safetensors", include_bytes!("../../../resources/starter/model.safetensors")),
+    ("config.json", include_bytes!("../../../resources/starter/config.json")),
+    ("tokenizer.json", include_bytes!("../../../resources/starter/tokenizer.json")),
+    ("tokenizer_config.json", include_bytes!("../../../resources/starter/tokenizer_config.json")),
+    ("model.safetensors", include_bytes!("../../../resources/starter/model.safetensors")),
 ];
 
 pub(crate) fn is_built_in() -> bool {

@@ -22,7 +22,8 @@ use crate::{
 pub(crate) fn verify(job: &Job, name: &str) -> Result<()> {
     let model = resolve(job.host.paths(), name)?;
     let listed = model_files(&model.path);
-    let folder = if model.path.is_dir() { model.path.as_path() } else { model.path.parent().unwrap_or(&model.path) };
+    let folder =
+        if model.path.is_dir() { model.path.as_path() } else { model.path.parent().unwrap_or(&model.path) };
     let total: u64 = listed.iter().map(|file| file.size_bytes).sum();
     let mut progress = job.progress(format!("Verifying {}", model.name), total);
     let mut problems = check::inspect(&model.path, Depth::Full).problems;

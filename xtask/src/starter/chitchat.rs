@@ -81,7 +81,9 @@ pub fn conversations() -> Result<Vec<Conversation>> {
     let mut turns_using: HashMap<String, usize> = HashMap::new();
     for turn in chats.iter().flatten() {
         let words: HashSet<String> = text::words(turn).into_iter().collect();
-        words.into_iter().for_each(|word| *turns_using.entry(word).or_default() += 1);
+        for word in words {
+            *turns_using.entry(word).or_default() += 1;
+        }
     }
     let fit = |sentence: &str| {
         let known = |word: &String| turns_using.get(word).is_some_and(|turns| *turns >= MIN_TURNS_USING);
@@ -91,8 +93,8 @@ pub fn conversations() -> Result<Vec<Conversation>> {
 
     let (mut rows, mut seen) = (Vec::new(), HashSet::new());
     for chat in &chats {
-        for (index, stretch) in clean_stretches(chat, &sentences, &fit).into_iter().enumerate() {
-            for row in cut(stretch, index == 0) {
+        for (index, stretch) in clean_stretches(chat, &sentences, fit).into_iter().enumerate() {
+            for row in cut(&stretch, index == 0) {
                 if seen.insert(text::key(&row)) {
                     rows.push(Conversation::new(row));
                 }
@@ -135,8 +137,8 @@ fn head(turn: &str, sentences: &Regex, fit: impl Fn(&str) -> bool) -> String {
 }
 
 /// A stretch in rows that end on the assistant's turn and say enough.
-fn cut(stretch: Vec<String>, opens_the_chat: bool) -> Vec<Vec<String>> {
-    let mut rest = stretch.as_slice();
+fn cut(stretch: &[String], opens_the_chat: bool) -> Vec<Vec<String>> {
+    let mut rest = stretch;
     if !opens_the_chat {
         // A short remark answers something that is gone.
         while let [first, _, ..] = rest
@@ -185,8 +187,8 @@ mod tests {
     fn a_row_ends_on_the_assistants_turn() {
         let turns = |texts: &[&str]| texts.iter().map(|text| (*text).to_owned()).collect::<Vec<_>>();
         let chat = turns(&["How are you doing today?", "I am doing very well.", "That is good."]);
-        assert_eq!(cut(chat.clone(), true), [chat[..2].to_vec()]);
+        assert_eq!(cut(&chat, true), [chat[..2].to_vec()]);
         let chat = turns(&["Oh yeah.", "What do you like to read?", "I like to read old books."]);
-        assert_eq!(cut(chat.clone(), false), [chat[1..].to_vec()]);
+        assert_eq!(cut(&chat, false), [chat[1..].to_vec()]);
     }
 }

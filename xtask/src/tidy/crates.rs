@@ -28,12 +28,7 @@ pub fn folders() -> impl Iterator<Item = &'static str> {
 }
 
 pub fn check(root: &Path) -> Result<Vec<String>> {
-    let metadata = MetadataCommand::new()
-        .manifest_path(root.join("Cargo.toml"))
-        // What this platform builds is downloaded already.
-        .other_options(["--locked".to_owned(), "--filter-platform".to_owned(), host_triple()?])
-        .exec()
-        .context("Cannot read the workspace's metadata")?;
+    let metadata = metadata(root)?;
     let mut problems = Vec::new();
     for package in metadata.workspace_packages() {
         let folder = folder_of(root, package.manifest_path.as_std_path());
@@ -61,6 +56,15 @@ pub fn check(root: &Path) -> Result<Vec<String>> {
         }
     }
     Ok(problems)
+}
+
+fn metadata(root: &Path) -> Result<Metadata> {
+    MetadataCommand::new()
+        .manifest_path(root.join("Cargo.toml"))
+        // What this platform builds is downloaded already.
+        .other_options(["--locked".to_owned(), "--filter-platform".to_owned(), host_triple()?])
+        .exec()
+        .context("Cannot read the workspace's metadata")
 }
 
 fn host_triple() -> Result<String> {
@@ -180,5 +184,13 @@ mod tests {
         assert_eq!(way(&graph).as_deref(), Some("host middle candle-core"));
         graph.insert(&middle, ("middle", vec![]));
         assert_eq!(way(&graph), None);
+    }
+
+    #[test]
+    fn candle_is_seen_where_it_is() {
+        let metadata = metadata(&crate::repo::root()).unwrap();
+        let engine = metadata.packages.iter().find(|package| package.name == "lathe-engine").unwrap();
+        let way = way_to(&graph(&metadata), &engine.id, |name| name.starts_with("candle")).unwrap();
+        assert_eq!(way, ["lathe-engine", "candle-core"]);
     }
 }

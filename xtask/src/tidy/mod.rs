@@ -31,6 +31,12 @@ pub struct SourceFile {
     pub text: String,
 }
 
+impl SourceFile {
+    fn is_rust(&self) -> bool {
+        Path::new(&self.path).extension().is_some_and(|extension| extension == "rs")
+    }
+}
+
 pub fn tidy(args: &Args) -> Result<()> {
     if args.fix {
         docs::fix(&repo::root())?;

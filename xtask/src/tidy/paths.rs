@@ -37,7 +37,7 @@ pub fn check(file: &SourceFile) -> Vec<String> {
     let Some(rule) = RULES.iter().find(|rule| file.path.starts_with(rule.folder)) else {
         return Vec::new();
     };
-    if !file.path.ends_with(".rs") || file.path.ends_with("/tests.rs") {
+    if !file.is_rust() || file.path.ends_with("/tests.rs") {
         return Vec::new();
     }
     let mut found = paths(&code(&file.text));

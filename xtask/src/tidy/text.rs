@@ -28,7 +28,7 @@ pub fn check(file: &SourceFile) -> Vec<String> {
     if !text.is_empty() && !text.ends_with('\n') {
         problems.push(format!("no line end at the end: {path}"));
     }
-    if path.ends_with(".rs") {
+    if file.is_rust() {
         let num_lines = text.lines().count();
         if num_lines > MAX_LINES && !path.starts_with("tests/") && !path.contains("/tests/") {
             problems.push(format!("{num_lines} lines, {MAX_LINES} are allowed: {path}"));

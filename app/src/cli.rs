@@ -1,0 +1,274 @@
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use lathe_protocol::Thinking;
+
+/// Shape language models on your own workstation.
+///
+/// M is a Hub id in the cache (Qwen/Qwen3-0.6B), a folder, a .gguf file, or starter.
+/// A is an adapter's name in the library, or a PEFT folder.
+#[derive(Debug, Parser)]
+#[command(name = "lathe", version, max_term_width = 110)]
+pub struct Cli {
+    #[command(flatten)]
+    pub global: Global,
+    #[command(subcommand)]
+    pub command: Option<CommandLine>,
+}
+
+#[derive(Debug, Clone, Args)]
+pub struct Global {
+    /// Where Lathe keeps runs, adapters and its database [default: the platform's, or LATHE_DATA_DIR]
+    #[arg(long, global = true, value_name = "DIR")]
+    pub data_dir: Option<PathBuf>,
+    /// auto, cpu or cuda:N
+    #[arg(long, global = true, default_value = "auto", value_name = "DEVICE")]
+    pub device: String,
+    /// Print JSON on stdout: one object, or one a line for a stream
+    #[arg(long, global = true)]
+    pub json: bool,
+    /// Say more on stderr
+    #[arg(short, long, global = true)]
+    pub verbose: bool,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum CommandLine {
+    /// The whole road on the starter model, offline, in about a minute
+    Quickstart(Quickstart),
+    /// This machine, and what it fits
+    Hardware,
+    /// Models on disk
+    #[command(subcommand)]
+    Models(Models),
+    /// Look at data as the model will see it
+    #[command(subcommand)]
+    Data(Data),
+    /// Fine-tune a model
+    Train(Box<Train>),
+    /// Past and present runs
+    #[command(subcommand)]
+    Runs(Runs),
+    /// The adapter library
+    #[command(subcommand)]
+    Adapters(Adapters),
+    /// Talk to a model
+    Chat(Box<Chat>),
+    /// Write a model's logits for given token ids
+    Logits(Logits),
+    /// Loss and perplexity over a data file's trained tokens
+    Eval(Eval),
+    /// Check the installation and say what to do
+    Doctor,
+}
+
+#[derive(Debug, Args)]
+pub struct Quickstart {
+    /// Passes over the sample data
+    #[arg(long, value_name = "N")]
+    pub epochs: Option<f64>,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum Models {
+    /// Every model on disk
+    List,
+    /// One model, in detail
+    Show {
+        #[arg(value_name = "M")]
+        model: String,
+    },
+    /// Copy a model folder or .gguf file into the Hugging Face cache
+    Import {
+        path: String,
+        /// owner/name in the cache [default: local/ and the file's name]
+        #[arg(long)]
+        name: Option<String>,
+    },
+    /// Check a model's files: checksums, lengths, missing shards
+    Verify {
+        #[arg(value_name = "M")]
+        model: String,
+    },
+    /// Remove a model from the Hugging Face cache
+    Rm {
+        #[arg(value_name = "M")]
+        model: String,
+    },
+}
+
+#[derive(Debug, Args)]
+pub struct ConfigArgs {
+    /// TOML file with config keys
+    #[arg(long, value_name = "FILE")]
+    pub config: Option<PathBuf>,
+    /// Set a config key, e.g. --set lora.r=8; comes after --config
+    #[arg(long, value_name = "KEY=VALUE")]
+    pub set: Vec<String>,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum Data {
+    /// Preflight: rows, shape, lengths, truncation, rows with nothing to learn
+    Check {
+        #[arg(long, value_name = "M")]
+        model: String,
+        file: String,
+        #[command(flatten)]
+        config: ConfigArgs,
+    },
+    /// One row as tokens: id, whether it is trained (*), turn, text
+    Show {
+        #[arg(long, value_name = "M")]
+        model: String,
+        file: String,
+        /// Which row, counted from 0
+        #[arg(long, default_value_t = 0, value_name = "N")]
+        row: usize,
+        #[command(flatten)]
+        config: ConfigArgs,
+    },
+}
+
+#[derive(Debug, Args)]
+pub struct Train {
+    #[arg(long, value_name = "M", required_unless_present = "resume")]
+    pub model: Option<String>,
+    /// JSONL, JSON, CSV or text
+    #[arg(long, value_name = "FILE", required_unless_present = "resume")]
+    pub data: Option<String>,
+    /// Held-out data of the same kind
+    #[arg(long, value_name = "FILE")]
+    pub eval_data: Option<String>,
+    #[command(flatten)]
+    pub config: ConfigArgs,
+    /// Folder for adapter and checkpoints [default: one in the data folder]
+    #[arg(long, value_name = "DIR", required_if_eq("resume", "true"))]
+    pub out: Option<PathBuf>,
+    /// Continue the run in --out from its newest checkpoint
+    #[arg(long)]
+    pub resume: bool,
+    /// Start from an adapter's weights
+    #[arg(long, value_name = "A", conflicts_with = "resume")]
+    pub init_adapter: Option<String>,
+    /// Optimizer steps, whatever `epochs` says
+    #[arg(long, value_name = "N")]
+    pub max_steps: Option<usize>,
+    /// Name of the run and its adapter [default: made of model and data]
+    #[arg(long)]
+    pub name: Option<String>,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum Runs {
+    /// Every run, newest first
+    List,
+    /// One run, in detail
+    Show { run: String },
+    /// Continue a stopped, interrupted or failed run from its newest checkpoint
+    Resume { run: String },
+    /// Checkpoint and stop a run, also one of another process
+    Stop { run: String },
+    /// Remove a run, its folder and its checkpoints; its adapter stays in the library
+    Rm { run: String },
+}
+
+#[derive(Debug, Subcommand)]
+pub enum Adapters {
+    /// Every adapter in the library
+    List,
+    /// One adapter, in detail
+    Show {
+        #[arg(value_name = "A")]
+        adapter: String,
+    },
+    /// Copy a PEFT folder into the library
+    Import {
+        path: String,
+        #[arg(long)]
+        name: Option<String>,
+    },
+    /// Remove an adapter from the library
+    Rm {
+        #[arg(value_name = "A")]
+        adapter: String,
+    },
+}
+
+#[derive(Debug, Clone, Copy, ValueEnum)]
+pub enum ThinkingArg {
+    Show,
+    Hide,
+    Off,
+}
+
+impl From<ThinkingArg> for Thinking {
+    fn from(arg: ThinkingArg) -> Self {
+        match arg {
+            ThinkingArg::Show => Self::Show,
+            ThinkingArg::Hide => Self::Hide,
+            ThinkingArg::Off => Self::Off,
+        }
+    }
+}
+
+#[derive(Debug, Args)]
+pub struct Chat {
+    #[arg(long, value_name = "M")]
+    pub model: String,
+    /// May be given several times
+    #[arg(long, value_name = "A")]
+    pub adapter: Vec<String>,
+    /// Ask once and leave; without it, lines from stdin are the turns (/reset, /exit)
+    #[arg(short, long)]
+    pub prompt: Option<String>,
+    /// System prompt
+    #[arg(long, value_name = "S")]
+    pub system: Option<String>,
+    /// Reasoning effort, for models that have it
+    #[arg(long, value_name = "LEVEL", value_parser = ["low", "medium", "high"])]
+    pub effort: Option<String>,
+    #[arg(long, default_value = "show")]
+    pub thinking: ThinkingArg,
+    /// A style that the adapter was trained with
+    #[arg(long, value_name = "NAME")]
+    pub style: Option<String>,
+    #[arg(long, value_name = "N", default_value_t = 512)]
+    pub max_tokens: usize,
+    /// 0 takes the likeliest token
+    #[arg(long, value_name = "T", default_value_t = 0.0)]
+    pub temperature: f64,
+    #[arg(long, value_name = "P", default_value_t = 1.0)]
+    pub top_p: f64,
+    /// 0 keeps every token
+    #[arg(long, value_name = "K", default_value_t = 0)]
+    pub top_k: usize,
+    #[arg(long, value_name = "N", default_value_t = 42)]
+    pub seed: u64,
+}
+
+#[derive(Debug, Args)]
+pub struct Logits {
+    #[arg(long, value_name = "M")]
+    pub model: String,
+    #[arg(long, value_name = "A")]
+    pub adapter: Option<String>,
+    /// Token ids, e.g. 1,2,3
+    #[arg(long, value_delimiter = ',', required = true)]
+    pub ids: Vec<u32>,
+    /// Safetensors file to write: logits (T, V) f32
+    #[arg(long, value_name = "FILE")]
+    pub out: PathBuf,
+}
+
+#[derive(Debug, Args)]
+pub struct Eval {
+    #[arg(long, value_name = "M")]
+    pub model: String,
+    #[arg(long, value_name = "A")]
+    pub adapter: Option<String>,
+    #[arg(long, value_name = "FILE")]
+    pub data: String,
+    #[command(flatten)]
+    pub config: ConfigArgs,
+}

@@ -1,0 +1,300 @@
+use std::{
+    io::{BufRead as _, IsTerminal as _, stdin},
+    process::ExitCode,
+    sync::mpsc::{Receiver, RecvTimeoutError, sync_channel},
+    thread,
+    time::Duration,
+};
+
+use lathe_protocol::{
+    ChatStats, CommandBody, ErrorCode, ErrorInfo, EventBody, JobId, Message, ReplyChannel, Role,
+    SamplingParams, Thinking,
+};
+use serde_json::{Value, json};
+
+use super::Outcome;
+use crate::{cli::Chat, note, output::duration, progress::Preparation, session::Session};
+
+const DIM: &str = "\x1b[2m";
+const PLAIN: &str = "\x1b[0m";
+
+pub fn run(session: &mut Session, args: Chat) -> Outcome {
+    refuse_unsupported(&args)?;
+    let Chat { model, adapter: adapters, prompt, system, thinking, .. } = &args;
+    let sampling = SamplingParams {
+        temperature: args.temperature,
+        top_p: args.top_p,
+        top_k: args.top_k,
+        max_tokens: args.max_tokens,
+        seed: args.seed,
+    };
+    check_sampling(&sampling)?;
+    let mut chat = Conversation::open(session, model, adapters, (*thinking).into(), sampling)?;
+    let system: Vec<Message> = system.iter().map(|text| Message::new(Role::System, text)).collect();
+    if let Some(prompt) = prompt {
+        let mut messages = system;
+        messages.push(Message::new(Role::User, prompt));
+        chat.reply(session, messages)?;
+    } else {
+        talk(session, &mut chat, &system)?;
+    }
+    chat.close(session)?;
+    Ok(ExitCode::SUCCESS)
+}
+
+fn refuse_unsupported(args: &Chat) -> Result<(), ErrorInfo> {
+    if let Some(effort) = &args.effort {
+        return Err(ErrorInfo::new(
+            ErrorCode::Model,
+            format!("This model has no reasoning effort to set to {effort}: {}", args.model),
+        )
+        .hint("leave --effort out"));
+    }
+    if let Some(style) = &args.style {
+        let holder = match args.adapter.as_slice() {
+            [] => "without an adapter there are no styles".to_owned(),
+            adapters => format!("the adapter holds no styles: {}", adapters.join(", ")),
+        };
+        return Err(ErrorInfo::new(ErrorCode::Adapter, format!("No style {style:?}: {holder}"))
+            .hint("leave --style out"));
+    }
+    Ok(())
+}
+
+fn check_sampling(sampling: &SamplingParams) -> Result<(), ErrorInfo> {
+    let wrong = |flag: &str, value: f64, range: &str| {
+        Err(ErrorInfo::new(ErrorCode::Usage, format!("{flag} {value} is out of range"))
+            .hint(format!("{flag} takes {range}")))
+    };
+    if !(sampling.temperature >= 0.0 && sampling.temperature <= 10.0) {
+        return wrong("--temperature", sampling.temperature, "0 to 10");
+    }
+    if !(sampling.top_p > 0.0 && sampling.top_p <= 1.0) {
+        return wrong("--top-p", sampling.top_p, "more than 0, at most 1");
+    }
+    if sampling.max_tokens == 0 {
+        return wrong("--max-tokens", 0.0, "1 and more");
+    }
+    Ok(())
+}
+
+/// Lines of stdin are turns, until its end, `/exit` or Ctrl-C.
+fn talk(session: &mut Session, chat: &mut Conversation, system: &[Message]) -> Result<(), ErrorInfo> {
+    let at_terminal = stdin().is_terminal() && session.out.is_terminal();
+    if at_terminal {
+        note!("/reset forgets the conversation, /exit or Ctrl-D leaves, Ctrl-C ends a reply");
+    }
+    let lines = read_lines()?;
+    let mut messages = system.to_vec();
+    loop {
+        if at_terminal {
+            session.out.text("> ");
+        }
+        let Some(line) = next_line(&lines) else { break };
+        match line.trim() {
+            "" => {}
+            "/exit" | "/quit" => return Ok(()),
+            "/reset" => {
+                messages = system.to_vec();
+                note!("forgotten");
+            }
+            command if command.starts_with('/') && !command.contains(' ') => {
+                note!("unknown command {command}: there are /reset and /exit");
+            }
+            text => {
+                messages.push(Message::new(Role::User, text));
+                let answer = chat.reply(session, messages.clone())?;
+                messages.push(Message::new(Role::Assistant, answer));
+            }
+        }
+    }
+    if at_terminal {
+        session.out.line("");
+    }
+    Ok(())
+}
+
+fn read_lines() -> Result<Receiver<String>, ErrorInfo> {
+    let (sender, lines) = sync_channel(16);
+    let spawned = thread::Builder::new().name("stdin".into()).spawn(move || {
+        for line in stdin().lock().lines() {
+            if line.is_err() || line.is_ok_and(|line| sender.send(line).is_err()) {
+                return;
+            }
+        }
+    });
+    match spawned {
+        Ok(_) => Ok(lines),
+        Err(error) => Err(ErrorInfo::new(ErrorCode::Internal, format!("Cannot start a thread: {error}"))),
+    }
+}
+
+fn next_line(lines: &Receiver<String>) -> Option<String> {
+    let before = Session::interrupts();
+    loop {
+        match lines.recv_timeout(Duration::from_millis(100)) {
+            Ok(line) => return Some(line),
+            Err(RecvTimeoutError::Timeout) if Session::interrupts() == before => {}
+            Err(_) => return None,
+        }
+    }
+}
+
+/// A loaded model, talking.
+pub struct Conversation {
+    job: JobId,
+    thinking: Thinking,
+    sampling: SamplingParams,
+    /// Whether replies are shown as they come.
+    pub silent: bool,
+}
+
+impl Conversation {
+    /// Waits until the model is loaded.
+    pub fn open(
+        session: &mut Session,
+        model: &str,
+        adapters: &[String],
+        thinking: Thinking,
+        sampling: SamplingParams,
+    ) -> Result<Self, ErrorInfo> {
+        let device = session.device.clone();
+        let body = CommandBody::Chat { model: model.to_owned(), adapters: adapters.to_vec(), device };
+        let job = session.start(body);
+        let chat = Self { job, thinking, sampling, silent: false };
+        let mut bar = Preparation::new();
+        loop {
+            for event in session.events(job) {
+                match event {
+                    EventBody::Progress { what, done, total } => bar.show(&what, done, total),
+                    EventBody::ChatReady { load_seconds, supports_thinking, .. } => {
+                        bar.clear();
+                        if session.verbose {
+                            note!("loaded in {}", duration(load_seconds));
+                        }
+                        if thinking == Thinking::Off && !supports_thinking {
+                            note!("this model does not think: --thinking off changes nothing");
+                        }
+                        return Ok(chat);
+                    }
+                    EventBody::Failed { error } => return Err(error),
+                    EventBody::Done => return Err(ended()),
+                    _ => {}
+                }
+            }
+            if Session::interrupts() > 0 {
+                bar.clear();
+                session.send(job, CommandBody::Stop);
+                session.send(job, CommandBody::Stop);
+                return Err(ErrorInfo::new(ErrorCode::Busy, "Interrupted while the model was loading"));
+            }
+        }
+    }
+
+    /// Asks, shows the reply as it comes, and returns its answer.
+    pub fn reply(&mut self, session: &mut Session, messages: Vec<Message>) -> Result<String, ErrorInfo> {
+        let body = CommandBody::Reply {
+            messages,
+            sampling: self.sampling.clone(),
+            thinking: self.thinking,
+            effort: None,
+        };
+        session.send(self.job, body);
+        let before = Session::interrupts();
+        let mut cancelled = false;
+        let mut answer = String::new();
+        let mut shown = None;
+        loop {
+            for event in session.events(self.job) {
+                match event {
+                    EventBody::Reply(delta) => {
+                        if delta.channel == ReplyChannel::Answer {
+                            answer.push_str(&delta.text);
+                        }
+                        if !self.silent {
+                            show_delta(session, delta.channel, &delta.text, &mut shown);
+                        }
+                    }
+                    EventBody::ReplyDone(stats) => {
+                        if !self.silent {
+                            end_reply(session, &stats, shown);
+                        }
+                        return Ok(answer);
+                    }
+                    EventBody::Failed { error } => return Err(error),
+                    EventBody::Done => return Err(ended()),
+                    _ => {}
+                }
+            }
+            if Session::interrupts() > before && !cancelled {
+                cancelled = true;
+                session.send(self.job, CommandBody::CancelReply);
+            }
+        }
+    }
+
+    pub fn close(self, session: &mut Session) -> Result<(), ErrorInfo> {
+        session.send(self.job, CommandBody::Stop);
+        loop {
+            for event in session.events(self.job) {
+                match event {
+                    EventBody::Done => return Ok(()),
+                    EventBody::Failed { error } => return Err(error),
+                    _ => {}
+                }
+            }
+        }
+    }
+}
+
+fn ended() -> ErrorInfo {
+    ErrorInfo::new(ErrorCode::WorkerDied, "The chat ended before it answered")
+}
+
+fn show_delta(session: &Session, channel: ReplyChannel, text: &str, shown: &mut Option<ReplyChannel>) {
+    let out = &session.out;
+    if out.json {
+        return out.object(&json!({"kind": "delta", "channel": channel, "text": text}));
+    }
+    // Thinking is dimmed, and apart from the answer.
+    let style = |channel| if channel == ReplyChannel::Answer { PLAIN } else { DIM };
+    if *shown != Some(channel) {
+        if shown.is_some() {
+            out.text("\n\n");
+        }
+        if out.is_terminal() {
+            out.text(style(channel));
+        }
+        *shown = Some(channel);
+    }
+    out.text(text);
+}
+
+fn end_reply(session: &Session, stats: &ChatStats, shown: Option<ReplyChannel>) {
+    let out = &session.out;
+    if out.json {
+        let mut object = json!({"kind": "stats"});
+        if let (Value::Object(object), Ok(Value::Object(fields))) = (&mut object, serde_json::to_value(stats))
+        {
+            object.extend(fields);
+        }
+        return out.object(&object);
+    }
+    if out.is_terminal() && shown.is_some() {
+        out.text(PLAIN);
+    }
+    out.line("");
+    if session.verbose {
+        note!(
+            "{} tokens, {:.1} tokens/s, first after {}; prompt {} tokens; loaded in {}",
+            stats.output_tokens,
+            stats.tokens_per_second,
+            duration(stats.ttft_seconds),
+            stats.prompt_tokens,
+            duration(stats.load_seconds)
+        );
+    }
+    if !stats.finished {
+        note!("(cut off after {} tokens: raise --max-tokens for more)", stats.output_tokens);
+    }
+}

@@ -1,0 +1,162 @@
+use std::process::ExitCode;
+
+use lathe_protocol::{
+    CommandBody, DataReport, DatasetShape, ErrorCode, ErrorInfo, EventBody, ReplyChannel, Role, TokenView,
+};
+
+use super::{Outcome, read_config, unexpected};
+use crate::{
+    cli::ConfigArgs,
+    output::{self, fields},
+    session::Session,
+};
+
+pub fn check(session: &mut Session, model: String, file: String, config: &ConfigArgs) -> Outcome {
+    let config = read_config(config)?;
+    let answer = session.ask(CommandBody::DataCheck { model, data: file.clone(), config })?;
+    let EventBody::DataReport(report) = &answer else { return Err(unexpected()) };
+    if session.out.json {
+        session.out.object(&answer);
+    } else {
+        session.out.text(&describe(report));
+    }
+    if report.loss_tokens == 0 {
+        return Err(ErrorInfo::new(
+            ErrorCode::Data,
+            format!("Nothing to learn: 0 of {} tokens are trained: {file}", report.tokens),
+        )
+        .hint("each row needs an assistant turn (or a completion) within max_seq_len"));
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+pub fn describe(report: &DataReport) -> String {
+    let share = if report.tokens == 0 { 0.0 } else { report.loss_tokens as f64 / report.tokens as f64 };
+    let lengths = &report.lengths;
+    let mut lines = vec![
+        ("Shape", shape(report.shape).to_owned()),
+        ("Rows", report.rows.to_string()),
+        (
+            "Tokens",
+            format!(
+                "{}, of which {} are trained ({:.0} %)",
+                report.tokens,
+                report.loss_tokens,
+                share * 100.0
+            ),
+        ),
+        (
+            "Lengths",
+            format!(
+                "{} to {}, mean {:.0}, median {}, 95 % up to {}",
+                lengths.min, lengths.max, lengths.mean, lengths.p50, lengths.p95
+            ),
+        ),
+    ];
+    if lengths.max > 0 {
+        let bars = format!("{}  0 to {}", sparkline(&lengths.histogram), lengths.max);
+        lines.push(("", bars));
+    }
+    lines.extend([
+        ("Cut at", format!("{} tokens: {} rows are longer", report.max_seq_len, report.truncated_rows)),
+        (
+            "Untrained",
+            format!(
+                "{} rows have nothing to learn, {} more lose it all to the cut",
+                report.rows_nothing_to_learn, report.rows_emptied_by_truncation
+            ),
+        ),
+        ("Template", report.template.clone()),
+        ("Trained part", report.mask_source.clone()),
+        ("An epoch", format!("{} sequences, {} steps", report.sequences_per_epoch, report.steps_per_epoch)),
+    ]);
+    let mut text = fields(&lines);
+    for issue in &report.issues {
+        text.push_str(&format!("row {} (line {}): {}\n", issue.row, issue.line, issue.issue));
+    }
+    for warning in &report.warnings {
+        text.push_str(&format!("warning: {warning}\n"));
+    }
+    text
+}
+
+fn shape(shape: DatasetShape) -> &'static str {
+    match shape {
+        DatasetShape::Messages => "messages (OpenAI)",
+        DatasetShape::ShareGpt => "conversations (ShareGPT)",
+        DatasetShape::Alpaca => "instruction, input, output (Alpaca)",
+        DatasetShape::PromptCompletion => "prompt and completion",
+        DatasetShape::Preference => "prompt, chosen, rejected",
+        DatasetShape::Text => "plain text",
+    }
+}
+
+fn sparkline(counts: &[usize]) -> String {
+    const BARS: [char; 9] = [' ', '▁', '▂', '▃', '▄', '▅', '▆', '▇', '█'];
+    let most = counts.iter().copied().max().unwrap_or(0).max(1);
+    counts.iter().map(|count| BARS[(count * 8).div_ceil(most).min(8)]).collect()
+}
+
+pub fn show(session: &mut Session, model: String, file: String, row: usize, config: &ConfigArgs) -> Outcome {
+    let config = read_config(config)?;
+    let answer = session.ask(CommandBody::DataShow { model, data: file, row, config })?;
+    if session.out.json {
+        session.out.object(&answer);
+        return Ok(ExitCode::SUCCESS);
+    }
+    let EventBody::Row(view) = answer else { return Err(unexpected()) };
+    let trained = view.tokens.iter().filter(|token| token.loss).count();
+    session.out.line(&format!(
+        "row {} (line {}): {} tokens, {trained} trained (*), {} cut off",
+        view.row,
+        view.line,
+        view.tokens.len(),
+        view.truncated_tokens
+    ));
+    let kept = view.tokens.len() - view.truncated_tokens.min(view.tokens.len());
+    let mut text = String::new();
+    for (index, token) in view.tokens.iter().enumerate() {
+        if index == kept {
+            text.push_str("------- cut here by max_seq_len\n");
+        }
+        text.push_str(&format!(
+            "{:>7} {} {:<18} {}\n",
+            token.id,
+            if token.loss { '*' } else { ' ' },
+            turn(token),
+            token.text.escape_debug()
+        ));
+    }
+    session.out.text(&text);
+    Ok(ExitCode::SUCCESS)
+}
+
+/// `assistant/answer`, `user`, or nothing between turns.
+fn turn(token: &TokenView) -> String {
+    let role = match token.role {
+        Some(Role::System) => "system",
+        Some(Role::Developer) => "developer",
+        Some(Role::User) => "user",
+        Some(Role::Assistant) => "assistant",
+        Some(Role::Tool) => "tool",
+        None => "",
+    };
+    match token.channel {
+        Some(ReplyChannel::Thinking) => format!("{role}/thinking"),
+        Some(ReplyChannel::Answer) => format!("{role}/answer"),
+        Some(ReplyChannel::ToolCall) => format!("{role}/tool call"),
+        None => role.to_owned(),
+    }
+}
+
+/// What preflight says before a run, in two lines.
+pub fn brief(report: &DataReport) -> String {
+    format!(
+        "{} rows of {}, {} tokens, {} trained; longest {} tokens",
+        report.rows,
+        shape(report.shape),
+        output::count(report.tokens),
+        output::count(report.loss_tokens),
+        report.lengths.max
+    )
+}

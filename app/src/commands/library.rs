@@ -1,0 +1,319 @@
+//! Lists and details of models, runs and adapters.
+
+use std::process::ExitCode;
+
+use lathe_protocol::{
+    AdapterEntry, CommandBody, ErrorCode, ErrorInfo, EventBody, ModelEntry, RunDetails, RunEntry, RunStatus,
+};
+
+use super::{Outcome, unexpected};
+use crate::{
+    output::{self, ago, bytes, count, fields, loss, table},
+    session::Session,
+};
+
+pub fn models(session: &mut Session) -> Outcome {
+    let answer = session.ask(CommandBody::ModelsList)?;
+    if session.out.json {
+        session.out.object(&answer);
+        return Ok(ExitCode::SUCCESS);
+    }
+    let EventBody::Models { models } = answer else { return Err(unexpected()) };
+    print_models(session, &models);
+    Ok(ExitCode::SUCCESS)
+}
+
+fn print_models(session: &Session, models: &[ModelEntry]) {
+    if models.is_empty() {
+        let cache = session.paths().hf_cache.display();
+        return session
+            .out
+            .line(&format!("No models on disk yet: `lathe models import PATH` adds one to {cache}"));
+    }
+    let rows: Vec<Vec<String>> = models
+        .iter()
+        .map(|model| {
+            vec![
+                model.name.clone(),
+                model.architecture.clone().unwrap_or_else(|| "-".into()),
+                model.parameters.map_or_else(|| "-".into(), count),
+                bytes(model.size_bytes),
+                model.revision.as_deref().map_or("-", |revision| &revision[..revision.len().min(8)]).into(),
+                model
+                    .problem
+                    .as_ref()
+                    .map_or_else(String::new, |problem| format!("cannot be used: {problem}")),
+            ]
+        })
+        .collect();
+    session.out.text(&table(&["MODEL", "ARCHITECTURE", ">PARAMETERS", ">SIZE", "REVISION", ""], &rows));
+}
+
+pub fn model(session: &mut Session, model: String) -> Outcome {
+    let answer = session.ask(CommandBody::ModelsShow { model })?;
+    if session.out.json {
+        session.out.object(&answer);
+        return Ok(ExitCode::SUCCESS);
+    }
+    let EventBody::ModelDetails(model) = answer else { return Err(unexpected()) };
+    let dtypes: Vec<String> = model.dtypes.iter().map(|(dtype, count)| format!("{dtype} ×{count}")).collect();
+    let yes_no = |flag: bool| if flag { "yes" } else { "no" }.to_owned();
+    let mut lines = vec![
+        ("Model", model.name.clone()),
+        ("Architecture", model.architecture.clone()),
+        ("Parameters", count(model.parameters)),
+        ("Layers", model.num_layers.to_string()),
+        ("Width", format!("{}, feed-forward {}", model.hidden_size, model.intermediate_size)),
+        (
+            "Heads",
+            format!(
+                "{} of {} dimensions, {} for keys and values",
+                model.num_attention_heads, model.head_dim, model.num_key_value_heads
+            ),
+        ),
+        ("Vocabulary", format!("{} tokens", model.vocab_size)),
+        ("Context", format!("{} tokens", model.context_length)),
+        ("Tied embeddings", yes_no(model.tie_word_embeddings)),
+        ("Chat template", yes_no(model.has_chat_template)),
+        ("Stored as", dtypes.join(", ")),
+        ("LoRA adapts", model.default_targets.join(", ")),
+        ("Path", model.path.clone()),
+    ];
+    for (index, file) in model.files.iter().enumerate() {
+        let name = if index == 0 { "Files" } else { "" };
+        lines.push((name, format!("{}  {}", file.name, bytes(file.size_bytes))));
+    }
+    session.out.text(&fields(&lines));
+    Ok(ExitCode::SUCCESS)
+}
+
+pub fn import_model(session: &mut Session, path: String, name: Option<String>) -> Outcome {
+    let answer = session.ask(CommandBody::ModelsImport { path, name })?;
+    if session.out.json {
+        session.out.object(&answer);
+    } else if let EventBody::Models { models } = answer {
+        print_models(session, &models);
+        if let Some(model) = models.first() {
+            session.out.line(&format!("\nTry it: lathe chat --model {}", model.name));
+        }
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+pub fn verify(session: &mut Session, model: String) -> Outcome {
+    let answer = session.ask(CommandBody::ModelsVerify { model: model.clone() })?;
+    let EventBody::ModelProblems { problems, files_checked, bytes_checked } = &answer else {
+        return Err(unexpected());
+    };
+    if session.out.json {
+        session.out.object(&answer);
+    } else {
+        for problem in problems {
+            session.out.line(&format!("{} {}", problem.file, problem.problem));
+        }
+        if problems.is_empty() {
+            session.out.line(&format!("Sound: {files_checked} files, {}", bytes(*bytes_checked)));
+        }
+    }
+    match problems.len() {
+        0 => Ok(ExitCode::SUCCESS),
+        count => {
+            let what = if count == 1 { "1 problem".into() } else { format!("{count} problems") };
+            Err(ErrorInfo::new(ErrorCode::Model, format!("{what} in {files_checked} files: {model}"))
+                .hint("get the files again from where they came"))
+        }
+    }
+}
+
+pub fn remove(session: &mut Session, body: CommandBody) -> Outcome {
+    let answer = session.ask(body)?;
+    if session.out.json {
+        session.out.object(&answer);
+    } else if let EventBody::Removed { what, freed_bytes } = answer {
+        session.out.line(&format!("Removed {what}, {} freed", bytes(freed_bytes)));
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+pub fn runs(session: &mut Session) -> Outcome {
+    let answer = session.ask(CommandBody::RunsList)?;
+    if session.out.json {
+        session.out.object(&answer);
+        return Ok(ExitCode::SUCCESS);
+    }
+    let EventBody::Runs { runs } = answer else { return Err(unexpected()) };
+    if runs.is_empty() {
+        session.out.line("No runs yet: `lathe train --model M --data FILE` starts one");
+        return Ok(ExitCode::SUCCESS);
+    }
+    let rows: Vec<Vec<String>> = runs
+        .iter()
+        .map(|run| {
+            vec![
+                run.id.clone(),
+                run.name.clone(),
+                status(run.status).into(),
+                steps(run),
+                loss(run.last_loss),
+                loss(run.eval_loss),
+                ago(run.created_secs),
+            ]
+        })
+        .collect();
+    session.out.text(&table(&["RUN", "NAME", "STATUS", ">STEP", ">LOSS", ">HELD-OUT", "STARTED"], &rows));
+    Ok(ExitCode::SUCCESS)
+}
+
+fn steps(run: &RunEntry) -> String {
+    if run.total_steps == 0 { "-".into() } else { format!("{}/{}", run.step, run.total_steps) }
+}
+
+fn status(status: RunStatus) -> &'static str {
+    match status {
+        RunStatus::Queued => "queued",
+        RunStatus::Running => "running",
+        RunStatus::Stopped => "stopped",
+        RunStatus::Interrupted => "interrupted",
+        RunStatus::Completed => "completed",
+        RunStatus::Failed => "failed",
+    }
+}
+
+pub fn run(session: &mut Session, run: String) -> Outcome {
+    let answer = session.ask(CommandBody::RunsShow { run })?;
+    if session.out.json {
+        session.out.object(&answer);
+        return Ok(ExitCode::SUCCESS);
+    }
+    let EventBody::Run(details) = answer else { return Err(unexpected()) };
+    let RunDetails { run, config, init_adapter, eval_data, steps: points, evals, checkpoints } = *details;
+    let mut lines = vec![
+        ("Run", format!("{}  {}", run.id, run.name)),
+        ("Status", status(run.status).into()),
+        ("Model", run.model.clone()),
+        ("Data", run.data.clone()),
+    ];
+    lines.extend(eval_data.map(|path| ("Held-out data", path)));
+    lines.extend(init_adapter.map(|path| ("From adapter", path)));
+    lines.extend([
+        ("Started", ago(run.created_secs)),
+        ("Steps", steps(&run)),
+        ("Loss", loss(run.last_loss)),
+        ("Held-out loss", loss(run.eval_loss)),
+        ("Folder", run.out_dir.clone()),
+    ]);
+    for (index, checkpoint) in checkpoints.iter().enumerate() {
+        lines.push((if index == 0 { "Checkpoints" } else { "" }, checkpoint.clone()));
+    }
+    lines.extend(run.error.clone().map(|error| ("Error", error)));
+    let differences = lathe_host::config::differences(&lathe_protocol::RunConfig::default(), &config);
+    for (index, (key, _, value)) in differences.iter().enumerate() {
+        lines.push((if index == 0 { "Config" } else { "" }, format!("{key} = {value}")));
+    }
+    session.out.text(&fields(&lines));
+    // About twelve lines of history, the first and the last among them.
+    let stride = points.len().div_ceil(12).max(1);
+    let rows: Vec<Vec<String>> = points
+        .iter()
+        .enumerate()
+        .filter(|(index, _)| index % stride == 0 || index + 1 == points.len())
+        .map(|(_, point)| {
+            let eval = evals.iter().find(|eval| eval.step == point.step.step);
+            vec![
+                point.step.step.to_string(),
+                format!("{:.4}", point.step.loss),
+                loss(eval.map(|eval| eval.loss)),
+                format!("{:.3}", point.step.grad_norm),
+                format!("{:.2e}", point.step.lr),
+                format!("{:.0}", point.step.tokens_per_second),
+            ]
+        })
+        .collect();
+    if !rows.is_empty() {
+        session.out.text("\n");
+        session.out.text(&table(&[">STEP", ">LOSS", ">HELD-OUT", ">GRAD NORM", ">LR", ">TOKENS/S"], &rows));
+    }
+    if matches!(run.status, RunStatus::Interrupted | RunStatus::Stopped | RunStatus::Failed) {
+        session.out.line(&format!("\nResume it: lathe runs resume {}", run.id));
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+pub fn stop(session: &mut Session, run: String) -> Outcome {
+    let answer = session.ask(CommandBody::RunsStop { run })?;
+    if session.out.json {
+        session.out.object(&answer);
+    } else if let EventBody::Runs { runs } = answer {
+        for run in runs {
+            let (word, steps, id) = (status(run.status), steps(&run), &run.id);
+            session.out.line(&format!("Run {} is {word} at step {steps}", run.name));
+            if run.status != RunStatus::Completed {
+                session.out.line(&format!("Resume it: lathe runs resume {id}"));
+            }
+        }
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+pub fn adapters(session: &mut Session) -> Outcome {
+    let answer = session.ask(CommandBody::AdaptersList)?;
+    if session.out.json {
+        session.out.object(&answer);
+        return Ok(ExitCode::SUCCESS);
+    }
+    let EventBody::Adapters { adapters } = answer else { return Err(unexpected()) };
+    if adapters.is_empty() {
+        session
+            .out
+            .line("No adapters yet: a finished `lathe train` puts one here, `lathe adapters import` too");
+        return Ok(ExitCode::SUCCESS);
+    }
+    let rows: Vec<Vec<String>> = adapters
+        .iter()
+        .map(|adapter| {
+            vec![
+                adapter.name.clone(),
+                adapter.base_model.clone().unwrap_or_else(|| "-".into()),
+                adapter.r.to_string(),
+                bytes(adapter.size_bytes),
+                loss(adapter.last_loss),
+                adapter.created_secs.map_or_else(|| "-".into(), ago),
+                adapter
+                    .problem
+                    .as_ref()
+                    .map_or_else(String::new, |problem| format!("cannot be used: {problem}")),
+            ]
+        })
+        .collect();
+    session.out.text(&table(&["ADAPTER", "BASE", ">R", ">SIZE", ">LOSS", "MADE", ""], &rows));
+    Ok(ExitCode::SUCCESS)
+}
+
+/// A command that answers with one adapter.
+pub fn adapter(session: &mut Session, body: CommandBody) -> Outcome {
+    let answer = session.ask(body)?;
+    if session.out.json {
+        session.out.object(&answer);
+        return Ok(ExitCode::SUCCESS);
+    }
+    let EventBody::Adapter(adapter) = answer else { return Err(unexpected()) };
+    session.out.text(&describe_adapter(&adapter));
+    Ok(ExitCode::SUCCESS)
+}
+
+fn describe_adapter(adapter: &AdapterEntry) -> String {
+    let mut lines = vec![
+        ("Adapter", adapter.name.clone()),
+        ("Base", adapter.base_model.clone().unwrap_or_else(|| "unknown".into())),
+        ("Rank", format!("{}, alpha {}", adapter.r, adapter.alpha)),
+        ("Adapts", adapter.targets.join(", ")),
+        ("Size", output::bytes(adapter.size_bytes)),
+    ];
+    lines.extend(adapter.run.clone().map(|run| ("Run", run)));
+    lines.extend(adapter.data.clone().map(|data| ("Data", data)));
+    lines.extend(adapter.last_loss.map(|last| ("Last loss", loss(Some(last)))));
+    lines.extend(adapter.created_secs.map(|created| ("Made", ago(created))));
+    lines.push(("Path", adapter.path.clone()));
+    lines.extend(adapter.problem.clone().map(|problem| ("Problem", problem)));
+    fields(&lines)
+}

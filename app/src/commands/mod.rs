@@ -1,0 +1,173 @@
+mod chat;
+mod data;
+mod library;
+mod quickstart;
+mod train;
+
+use std::{path::Path, process::ExitCode};
+
+use lathe_host::config;
+use lathe_protocol::{CheckStatus, CommandBody, ErrorCode, ErrorInfo, EventBody, Hardware, RunConfig};
+
+use crate::{
+    cli::{Adapters, CommandLine, ConfigArgs, Data, Eval, Logits, Models, Runs},
+    note,
+    output::{self, bytes},
+    session::Session,
+};
+
+pub type Outcome = Result<ExitCode, ErrorInfo>;
+
+pub fn run(session: &mut Session, command: CommandLine) -> Outcome {
+    match command {
+        CommandLine::Quickstart(args) => quickstart::run(session, &args),
+        CommandLine::Hardware => hardware(session),
+        CommandLine::Doctor => doctor(session),
+
+        CommandLine::Models(Models::List) => library::models(session),
+        CommandLine::Models(Models::Show { model }) => library::model(session, model),
+        CommandLine::Models(Models::Import { path, name }) => library::import_model(session, path, name),
+        CommandLine::Models(Models::Verify { model }) => library::verify(session, model),
+        CommandLine::Models(Models::Rm { model }) => {
+            library::remove(session, CommandBody::ModelsRemove { model })
+        }
+
+        CommandLine::Data(Data::Check { model, file, config }) => data::check(session, model, file, &config),
+        CommandLine::Data(Data::Show { model, file, row, config }) => {
+            data::show(session, model, file, row, &config)
+        }
+
+        CommandLine::Train(args) => train::run(session, *args),
+        CommandLine::Runs(Runs::List) => library::runs(session),
+        CommandLine::Runs(Runs::Show { run }) => library::run(session, run),
+        CommandLine::Runs(Runs::Resume { run }) => train::resume(session, run),
+        CommandLine::Runs(Runs::Stop { run }) => library::stop(session, run),
+        CommandLine::Runs(Runs::Rm { run }) => library::remove(session, CommandBody::RunsRemove { run }),
+
+        CommandLine::Adapters(Adapters::List) => library::adapters(session),
+        CommandLine::Adapters(Adapters::Show { adapter }) => {
+            library::adapter(session, CommandBody::AdaptersShow { adapter })
+        }
+        CommandLine::Adapters(Adapters::Import { path, name }) => {
+            library::adapter(session, CommandBody::AdaptersImport { path, name })
+        }
+        CommandLine::Adapters(Adapters::Rm { adapter }) => {
+            library::remove(session, CommandBody::AdaptersRemove { adapter })
+        }
+
+        CommandLine::Chat(args) => chat::run(session, *args),
+        CommandLine::Logits(args) => logits(session, args),
+        CommandLine::Eval(args) => eval(session, args),
+    }
+}
+
+/// Defaults, `--config`, `--set`, checked.
+fn read_config(args: &ConfigArgs) -> Result<RunConfig, ErrorInfo> {
+    let ConfigArgs { config: file, set } = args;
+    let run_config = config::build(file.as_deref(), set)?;
+    config::validate(&run_config)?;
+    Ok(run_config)
+}
+
+fn full_path(path: &Path) -> String {
+    std::path::absolute(path).unwrap_or_else(|_| path.to_path_buf()).display().to_string()
+}
+
+/// A job that answered with something else than its kind.
+fn unexpected() -> ErrorInfo {
+    ErrorInfo::new(ErrorCode::Internal, "The host answered something else than it was asked")
+}
+
+fn hardware(session: &mut Session) -> Outcome {
+    let answer = session.ask(CommandBody::Hardware)?;
+    if session.out.json {
+        session.out.object(&answer);
+        return Ok(ExitCode::SUCCESS);
+    }
+    let EventBody::Hardware(machine) = answer else { return Err(unexpected()) };
+    session.out.text(&describe_hardware(&machine));
+    Ok(ExitCode::SUCCESS)
+}
+
+fn describe_hardware(machine: &Hardware) -> String {
+    let mut fields = vec![
+        ("System", machine.os.clone()),
+        (
+            "CPU",
+            format!("{}, {} cores, {} threads", machine.cpu, machine.physical_cores, machine.logical_cores),
+        ),
+        ("", machine.cpu_features.join(" ")),
+        ("RAM", format!("{} free of {}", bytes(machine.ram_available_bytes), bytes(machine.ram_total_bytes))),
+        ("Disk", format!("{} free of {}", bytes(machine.disk_free_bytes), bytes(machine.disk_total_bytes))),
+        ("Data", machine.data_dir.clone()),
+    ];
+    for gpu in &machine.gpus {
+        let vram = format!("{} free of {}", bytes(gpu.vram_free_bytes), bytes(gpu.vram_total_bytes));
+        fields.push(("GPU", format!("{}: {}, {vram}", gpu.index, gpu.name)));
+    }
+    if let Some(gpu_note) = &machine.gpu_note {
+        fields.push(("GPU", gpu_note.clone()));
+    }
+    for (index, advice) in machine.advice.iter().enumerate() {
+        fields.push((if index == 0 { "Fits" } else { "" }, advice.clone()));
+    }
+    output::fields(&fields)
+}
+
+fn doctor(session: &mut Session) -> Outcome {
+    let answer = session.ask(CommandBody::Doctor)?;
+    let EventBody::Doctor { checks } = &answer else { return Err(unexpected()) };
+    let failed = checks.iter().filter(|check| check.status == CheckStatus::Fail).count();
+    if session.out.json {
+        session.out.object(&answer);
+    } else {
+        for check in checks {
+            let mark = match check.status {
+                CheckStatus::Ok => "ok  ",
+                CheckStatus::Warn => "warn",
+                CheckStatus::Fail => "FAIL",
+            };
+            session.out.line(&format!("{mark}  {:<13}  {}", check.name, check.message));
+            if let Some(hint) = &check.hint {
+                session.out.line(&format!("                     hint: {hint}"));
+            }
+        }
+    }
+    if failed == 0 {
+        return Ok(ExitCode::SUCCESS);
+    }
+    Err(ErrorInfo::new(ErrorCode::Internal, format!("{failed} of {} checks failed", checks.len()))
+        .hint("each failed check above says what to do"))
+}
+
+fn logits(session: &mut Session, args: Logits) -> Outcome {
+    let Logits { model, adapter, ids, out } = args;
+    let device = session.device.clone();
+    let answer = session.ask(CommandBody::Logits { model, adapter, ids, out: full_path(&out), device })?;
+    if session.out.json {
+        session.out.object(&answer);
+    } else if let EventBody::LogitsWritten { path, num_tokens, vocab_size } = answer {
+        session.out.line(&format!("logits ({num_tokens}, {vocab_size}) f32: {path}"));
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn eval(session: &mut Session, args: Eval) -> Outcome {
+    let Eval { model, adapter, data, config } = args;
+    let config = read_config(&config)?;
+    let device = session.device.clone();
+    let answer = session.ask(CommandBody::Eval { model, adapter, data, config, device })?;
+    if session.out.json {
+        session.out.object(&answer);
+    } else if let EventBody::Eval(metrics) = answer {
+        session.out.text(&output::fields(&[
+            ("Loss", format!("{:.4}", metrics.loss)),
+            ("Perplexity", format!("{:.3}", metrics.perplexity)),
+            ("Accuracy", format!("{:.1} %", metrics.token_accuracy * 100.0)),
+            ("Tokens", format!("{} trained, in {} rows", metrics.loss_tokens, metrics.rows)),
+        ]));
+    } else {
+        note!("warning: no metrics came");
+    }
+    Ok(ExitCode::SUCCESS)
+}

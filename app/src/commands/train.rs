@@ -1,0 +1,163 @@
+use std::{path::Path, process::ExitCode};
+
+use lathe_host::config;
+use lathe_protocol::{
+    AdapterEntry, CommandBody, ErrorCode, ErrorInfo, EventBody, RunConfig, TrainRequest, TrainSummary,
+};
+use lathe_ui::RunView;
+use serde_json::{Value, json};
+
+use super::{Outcome, full_path};
+use crate::{
+    chart,
+    cli::{ConfigArgs, Train},
+    note,
+    output::{duration, loss},
+    progress::Training,
+    session::{OnInterrupt, Session},
+};
+
+/// How a run went.
+pub struct Trained {
+    pub view: RunView,
+    pub summary: TrainSummary,
+    /// In the library, if the run was completed and made one.
+    pub adapter: Option<AdapterEntry>,
+    /// The loss curve as PNG.
+    pub chart: Option<String>,
+}
+
+pub fn run(session: &mut Session, args: Train) -> Outcome {
+    let Train { model, data, eval_data, config: config_args, out, resume, init_adapter, max_steps, name } =
+        args;
+    let mut sets = config_args.set.clone();
+    sets.extend(max_steps.map(|steps| format!("max_steps={steps}")));
+    let config = match &out {
+        // A resumed run keeps its settings; what is given here must agree with them.
+        Some(out) if resume => resumed_config(out, &ConfigArgs { set: sets, ..config_args })?,
+        _ => config::build(config_args.config.as_deref(), &sets)?,
+    };
+    config::validate(&config)?;
+    let request = TrainRequest {
+        model: model.unwrap_or_default(),
+        data: data.unwrap_or_default(),
+        eval_data,
+        config,
+        out_dir: out.as_deref().map(full_path),
+        name,
+        init_adapter,
+        resume,
+        device: session.device.clone(),
+    };
+    finish(session, CommandBody::Train(Box::new(request)))
+}
+
+pub fn resume(session: &mut Session, run: String) -> Outcome {
+    finish(session, CommandBody::RunsResume { run })
+}
+
+fn resumed_config(out: &Path, args: &ConfigArgs) -> Result<RunConfig, ErrorInfo> {
+    let kept = out.join("run.toml");
+    if !kept.exists() {
+        return Err(ErrorInfo::new(
+            ErrorCode::NotFound,
+            format!("No run to resume in this folder: it has no run.toml: {}", full_path(out)),
+        )
+        .hint("leave --resume out to start a new run"));
+    }
+    let base = config::build(Some(&kept), &[])?;
+    config::build_on(&base, args.config.as_deref(), &args.set)
+}
+
+fn finish(session: &mut Session, body: CommandBody) -> Outcome {
+    let trained = execute(session, body)?;
+    if session.out.json {
+        session.out.object(&done_object(&trained));
+    } else {
+        session.out.text(&describe(&trained));
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Runs a training job to its end, with its progress on stderr and (`--json`) its events on stdout.
+pub fn execute(session: &mut Session, body: CommandBody) -> Result<Trained, ErrorInfo> {
+    // A reader that leaves does not end a run.
+    session.out.ends_with_reader = false;
+    let mut progress = Training::new(!session.out.json);
+    let mut summary = None;
+    let mut adapter = None;
+    let outcome = session.run(body, OnInterrupt::Save, &mut |session, event| {
+        progress.apply(&event);
+        match event {
+            EventBody::RunStarted { run, name, out_dir } => note!("run {run} ({name}): {out_dir}"),
+            EventBody::Step(_) | EventBody::Eval(_) | EventBody::Checkpoint { .. } => {
+                if session.out.json {
+                    session.out.object(&event);
+                }
+            }
+            EventBody::TrainingDone(done) => summary = Some(done),
+            EventBody::Adapter(entry) => adapter = Some(*entry),
+            _ => {}
+        }
+    });
+    progress.end();
+    session.out.ends_with_reader = true;
+    outcome?;
+    let view = progress.view;
+    let summary =
+        summary.ok_or_else(|| ErrorInfo::new(ErrorCode::Internal, "The run ended without a summary"))?;
+    let chart = match chart::write(&view, Path::new(&summary.out_dir)) {
+        Ok(path) => path.map(|path| path.display().to_string()),
+        Err(error) => {
+            note!("warning: the loss chart could not be drawn: {error}");
+            None
+        }
+    };
+    Ok(Trained { view, summary, adapter, chart })
+}
+
+fn done_object(trained: &Trained) -> Value {
+    let Trained { view, summary, adapter, chart } = trained;
+    let mut object = json!({"kind": "done"});
+    if let (Value::Object(object), Ok(Value::Object(fields))) = (&mut object, serde_json::to_value(summary)) {
+        object.extend(fields);
+        object.insert("run".into(), json!(view.run));
+        object.insert("name".into(), json!(view.name));
+        object.insert("adapter".into(), json!(adapter.as_ref().map(|adapter| &adapter.name)));
+        object.insert("chart".into(), json!(chart));
+    }
+    object
+}
+
+fn describe(trained: &Trained) -> String {
+    let Trained { view, summary, adapter, chart } = trained;
+    let run = view.run.as_deref().unwrap_or_default();
+    let took = duration(summary.seconds);
+    let last = loss(view.smoothed_loss().or(summary.final_loss));
+    let mut text = if summary.completed {
+        format!("Done: {} steps in {took}, loss {last}", summary.steps)
+    } else {
+        format!("Stopped after step {} of {}, loss {last}", summary.steps, view.total_steps)
+    };
+    if let Some(eval) = summary.eval_loss {
+        text.push_str(&format!(", held-out loss {eval:.4}"));
+    }
+    text.push('\n');
+    if !summary.completed {
+        text.push_str(&format!("Resume it: lathe runs resume {run}\n"));
+    }
+    if let Some(adapter) = adapter {
+        text.push_str(&format!("Adapter  {}  {}\n", adapter.name, adapter.path));
+    }
+    text.push_str(&format!("Folder   {}\n", summary.out_dir));
+    if let Some(chart) = chart {
+        text.push_str(&format!("Chart    {chart}\n"));
+    }
+    if let Some(adapter) = adapter {
+        let base = adapter.base_model.as_deref().unwrap_or("M");
+        text.push_str(&format!("Try it: lathe chat --model {base} --adapter {}\n", adapter.name));
+    } else if summary.completed {
+        text.push_str(&format!("Try it: lathe chat --model {}\n", summary.out_dir));
+    }
+    text
+}

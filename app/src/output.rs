@@ -1,0 +1,194 @@
+//! What goes to stdout and stderr. A closed pipe is no reason to panic.
+
+use std::io::{self, IsTerminal as _, Write as _};
+
+use lathe_protocol::ErrorInfo;
+use serde::Serialize;
+use serde_json::{Value, json};
+
+/// A line on stderr.
+#[macro_export]
+macro_rules! note {
+    ($($arg:tt)*) => { $crate::output::to_stderr(&format!($($arg)*)) };
+}
+
+pub fn to_stderr(line: &str) {
+    // Nobody reads it: nobody is told.
+    drop(writeln!(io::stderr(), "{line}"));
+}
+
+/// stdout, in one of its two manners.
+pub struct Output {
+    pub json: bool,
+    /// Whether a reader that left ends the program. A training run goes on without one.
+    pub ends_with_reader: bool,
+}
+
+impl Output {
+    pub fn is_terminal(&self) -> bool {
+        !self.json && io::stdout().is_terminal()
+    }
+
+    pub fn line(&self, line: &str) {
+        self.text(&format!("{line}\n"));
+    }
+
+    pub fn text(&self, text: &str) {
+        let mut stdout = io::stdout().lock();
+        let written = stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush());
+        if written.is_err() && self.ends_with_reader {
+            std::process::exit(0);
+        }
+    }
+
+    pub fn object(&self, value: &impl Serialize) {
+        match serde_json::to_string(value) {
+            Ok(json) => self.line(&json),
+            Err(error) => note!("error: cannot write JSON: {error}"),
+        }
+    }
+
+    /// The one error: for people on stderr, with `--json` for scripts on stdout too.
+    pub fn error(&self, error: &ErrorInfo, verbose: bool) {
+        note!("error: {}", error.message);
+        if let Some(hint) = &error.hint {
+            note!("hint: {hint}");
+        }
+        if let Some(details) = &error.details {
+            let lines: Vec<&str> = details.lines().collect();
+            let from = if verbose { 0 } else { lines.len().saturating_sub(8) };
+            note!("the worker's last words:");
+            for line in &lines[from..] {
+                note!("  {line}");
+            }
+        }
+        if self.json {
+            let mut object = json!({"kind": "error"});
+            if let (Value::Object(object), Ok(Value::Object(fields))) =
+                (&mut object, serde_json::to_value(error))
+            {
+                object.extend(fields);
+                object.entry("hint").or_insert(Value::Null);
+            }
+            self.object(&object);
+        }
+    }
+}
+
+/// `1.4 GiB`.
+pub fn bytes(count: u64) -> String {
+    let mut value = count as f64;
+    let mut unit = "B";
+    for larger in ["KiB", "MiB", "GiB", "TiB"] {
+        if value < 1024.0 {
+            break;
+        }
+        value /= 1024.0;
+        unit = larger;
+    }
+    if unit == "B" { format!("{count} B") } else { format!("{value:.1} {unit}") }
+}
+
+/// `134.5 M`.
+pub fn count(count: u64) -> String {
+    match count as f64 {
+        value if value >= 1e9 => format!("{:.2} B", value / 1e9),
+        value if value >= 1e6 => format!("{:.1} M", value / 1e6),
+        value if value >= 1e4 => format!("{:.1} k", value / 1e3),
+        _ => count.to_string(),
+    }
+}
+
+/// `1 m 05 s`.
+pub fn duration(secs: f64) -> String {
+    if secs < 10.0 {
+        return format!("{secs:.1} s");
+    }
+    let secs = secs.round() as u64;
+    match (secs / 3600, secs / 60 % 60, secs % 60) {
+        (0, 0, secs) => format!("{secs} s"),
+        (0, minutes, secs) => format!("{minutes} m {secs:02} s"),
+        (hours, minutes, _) => format!("{hours} h {minutes:02} m"),
+    }
+}
+
+/// `3 minutes ago`.
+pub fn ago(then_secs: u64) -> String {
+    let now = std::time::SystemTime::now()
+        .duration_since(std::time::UNIX_EPOCH)
+        .map_or(then_secs, |elapsed| elapsed.as_secs());
+    let plural = |count: u64, unit: &str| format!("{count} {unit}{} ago", if count == 1 { "" } else { "s" });
+    match now.saturating_sub(then_secs) {
+        secs if secs < 60 => "just now".into(),
+        secs if secs < 3600 => plural(secs / 60, "minute"),
+        secs if secs < 86_400 => plural(secs / 3600, "hour"),
+        secs => plural(secs / 86_400, "day"),
+    }
+}
+
+/// `2.1345`, or `-`.
+pub fn loss(loss: Option<f64>) -> String {
+    loss.map_or_else(|| "-".into(), |loss| format!("{loss:.4}"))
+}
+
+/// Columns, aligned: those whose heading begins with `>` to the right.
+pub fn table(headings: &[&str], rows: &[Vec<String>]) -> String {
+    let titles: Vec<&str> = headings.iter().map(|heading| heading.trim_start_matches('>')).collect();
+    let widths: Vec<usize> = titles
+        .iter()
+        .enumerate()
+        .map(|(column, title)| {
+            let cells = rows.iter().filter_map(|row| row.get(column)).map(|cell| cell.chars().count());
+            cells.max().unwrap_or(0).max(title.chars().count())
+        })
+        .collect();
+    let render = |cells: &mut dyn Iterator<Item = &str>| {
+        let mut line = String::new();
+        for ((cell, heading), &width) in cells.zip(headings).zip(&widths) {
+            let padding = " ".repeat(width.saturating_sub(cell.chars().count()));
+            let (before, after) =
+                if heading.starts_with('>') { (padding.as_str(), "") } else { ("", padding.as_str()) };
+            line.push_str(before);
+            line.push_str(cell);
+            line.push_str(after);
+            line.push_str("  ");
+        }
+        line.trim_end().to_owned() + "\n"
+    };
+    let mut text = render(&mut titles.into_iter());
+    for row in rows {
+        text.push_str(&render(&mut row.iter().map(String::as_str)));
+    }
+    text
+}
+
+/// `name    value` lines.
+pub fn fields(fields: &[(&str, String)]) -> String {
+    let width = fields.iter().map(|(name, _)| name.chars().count()).max().unwrap_or(0);
+    let line =
+        |(name, value): &(&str, String)| format!("{name:<width$}  {value}").trim_end().to_owned() + "\n";
+    fields.iter().map(line).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sizes_and_times_read_well() {
+        assert_eq!(bytes(512), "512 B");
+        assert_eq!(bytes(1536 << 20), "1.5 GiB");
+        assert_eq!(count(134_515_008), "134.5 M");
+        assert_eq!(count(512), "512");
+        assert_eq!(duration(3.24), "3.2 s");
+        assert_eq!(duration(65.0), "1 m 05 s");
+        assert_eq!(duration(7260.0), "2 h 01 m");
+    }
+
+    #[test]
+    fn tables_align() {
+        let rows = vec![vec!["a".into(), "10".into()], vec!["long".into(), "9".into()]];
+        assert_eq!(table(&["name", ">size"], &rows), "name  size\na       10\nlong     9\n");
+        assert_eq!(fields(&[("a", "1".into()), ("bcd", String::new())]), "a    1\nbcd\n");
+    }
+}

@@ -1,0 +1,153 @@
+use lathe_protocol::{CheckStatus, DoctorCheck, EventBody};
+
+use crate::{Paths, db::Db, error::Result, files, hardware, job::Job, models, worker};
+
+const LITTLE_DISK_BYTES: u64 = 2 << 30;
+const LITTLE_RAM_BYTES: u64 = 4 << 30;
+
+/// Checks the installation; the job fails only if it cannot be checked at all.
+pub(crate) fn check(job: &mut Job) -> Result<()> {
+    let paths = job.host.paths().clone();
+    let mut checks = vec![data_dir(&paths), disk(&paths), database(&paths), hf_cache(&paths)];
+    checks.push(match worker::probe(job) {
+        Ok(took) => ok("worker", format!("Starts and answers in {} ms", took.as_millis())),
+        Err(error) => {
+            let hint = error.hint.unwrap_or_else(|| "reinstall Lathe".into());
+            let details = error.details.map(|details| format!("; it said: {details}")).unwrap_or_default();
+            fail("worker", format!("{}{details}", error.message), hint)
+        }
+    });
+    checks.push(starter(&paths));
+    checks.extend(machine(&paths));
+    job.emit(EventBody::Doctor { checks });
+    Ok(())
+}
+
+fn ok(name: &str, message: String) -> DoctorCheck {
+    DoctorCheck { name: name.into(), status: CheckStatus::Ok, message, hint: None }
+}
+
+fn warn(name: &str, message: String, hint: impl Into<String>) -> DoctorCheck {
+    DoctorCheck { name: name.into(), status: CheckStatus::Warn, message, hint: Some(hint.into()) }
+}
+
+fn fail(name: &str, message: String, hint: impl Into<String>) -> DoctorCheck {
+    DoctorCheck { name: name.into(), status: CheckStatus::Fail, message, hint: Some(hint.into()) }
+}
+
+fn data_dir(paths: &Paths) -> DoctorCheck {
+    const NAME: &str = "data folder";
+    let dir = &paths.data_dir;
+    let probe = files::aside(&dir.join("doctor"));
+    match files::write_atomic(&probe, b"lathe") {
+        Ok(()) => {
+            files::remove_quietly(&probe);
+            ok(NAME, format!("Can be written: {}", dir.display()))
+        }
+        Err(error) => fail(NAME, error.message, "choose another with --data-dir or LATHE_DATA_DIR"),
+    }
+}
+
+fn disk(paths: &Paths) -> DoctorCheck {
+    const NAME: &str = "disk";
+    let (total, free) = hardware::disk_of(&paths.data_dir);
+    let gib = |bytes: u64| bytes as f64 / (1u64 << 30) as f64;
+    let message = format!("{:.1} GiB of {:.1} GiB free: {}", gib(free), gib(total), paths.data_dir.display());
+    match total {
+        0 => {
+            warn(NAME, format!("Size unknown: {}", paths.data_dir.display()), "check that the disk has room")
+        }
+        _ if free < LITTLE_DISK_BYTES => {
+            warn(NAME, message, "models and checkpoints need room: free some space")
+        }
+        _ => ok(NAME, message),
+    }
+}
+
+fn database(paths: &Paths) -> DoctorCheck {
+    const NAME: &str = "database";
+    const HINT: &str = "move it away: it is rebuilt from the run folders";
+    let path = paths.db();
+    match Db::open(&path).and_then(|db| Ok((db.quick_check()?, db.runs()?.len()))) {
+        Ok((verdict, runs)) if verdict == "ok" => {
+            ok(NAME, format!("Sound, {runs} {}: {}", if runs == 1 { "run" } else { "runs" }, path.display()))
+        }
+        Ok((verdict, _)) => fail(NAME, format!("Damaged: {verdict}: {}", path.display()), HINT),
+        Err(error) => fail(NAME, error.message, error.hint.unwrap_or_else(|| HINT.into())),
+    }
+}
+
+fn hf_cache(paths: &Paths) -> DoctorCheck {
+    const NAME: &str = "model cache";
+    let cache = &paths.hf_cache;
+    if !cache.exists() {
+        return ok(NAME, format!("Empty, made at the first import: {}", cache.display()));
+    }
+    let broken = |models: &[lathe_protocol::ModelEntry]| {
+        models
+            .iter()
+            .filter(|model| model.problem.is_some())
+            .map(|model| model.name.clone())
+            .collect::<Vec<_>>()
+    };
+    match models::list(paths) {
+        Ok(models) => match broken(&models).as_slice() {
+            [] => ok(NAME, format!("Readable, {} on disk: {}", count(models.len()), cache.display())),
+            broken => warn(
+                NAME,
+                format!(
+                    "{} of {} on disk cannot be used: {}: {}",
+                    broken.len(),
+                    count(models.len()),
+                    broken.join(", "),
+                    cache.display()
+                ),
+                "`lathe models list` says why",
+            ),
+        },
+        Err(error) => fail(NAME, error.message, "check the folder's permissions, or set HF_HUB_CACHE"),
+    }
+}
+
+fn count(models: usize) -> String {
+    if models == 1 { "1 model".into() } else { format!("{models} models") }
+}
+
+fn starter(paths: &Paths) -> DoctorCheck {
+    const NAME: &str = "starter model";
+    match models::starter::folder(paths) {
+        Ok(folder) => ok(NAME, format!("Ready: {}", folder.display())),
+        Err(error) => {
+            let hint = error.hint.unwrap_or_else(|| "check the data folder".into());
+            if models::starter::is_built_in() {
+                fail(NAME, error.message, hint)
+            } else {
+                warn(NAME, error.message, hint)
+            }
+        }
+    }
+}
+
+fn machine(paths: &Paths) -> [DoctorCheck; 2] {
+    let machine = hardware::detect(paths);
+    let cores = machine.logical_cores;
+    let fast = machine.cpu_features.iter().any(|feature| feature == "avx2" || feature == "neon");
+    let threads = format!("{cores} {}", if cores == 1 { "thread" } else { "threads" });
+    let cpu = if fast {
+        ok("cpu", format!("{threads}, {}", machine.cpu))
+    } else {
+        warn("cpu", format!("{threads}, no AVX2: {}", machine.cpu), "training will be slow on this CPU")
+    };
+    let gib = |bytes: u64| bytes as f64 / (1u64 << 30) as f64;
+    let memory = format!(
+        "{:.1} GiB of {:.1} GiB free",
+        gib(machine.ram_available_bytes),
+        gib(machine.ram_total_bytes)
+    );
+    let ram = if machine.ram_total_bytes < LITTLE_RAM_BYTES {
+        warn("memory", memory, "only small models fit: the starter, or one of about 100 million parameters")
+    } else {
+        ok("memory", memory)
+    };
+    [cpu, ram]
+}

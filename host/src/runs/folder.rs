@@ -1,0 +1,209 @@
+//! A run's folder: `run.toml`, `lathe.json`, `.lock`, and what the worker leaves there.
+
+use std::{
+    fs::{self, File, TryLockError},
+    path::{Path, PathBuf},
+    thread,
+    time::{Duration, Instant},
+};
+
+use lathe_protocol::{ErrorCode, ErrorInfo, Method, RunConfig, RunEntry, RunStatus};
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    config,
+    db::RunRecord,
+    error::{Result, io_error},
+    files,
+};
+
+const LOCK: &str = ".lock";
+/// Held by the worker itself, which may outlive its host for a moment.
+const WORKER_LOCK: &str = ".worker.lock";
+pub(super) const CONFIG: &str = "run.toml";
+const PROVENANCE: &str = "lathe.json";
+
+/// `lathe.json`: where a run or adapter comes from. Enough to rebuild the run's row in the database.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub(crate) struct Provenance {
+    /// The version that wrote it.
+    pub lathe: String,
+    pub run: RunEntry,
+    pub eval_data: Option<String>,
+    pub init_adapter: Option<String>,
+    pub config: RunConfig,
+}
+
+impl Provenance {
+    /// None if there is none, or none that we understand.
+    pub(crate) fn read(folder: &Path) -> Option<Self> {
+        files::read_json(&folder.join(PROVENANCE)).ok()
+    }
+
+    pub(super) fn of(record: &RunRecord) -> Self {
+        let RunRecord { entry, config, eval_data, init_adapter } = record.clone();
+        Self { lathe: env!("CARGO_PKG_VERSION").into(), run: entry, eval_data, init_adapter, config }
+    }
+
+    pub(super) fn write(&self, folder: &Path) -> Result<()> {
+        files::write_json(&folder.join(PROVENANCE), self)
+    }
+
+    /// As a run in `folder`, which may have been moved since.
+    pub(super) fn into_record(self, folder: &Path) -> RunRecord {
+        let Self { run, eval_data, init_adapter, config, lathe: _ } = self;
+        let entry = RunEntry { out_dir: folder.display().to_string(), ..run };
+        RunRecord { entry, config, eval_data, init_adapter }
+    }
+}
+
+/// A run folder that no other process works in. Dropping it unlocks.
+#[derive(Debug)]
+pub(super) struct LockedFolder {
+    pub path: PathBuf,
+    /// Whether it was made for this run.
+    pub is_new: bool,
+    _lock: File,
+}
+
+impl LockedFolder {
+    /// Makes the folder if need be, and locks it.
+    pub(super) fn open(path: &Path) -> Result<Self> {
+        let is_new = !path.exists();
+        files::create_dir_all(path)?;
+        let lock_path = path.join(LOCK);
+        let lock = File::options()
+            .create(true)
+            .truncate(false)
+            .write(true)
+            .open(&lock_path)
+            .map_err(io_error("write", &lock_path))?;
+        // Somebody may just be looking whether the run goes on.
+        let due = Instant::now() + Duration::from_secs(1);
+        loop {
+            match lock.try_lock() {
+                Ok(()) => return Ok(Self { path: path.to_path_buf(), is_new, _lock: lock }),
+                Err(TryLockError::WouldBlock) if Instant::now() < due => {
+                    thread::sleep(Duration::from_millis(20));
+                }
+                Err(TryLockError::WouldBlock) => {
+                    let message = format!("Another Lathe process works in this folder: {}", path.display());
+                    return Err(ErrorInfo::new(ErrorCode::Busy, message)
+                        .hint("`lathe runs list` shows what runs, `lathe runs stop` ends it"));
+                }
+                Err(TryLockError::Error(error)) => return Err(io_error("lock", &lock_path)(error)),
+            }
+        }
+    }
+
+    /// An error if the folder holds a run, an adapter or a model: nothing is overwritten.
+    pub(super) fn refuse_if_taken(&self) -> Result<()> {
+        const SIGNS: [(&str, &str); 7] = [
+            (CONFIG, "a run"),
+            (PROVENANCE, "a run"),
+            ("checkpoints", "a run's checkpoints"),
+            ("adapter_config.json", "an adapter"),
+            ("adapter_model.safetensors", "an adapter"),
+            ("config.json", "a model"),
+            ("model.safetensors", "a model"),
+        ];
+        let Some((sign, what)) = SIGNS.iter().find(|(name, _)| self.path.join(name).exists()) else {
+            return Ok(());
+        };
+        let message = format!("The output folder holds {what} already ({sign}): {}", self.path.display());
+        Err(ErrorInfo::new(ErrorCode::Usage, message)
+            .hint("add --resume to continue it, or choose another folder"))
+    }
+
+    pub(super) fn write_config(&self, run_config: &RunConfig) -> Result<()> {
+        files::write_atomic(&self.path.join(CONFIG), config::to_toml(run_config)?.as_bytes())
+    }
+
+    /// The config and the provenance of the run that lies here.
+    pub(super) fn read_run(&self) -> Result<RunRecord> {
+        let config_path = self.path.join(CONFIG);
+        let nothing = |missing: &str| {
+            ErrorInfo::new(
+                ErrorCode::NotFound,
+                format!("No run to resume in this folder: it has no {missing}: {}", self.path.display()),
+            )
+            .hint("leave --resume out to start a new run")
+        };
+        if !config_path.exists() {
+            return Err(nothing(CONFIG));
+        }
+        let run_config = config::build(Some(&config_path), &[])?;
+        let provenance = Provenance::read(&self.path).ok_or_else(|| nothing(PROVENANCE))?;
+        Ok(RunRecord { config: run_config, ..provenance.into_record(&self.path) })
+    }
+
+    /// Waits until the worker of a host that died has saved and ended. `each` may end the wait.
+    pub(super) fn wait_for_old_worker(&self, each: &mut dyn FnMut() -> Result<()>) -> Result<()> {
+        while is_held(&self.path.join(WORKER_LOCK)) {
+            each()?;
+            thread::sleep(Duration::from_millis(200));
+        }
+        Ok(())
+    }
+
+    /// Removes what [`Self::open`] and the start of a run made: it never began.
+    pub(super) fn undo(self) {
+        for name in [CONFIG, PROVENANCE, WORKER_LOCK, LOCK] {
+            files::remove_quietly(&self.path.join(name));
+        }
+        if self.is_new {
+            // Not if something else lies in it by now.
+            drop(fs::remove_dir(&self.path));
+        }
+    }
+}
+
+/// Whether a process works in the folder.
+pub(super) fn is_running(folder: &Path) -> bool {
+    is_held(&folder.join(LOCK)) || is_held(&folder.join(WORKER_LOCK))
+}
+
+fn is_held(lock: &Path) -> bool {
+    File::open(lock).is_ok_and(|file| matches!(file.try_lock_shared(), Err(TryLockError::WouldBlock)))
+}
+
+/// The checkpoints' folders, oldest first.
+pub(super) fn checkpoints(folder: &Path) -> Vec<String> {
+    let folder = folder.join("checkpoints");
+    let mut found: Vec<(u64, String)> = files::names_in(&folder)
+        .unwrap_or_default()
+        .into_iter()
+        .filter_map(|name| {
+            let step = name.strip_prefix("step-")?.parse().ok()?;
+            Some((step, folder.join(name).display().to_string()))
+        })
+        .collect();
+    found.sort();
+    found.into_iter().map(|(_, path)| path).collect()
+}
+
+/// Removes a run's traces from a folder of the user's; a finished adapter or model stays. Returns the bytes freed.
+pub(super) fn clear(folder: &Path, entry: &RunEntry) -> Result<u64> {
+    let mut doomed = vec!["checkpoints", LOCK, WORKER_LOCK];
+    if entry.status != RunStatus::Completed {
+        doomed.extend([CONFIG, PROVENANCE, "loss.png"]);
+    }
+    let mut freed = 0;
+    for path in doomed.iter().map(|name| folder.join(name)) {
+        if path.is_dir() {
+            freed += files::size_below(&path);
+            fs::remove_dir_all(&path).map_err(io_error("remove", &path))?;
+        } else if let Ok(metadata) = fs::metadata(&path) {
+            freed += metadata.len();
+            fs::remove_file(&path).map_err(io_error("remove", &path))?;
+        }
+    }
+    // Only if nothing is left in it.
+    drop(fs::remove_dir(folder));
+    Ok(freed)
+}
+
+/// What a finished run leaves: an adapter, or a model.
+pub(super) fn result_name(method: Method) -> &'static str {
+    if method == Method::Full { "model" } else { "adapter" }
+}
