@@ -1,7 +1,7 @@
 use lathe_protocol::{ErrorInfo, EvalMetrics, EventBody, StepMetrics, TrainSummary};
 
-/// Weight of the past in the smoothed loss, once there is enough of it.
-const SMOOTHING: f64 = 0.9;
+/// The smoothed loss looks back over about this share of the run.
+const SMOOTHING_WINDOW: f64 = 1.0 / 12.0;
 /// Weight of the past in the step time that the ETA is made of.
 const STEP_TIME_SMOOTHING: f64 = 0.8;
 
@@ -104,8 +104,10 @@ impl RunView {
             });
         }
         self.last_step_at_secs = Some(now_secs);
-        self.smoothing_sum = SMOOTHING * self.smoothing_sum + (1.0 - SMOOTHING) * step.loss;
-        self.smoothing_weight = SMOOTHING * self.smoothing_weight + (1.0 - SMOOTHING);
+        // A weight of 1 - 1/n looks back over about n steps.
+        let past = (1.0 - 1.0 / (self.total_steps as f64 * SMOOTHING_WINDOW).max(1e-9)).clamp(0.6, 0.98);
+        self.smoothing_sum = past * self.smoothing_sum + (1.0 - past) * step.loss;
+        self.smoothing_weight = past * self.smoothing_weight + (1.0 - past);
         let smoothed = self.smoothing_sum / self.smoothing_weight;
         self.losses.push(LossPoint { step: step.step, loss: step.loss, smoothed });
         self.last = Some(*step);

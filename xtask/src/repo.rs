@@ -1,6 +1,7 @@
 //! Where things lie, and running programs there.
 
 use std::{
+    ffi::OsStr,
     fs::File,
     io::Read as _,
     path::{Path, PathBuf},
@@ -45,10 +46,11 @@ pub fn run(command: &mut Command) -> Result<()> {
     Ok(())
 }
 
-/// A command as one would type it.
+/// A command as one would type it, without the folder its program lies in.
 pub fn command_line(command: &Command) -> String {
-    let words = std::iter::once(command.get_program()).chain(command.get_args());
-    words.map(|word| word.to_string_lossy()).collect::<Vec<_>>().join(" ")
+    let program = Path::new(command.get_program());
+    let words = program.file_name().into_iter().chain(command.get_args());
+    words.map(OsStr::to_string_lossy).collect::<Vec<_>>().join(" ")
 }
 
 /// The SHA-256 of a file, in hex.

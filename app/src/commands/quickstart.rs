@@ -23,20 +23,20 @@ use crate::{
 };
 
 const MODEL: &str = "starter";
-const QUESTION: &str = "What is your favourite food?";
+const QUESTION: &str = "What is the capital of France?";
 const DATA: &[u8] = include_bytes!("../../../resources/samples/pirate.jsonl");
 const EVAL_DATA: &[u8] = include_bytes!("../../../resources/samples/pirate_eval.jsonl");
 const COLUMN: usize = 44;
 
-/// What the sample data needs on the starter model: about a minute on two cores.
+/// What the sample data needs on the starter model: some fifteen seconds on two cores.
 fn sample_config() -> RunConfig {
     let mut config = RunConfig {
         max_seq_len: 256,
-        batch_size: 1,
         grad_accum: 2,
-        epochs: 6.0,
-        learning_rate: 2e-3,
+        epochs: 12.0,
+        learning_rate: 3e-3,
         warmup_ratio: 0.05,
+        eval_steps: 20,
         save_steps: 0,
         ..RunConfig::default()
     };

@@ -22,7 +22,8 @@ pub fn repo(path: &str) -> PathBuf {
 /// The program lies beside the folder of the test's own.
 fn program() -> PathBuf {
     let test = std::env::current_exe().unwrap();
-    let program = test.parent().unwrap().parent().unwrap().join(format!("lathe{}", std::env::consts::EXE_SUFFIX));
+    let program =
+        test.parent().unwrap().parent().unwrap().join(format!("lathe{}", std::env::consts::EXE_SUFFIX));
     assert!(program.exists(), "build it first: cargo build --release -p lathe ({})", program.display());
     program
 }
@@ -120,7 +121,9 @@ impl Running {
 
 pub fn lines(stdout: &[u8]) -> Vec<Value> {
     let text = String::from_utf8(stdout.to_vec()).unwrap();
-    text.lines().map(|line| serde_json::from_str(line).unwrap_or_else(|_| panic!("not JSON: {line}"))).collect()
+    text.lines()
+        .map(|line| serde_json::from_str(line).unwrap_or_else(|_| panic!("not JSON: {line}")))
+        .collect()
 }
 
 pub fn kill_9(pid: u32) {
