@@ -15,6 +15,8 @@ mod job;
 mod models;
 mod paths;
 mod runs;
+#[cfg(all(test, unix))]
+mod testing;
 mod worker;
 
 pub use error::Result;

@@ -437,3 +437,6 @@ fn terminate(child: &mut Child) {
 fn terminate(child: &mut Child) {
     drop(child.kill());
 }
+
+#[cfg(all(test, unix))]
+mod tests;

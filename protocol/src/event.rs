@@ -102,6 +102,10 @@ pub enum EventBody {
     },
     Reply(ReplyDelta),
     ReplyDone(ChatStats),
+    /// A reply could not be given (a conversation too long, say); the chat goes on.
+    ReplyFailed {
+        error: ErrorInfo,
+    },
 
     // The end of a job.
     Done,

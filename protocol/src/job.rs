@@ -82,7 +82,8 @@ pub struct EvalJob {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "request", rename_all = "snake_case")]
 pub enum Request {
-    /// Chat: answer the conversation. Ends with [`EventBody::ReplyDone`](crate::EventBody::ReplyDone).
+    /// Chat: answer the conversation. Ends with [`EventBody::ReplyDone`](crate::EventBody::ReplyDone) or
+    /// [`EventBody::ReplyFailed`](crate::EventBody::ReplyFailed).
     Reply { messages: Vec<Message>, sampling: SamplingParams, thinking: Thinking, effort: Option<String> },
     /// Chat: end the reply that is being written.
     CancelReply,

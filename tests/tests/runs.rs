@@ -141,7 +141,7 @@ fn one_folder_holds_one_run() {
     running.step(1);
     let args = train_args(&out);
     let args: Vec<&str> = args.iter().map(String::as_str).collect();
-    let stderr = lathe.fails(2, &args);
+    let stderr = lathe.fails(1, &args);
     assert!(stderr.contains("error:") && stderr.contains("hint:"), "{stderr}");
     running.next("done").unwrap();
     running.child.wait().unwrap();

@@ -68,10 +68,15 @@ fn chat(job: &ChatJob, channel: &Channel, output: &Output) -> Result<()> {
     while let Ok(request) = channel.requests.recv() {
         let Request::Reply { messages, sampling, thinking, effort } = request else { continue };
         let request = ReplyRequest { messages, sampling, thinking, effort };
-        let stats = session.reply(request, &channel.cancel_reply, &clock, &mut |delta| {
+        let reply = session.reply(request, &channel.cancel_reply, &clock, &mut |delta| {
             output.emit(&EventBody::Reply(delta));
-        })?;
-        output.emit(&EventBody::ReplyDone(stats));
+        });
+        output.emit(&match reply {
+            Ok(stats) => EventBody::ReplyDone(stats),
+            // The question was at fault, and the next may not be.
+            Err(error @ Error::Invalid { .. }) => EventBody::ReplyFailed { error: error.into() },
+            Err(error) => return Err(error),
+        });
     }
     Ok(())
 }

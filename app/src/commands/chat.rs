@@ -34,7 +34,7 @@ pub fn run(session: &mut Session, args: Chat) -> Outcome {
     if let Some(prompt) = prompt {
         let mut messages = system;
         messages.push(Message::new(Role::User, prompt));
-        chat.reply(session, messages)?;
+        chat.reply(session, messages)??;
     } else {
         talk(session, &mut chat, &system)?;
     }
@@ -103,8 +103,13 @@ fn talk(session: &mut Session, chat: &mut Conversation, system: &[Message]) -> R
             }
             text => {
                 messages.push(Message::new(Role::User, text));
-                let answer = chat.reply(session, messages.clone())?;
-                messages.push(Message::new(Role::Assistant, answer));
+                match chat.reply(session, messages.clone())? {
+                    Ok(answer) => messages.push(Message::new(Role::Assistant, answer)),
+                    Err(error) => {
+                        messages.pop();
+                        session.out.error(&error, session.verbose);
+                    }
+                }
             }
         }
     }
@@ -191,8 +196,14 @@ impl Conversation {
         }
     }
 
-    /// Asks, shows the reply as it comes, and returns its answer.
-    pub fn reply(&mut self, session: &mut Session, messages: Vec<Message>) -> Result<String, ErrorInfo> {
+    /// Asks, shows the reply as it comes, and returns its answer, or why there is none: the chat goes on either way.
+    ///
+    /// Errors: the chat is over.
+    pub fn reply(
+        &mut self,
+        session: &mut Session,
+        messages: Vec<Message>,
+    ) -> Result<Result<String, ErrorInfo>, ErrorInfo> {
         let body = CommandBody::Reply {
             messages,
             sampling: self.sampling.clone(),
@@ -219,8 +230,9 @@ impl Conversation {
                         if !self.silent {
                             end_reply(session, &stats, shown);
                         }
-                        return Ok(answer);
+                        return Ok(Ok(answer));
                     }
+                    EventBody::ReplyFailed { error } => return Ok(Err(error)),
                     EventBody::Failed { error } => return Err(error),
                     EventBody::Done => return Err(ended()),
                     _ => {}

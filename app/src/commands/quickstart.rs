@@ -23,7 +23,7 @@ use crate::{
 };
 
 const MODEL: &str = "starter";
-const QUESTION: &str = "What is the capital of France?";
+const QUESTION: &str = "Who are you?";
 const DATA: &[u8] = include_bytes!("../../../resources/samples/pirate.jsonl");
 const EVAL_DATA: &[u8] = include_bytes!("../../../resources/samples/pirate_eval.jsonl");
 const COLUMN: usize = 44;
@@ -154,7 +154,7 @@ fn answer(session: &mut Session, adapters: &[String]) -> Result<String, ErrorInf
     let sampling = SamplingParams { max_tokens: 64, ..SamplingParams::default() };
     let mut chat = Conversation::open(session, MODEL, adapters, Thinking::Show, sampling)?;
     chat.silent = true;
-    let answer = chat.reply(session, vec![Message::new(Role::User, QUESTION)])?;
+    let answer = chat.reply(session, vec![Message::new(Role::User, QUESTION)])??;
     chat.close(session)?;
     Ok(answer.trim().to_owned())
 }

@@ -86,6 +86,13 @@ pub fn run_on_rows(
         .collect();
     let mut optimizer = AdamW::new(AdamWParams::default(), trainables.iter().map(|t| t.var.elem_count()));
     let longest = rows.iter().chain(eval_rows).map(|row| row.ids.len()).max().unwrap_or(0);
+    let context = model.config.max_position_embeddings;
+    if longest > context {
+        let message = format!(
+            "The longest row has {longest} tokens, the model was made for {context}: lower max_seq_len"
+        );
+        emit(EventBody::Log { level: LogLevel::Warn, message });
+    }
     let rope = model.rope_table(longest);
 
     // 3. Where the run stands

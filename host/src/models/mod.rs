@@ -6,7 +6,7 @@ mod hub;
 mod import;
 pub(crate) mod safetensors;
 pub(crate) mod starter;
-#[cfg(test)]
+#[cfg(all(test, unix))]
 mod tests;
 mod verify;
 

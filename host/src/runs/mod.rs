@@ -1,7 +1,7 @@
 //! Runs: started, recorded, resumed, stopped from anywhere, removed.
 
 mod folder;
-#[cfg(test)]
+#[cfg(all(test, unix))]
 mod tests;
 mod train;
 

@@ -1,0 +1,151 @@
+//! A host whose workers are shell scripts, and what tests of it share.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    time::{Duration, Instant},
+};
+
+use lathe_protocol::{
+    Command, CommandBody, EngineLink as _, Event, EventBody, JobId, RunConfig, StepMetrics, TrainRequest,
+    TrainSummary, handshake, write_frame,
+};
+
+use crate::{Host, HostOptions, Paths};
+
+pub(crate) struct Bench {
+    pub dir: tempfile::TempDir,
+    pub paths: Paths,
+}
+
+impl Bench {
+    pub(crate) fn new() -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let paths = Paths { data_dir: dir.path().join("data"), hf_cache: dir.path().join("hub") };
+        fs::create_dir_all(dir.path().join("model")).unwrap();
+        fs::write(dir.path().join("model/config.json"), r#"{"model_type": "llama"}"#).unwrap();
+        fs::write(dir.path().join("pirate.jsonl"), "{}\n").unwrap();
+        Self { dir, paths }
+    }
+
+    pub(crate) fn path(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    /// A host whose worker shakes hands, sends `events`, then does what the shell script `then` says.
+    /// `$FRAMES/NAME` are the frames of `more`.
+    pub(crate) fn host(&self, events: &[EventBody], then: &str, more: &[(&str, &[EventBody])]) -> Host {
+        let write = |name: &str, greeting: &str, events: &[EventBody]| {
+            let mut bytes = greeting.as_bytes().to_vec();
+            for event in events {
+                write_frame(&mut bytes, event).unwrap();
+            }
+            fs::write(self.path(name), bytes).unwrap();
+        };
+        write("first.frames", &handshake(), events);
+        for (name, events) in more {
+            write(name, "", events);
+        }
+        let frames = self.dir.path().display();
+        self.shell_host(&format!("FRAMES={frames}; cat $FRAMES/first.frames; {then}"))
+    }
+
+    pub(crate) fn shell_host(&self, script: &str) -> Host {
+        let mut options =
+            HostOptions::new(self.paths.clone(), "/bin/sh".into(), vec!["-c".into(), script.into()]);
+        options.handshake_timeout = Duration::from_secs(5);
+        options.stop_grace = Duration::from_millis(300);
+        options.train_stop_grace = Duration::from_millis(300);
+        Host::start(options).unwrap()
+    }
+
+    pub(crate) fn train_request(&self, out: &Path) -> TrainRequest {
+        TrainRequest {
+            model: self.path("model").display().to_string(),
+            data: self.path("pirate.jsonl").display().to_string(),
+            eval_data: None,
+            config: RunConfig::default(),
+            out_dir: Some(out.display().to_string()),
+            name: None,
+            init_adapter: None,
+            resume: false,
+            device: "auto".into(),
+        }
+    }
+}
+
+pub(crate) fn send(host: &mut Host, job: u64, body: CommandBody) {
+    host.send(Command { job: JobId(job), body });
+}
+
+/// The events of a job up to its end, which must come.
+pub(crate) fn to_the_end(host: &mut Host, job: u64) -> Vec<EventBody> {
+    let mut events = Vec::new();
+    let due = Instant::now() + Duration::from_secs(20);
+    loop {
+        for Event { job: of, body } in host.wait(Duration::from_millis(50)) {
+            if of == JobId(job) {
+                let ends = is_end(&body);
+                events.push(body);
+                if ends {
+                    // Exactly one end: nothing may follow.
+                    let more = host.wait(Duration::from_millis(50));
+                    assert!(!more.iter().any(|event| event.job == of && is_end(&event.body)), "{more:?}");
+                    return events;
+                }
+            }
+        }
+        assert!(Instant::now() < due, "no end after {events:?}");
+    }
+}
+
+fn is_end(body: &EventBody) -> bool {
+    matches!(body, EventBody::Done | EventBody::Failed { .. })
+}
+
+pub(crate) fn ask(host: &mut Host, job: u64, body: CommandBody) -> Vec<EventBody> {
+    send(host, job, body);
+    to_the_end(host, job)
+}
+
+pub(crate) fn failure(events: &[EventBody]) -> lathe_protocol::ErrorInfo {
+    match events.last() {
+        Some(EventBody::Failed { error }) => error.clone(),
+        other => panic!("expected a failure, got {other:?}"),
+    }
+}
+
+pub(crate) fn step(step: usize) -> EventBody {
+    EventBody::Step(StepMetrics {
+        step,
+        loss: 2.0,
+        grad_norm: 1.0,
+        lr: 1e-4,
+        tokens_per_second: 100.0,
+        tokens: 64,
+        loss_tokens: 32,
+        epoch: 0.5,
+    })
+}
+
+pub(crate) fn training_started() -> EventBody {
+    EventBody::TrainingStarted {
+        total_steps: 2,
+        first_step: 0,
+        trainable_parameters: 1,
+        total_parameters: 2,
+        rows: 3,
+        tokens_per_epoch: 4,
+    }
+}
+
+pub(crate) fn training_done(completed: bool) -> EventBody {
+    EventBody::TrainingDone(TrainSummary {
+        steps: 2,
+        completed,
+        final_loss: Some(2.0),
+        eval_loss: None,
+        seconds: 1.0,
+        out_dir: "/o".into(),
+    })
+}
