@@ -2,9 +2,7 @@
 
 #![expect(clippy::unwrap_used, reason = "a test may panic")]
 
-mod common;
-
-use common::{Lathe, repo};
+use lathe_tests::{Lathe, repo};
 use serde_json::Value;
 
 fn answer(lathe: &Lathe, args: &[&str]) -> String {

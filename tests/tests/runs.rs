@@ -3,11 +3,9 @@
 #![expect(clippy::unwrap_used, reason = "a test may panic")]
 #![cfg(target_os = "linux")]
 
-mod common;
-
 use std::{process::Stdio, time::Duration};
 
-use common::{Lathe, Running, is_gone_within, kill_9, lines, losses, repo};
+use lathe_tests::{Lathe, Running, is_gone_within, kill_9, lines, losses, repo};
 use serde_json::Value;
 
 const STEPS: usize = 24;
