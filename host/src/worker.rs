@@ -154,6 +154,7 @@ impl Worker {
         let mut gathered = Gathered::default();
         let mut next_tick = Instant::now() + TICK;
         let mut observer_stops = false;
+        let mut gone_since = None;
         loop {
             let due = gathered.due.map_or(next_tick, |due| due.min(next_tick));
             let received = self.output.recv_timeout(due.saturating_duration_since(Instant::now()));
@@ -175,7 +176,8 @@ impl Worker {
                 },
                 Ok(FromWorker::Closed) => {
                     gathered.flush(job);
-                    return Err(self.died("The worker died", None));
+                    let when = if matches!(phase, Phase::Starting) { " before it was ready" } else { "" };
+                    return Err(self.died(&format!("The worker died{when}"), None));
                 }
                 Ok(FromWorker::Broken(error)) => {
                     gathered.flush(job);
@@ -195,6 +197,13 @@ impl Worker {
                 observer_stops |= observe(job, Beat::Tick) == Verdict::Stop;
                 if matches!(phase, Phase::Starting) && Instant::now() >= handshake_due {
                     self.expect_handshake(None)?;
+                }
+                // Its stdout closes with it, unless a process of its own still holds that.
+                if matches!(self.child.try_wait(), Ok(Some(_)))
+                    && gone_since.get_or_insert_with(Instant::now).elapsed() >= LAST_WAIT
+                {
+                    gathered.flush(job);
+                    return Err(self.died("The worker died", None));
                 }
             }
             phase = self.escalate(job, phase, observer_stops, grace)?;
@@ -425,11 +434,12 @@ fn own_group(process: &mut Process) {
     process.creation_flags(CREATE_NEW_PROCESS_GROUP);
 }
 
+/// Asks the worker and whatever it started to end.
 #[cfg(unix)]
 fn terminate(child: &mut Child) {
-    if let Some(pid) = rustix::process::Pid::from_raw(child.id().cast_signed()) {
-        // Fails only if the process is gone already.
-        rustix::process::kill_process(pid, rustix::process::Signal::TERM).ok();
+    if let Some(group) = rustix::process::Pid::from_raw(child.id().cast_signed()) {
+        // Fails only if they are gone already.
+        rustix::process::kill_process_group(group, rustix::process::Signal::TERM).ok();
     }
 }
 
