@@ -12,6 +12,16 @@ macro_rules! note {
     ($($arg:tt)*) => { $crate::output::to_stderr(&format!($($arg)*)) };
 }
 
+/// Formats onto the end of a `String`.
+#[macro_export]
+macro_rules! append {
+    ($text:expr, $($arg:tt)*) => { $crate::output::append(&mut $text, format_args!($($arg)*)) };
+}
+
+pub fn append(text: &mut String, arguments: std::fmt::Arguments<'_>) {
+    text.push_str(&std::fmt::format(arguments));
+}
+
 pub fn to_stderr(line: &str) {
     // Nobody reads it: nobody is told.
     drop(writeln!(io::stderr(), "{line}"));

@@ -9,7 +9,7 @@ use indicatif::{ProgressBar, ProgressStyle};
 use lathe_protocol::EventBody;
 use lathe_ui::RunView;
 
-use crate::{note, output};
+use crate::{append, note, output};
 
 const LINE_EVERY: Duration = Duration::from_secs(10);
 
@@ -103,10 +103,10 @@ impl Training {
     fn view_line(&self) -> String {
         let mut line = format!("loss {}", output::loss(self.view.smoothed_loss()));
         if let Some(last) = self.view.last {
-            line.push_str(&format!("  {:.0} tokens/s", last.tokens_per_second));
+            append!(line, "  {:.0} tokens/s", last.tokens_per_second);
         }
         if let Some(eta) = self.view.eta_secs() {
-            line.push_str(&format!("  {} left", output::duration(eta)));
+            append!(line, "  {} left", output::duration(eta));
         }
         line
     }

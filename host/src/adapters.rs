@@ -171,10 +171,13 @@ pub(crate) fn clean_name(text: &str) -> String {
 }
 
 fn free_name(wanted: &str, taken: &dyn Fn(&str) -> bool) -> String {
-    if !taken(wanted) {
-        return wanted.to_owned();
+    let mut name = wanted.to_owned();
+    let mut count = 1;
+    while taken(&name) {
+        count += 1;
+        name = format!("{wanted}-{count}");
     }
-    (2u32..).map(|count| format!("{wanted}-{count}")).find(|name| !taken(name)).unwrap_or_default()
+    name
 }
 
 fn entry(name: &str, path: &Path) -> AdapterEntry {

@@ -108,7 +108,7 @@ impl Db {
             if taken(&record.entry.name) {
                 continue;
             }
-            if self.try_insert(record).map_err(failed)? {
+            if self.try_insert(record).map_err(|error| failed(&error))? {
                 return Ok(());
             }
         }
@@ -154,7 +154,7 @@ impl Db {
         self.connection
             .query_row("SELECT * FROM runs WHERE id = ?1", [id], run_record)
             .optional()
-            .map_err(failed)
+            .map_err(|error| failed(&error))
     }
 
     pub(crate) fn set_status(&self, id: &str, status: RunStatus, error: Option<&str>) -> Result<()> {
@@ -204,7 +204,7 @@ impl Db {
                 .execute(params![id, step.step, step.loss])?;
             transaction.commit()
         };
-        add().map_err(failed)
+        add().map_err(|error| failed(&error))
     }
 
     pub(crate) fn add_eval(&self, id: &str, eval: &EvalMetrics) -> Result<()> {
@@ -256,7 +256,7 @@ impl Db {
             .query_row("SELECT stop_requested FROM runs WHERE id = ?1", [id], |row| row.get(0))
             .optional()
             .map(Option::unwrap_or_default)
-            .map_err(failed)
+            .map_err(|error| failed(&error))
     }
 
     pub(crate) fn delete_run(&self, id: &str) -> Result<()> {
@@ -265,12 +265,14 @@ impl Db {
 
     /// `ok`, or what SQLite finds wrong.
     pub(crate) fn quick_check(&self) -> Result<String> {
-        self.connection.query_row("PRAGMA quick_check(1)", [], |row| row.get(0)).map_err(failed)
+        self.connection
+            .query_row("PRAGMA quick_check(1)", [], |row| row.get(0))
+            .map_err(|error| failed(&error))
     }
 
     fn write(&self, sql: &str, params: impl rusqlite::Params) -> Result<()> {
-        let mut statement = self.connection.prepare_cached(sql).map_err(failed)?;
-        statement.execute(params).map(drop).map_err(failed)
+        let mut statement = self.connection.prepare_cached(sql).map_err(|error| failed(&error))?;
+        statement.execute(params).map(drop).map_err(|error| failed(&error))
     }
 
     fn all<T>(
@@ -279,8 +281,8 @@ impl Db {
         params: impl rusqlite::Params,
         read: impl FnMut(&Row<'_>) -> rusqlite::Result<T>,
     ) -> Result<Vec<T>> {
-        let mut statement = self.connection.prepare_cached(sql).map_err(failed)?;
-        statement.query_map(params, read).and_then(Iterator::collect).map_err(failed)
+        let mut statement = self.connection.prepare_cached(sql).map_err(|error| failed(&error))?;
+        statement.query_map(params, read).and_then(Iterator::collect).map_err(|error| failed(&error))
     }
 }
 
@@ -288,7 +290,7 @@ fn user_version(connection: &Connection) -> rusqlite::Result<usize> {
     connection.query_row("PRAGMA user_version", [], |row| row.get(0))
 }
 
-fn failed(error: rusqlite::Error) -> ErrorInfo {
+fn failed(error: &rusqlite::Error) -> ErrorInfo {
     let code = match error.sqlite_error_code() {
         Some(rusqlite::ErrorCode::DatabaseBusy | rusqlite::ErrorCode::DatabaseLocked) => ErrorCode::Busy,
         _ => ErrorCode::Io,

@@ -207,7 +207,7 @@ impl Drop for Host {
 fn run(job: &mut Job, body: CommandBody) -> Result<()> {
     match body {
         CommandBody::Hardware => job.emit(EventBody::Hardware(hardware::detect(job.host.paths()))),
-        CommandBody::Doctor => doctor::check(job)?,
+        CommandBody::Doctor => doctor::check(job),
 
         CommandBody::ModelsList => job.emit(EventBody::Models { models: models::list(job.host.paths())? }),
         CommandBody::ModelsShow { model } => models::show(job, &model)?,

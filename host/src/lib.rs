@@ -15,7 +15,7 @@ mod job;
 mod models;
 mod paths;
 mod runs;
-#[cfg(all(test, unix))]
+#[cfg(test)]
 mod testing;
 mod worker;
 

@@ -1,5 +1,7 @@
 //! A host whose workers are shell scripts, and what tests of it share.
 
+#![cfg(unix)]
+
 use std::{
     fs,
     path::{Path, PathBuf},

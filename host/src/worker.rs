@@ -448,5 +448,5 @@ fn terminate(child: &mut Child) {
     drop(child.kill());
 }
 
-#[cfg(all(test, unix))]
+#[cfg(test)]
 mod tests;

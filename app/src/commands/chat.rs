@@ -18,9 +18,9 @@ use crate::{cli::Chat, note, output::duration, progress::Preparation, session::S
 const DIM: &str = "\x1b[2m";
 const PLAIN: &str = "\x1b[0m";
 
-pub fn run(session: &mut Session, args: Chat) -> Outcome {
-    refuse_unsupported(&args)?;
-    let Chat { model, adapter: adapters, prompt, system, thinking, .. } = &args;
+pub fn run(session: &mut Session, args: &Chat) -> Outcome {
+    refuse_unsupported(args)?;
+    let Chat { model, adapter: adapters, prompt, system, thinking, .. } = args;
     let sampling = SamplingParams {
         temperature: args.temperature,
         top_p: args.top_p,

@@ -6,14 +6,15 @@ use lathe_protocol::{
 
 use super::{Outcome, read_config, unexpected};
 use crate::{
+    append,
     cli::ConfigArgs,
     output::{self, fields},
     session::Session,
 };
 
-pub fn check(session: &mut Session, model: String, file: String, config: &ConfigArgs) -> Outcome {
+pub fn check(session: &mut Session, model: String, file: &str, config: &ConfigArgs) -> Outcome {
     let config = read_config(config)?;
-    let answer = session.ask(CommandBody::DataCheck { model, data: file.clone(), config })?;
+    let answer = session.ask(CommandBody::DataCheck { model, data: file.to_owned(), config })?;
     let EventBody::DataReport(report) = &answer else { return Err(unexpected()) };
     if session.out.json {
         session.out.object(&answer);
@@ -72,10 +73,10 @@ pub fn describe(report: &DataReport) -> String {
     ]);
     let mut text = fields(&lines);
     for issue in &report.issues {
-        text.push_str(&format!("row {} (line {}): {}\n", issue.row, issue.line, issue.issue));
+        append!(text, "row {} (line {}): {}\n", issue.row, issue.line, issue.issue);
     }
     for warning in &report.warnings {
-        text.push_str(&format!("warning: {warning}\n"));
+        append!(text, "warning: {warning}\n");
     }
     text
 }
@@ -119,13 +120,14 @@ pub fn show(session: &mut Session, model: String, file: String, row: usize, conf
         if index == kept {
             text.push_str("------- cut here by max_seq_len\n");
         }
-        text.push_str(&format!(
+        append!(
+            text,
             "{:>7} {} {:<18} {}\n",
             token.id,
             if token.loss { '*' } else { ' ' },
             turn(token),
             token.text.escape_debug()
-        ));
+        );
     }
     session.out.text(&text);
     Ok(ExitCode::SUCCESS)

@@ -32,7 +32,7 @@ pub fn run(session: &mut Session, command: CommandLine) -> Outcome {
             library::remove(session, CommandBody::ModelsRemove { model })
         }
 
-        CommandLine::Data(Data::Check { model, file, config }) => data::check(session, model, file, &config),
+        CommandLine::Data(Data::Check { model, file, config }) => data::check(session, model, &file, &config),
         CommandLine::Data(Data::Show { model, file, row, config }) => {
             data::show(session, model, file, row, &config)
         }
@@ -55,7 +55,7 @@ pub fn run(session: &mut Session, command: CommandLine) -> Outcome {
             library::remove(session, CommandBody::AdaptersRemove { adapter })
         }
 
-        CommandLine::Chat(args) => chat::run(session, *args),
+        CommandLine::Chat(args) => chat::run(session, &args),
         CommandLine::Logits(args) => logits(session, args),
         CommandLine::Eval(args) => eval(session, args),
     }

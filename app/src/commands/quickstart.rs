@@ -17,6 +17,7 @@ use super::{
     unexpected,
 };
 use crate::{
+    append,
     cli::Quickstart,
     output::{Output, duration, loss},
     session::Session,
@@ -184,7 +185,7 @@ fn side_by_side(before: &str, after: &str) -> String {
         let cell = |lines: &[String]| lines.get(index).cloned().unwrap_or_default();
         let (left, right) = (cell(&left), cell(&right));
         let padding = " ".repeat(COLUMN.saturating_sub(left.chars().count()));
-        text.push_str(&format!("{left}{padding} │ {right}\n"));
+        append!(text, "{left}{padding} │ {right}\n");
     }
     text
 }

@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 
 use super::{Outcome, full_path};
 use crate::{
-    chart,
+    append, chart,
     cli::{ConfigArgs, Train},
     note,
     output::{duration, loss},
@@ -140,24 +140,24 @@ fn describe(trained: &Trained) -> String {
         format!("Stopped after step {} of {}, loss {last}", summary.steps, view.total_steps)
     };
     if let Some(eval) = summary.eval_loss {
-        text.push_str(&format!(", held-out loss {eval:.4}"));
+        append!(text, ", held-out loss {eval:.4}");
     }
     text.push('\n');
     if !summary.completed {
-        text.push_str(&format!("Resume it: lathe runs resume {run}\n"));
+        append!(text, "Resume it: lathe runs resume {run}\n");
     }
     if let Some(adapter) = adapter {
-        text.push_str(&format!("Adapter  {}  {}\n", adapter.name, adapter.path));
+        append!(text, "Adapter  {}  {}\n", adapter.name, adapter.path);
     }
-    text.push_str(&format!("Folder   {}\n", summary.out_dir));
+    append!(text, "Folder   {}\n", summary.out_dir);
     if let Some(chart) = chart {
-        text.push_str(&format!("Chart    {chart}\n"));
+        append!(text, "Chart    {chart}\n");
     }
     if let Some(adapter) = adapter {
         let base = adapter.base_model.as_deref().unwrap_or("M");
-        text.push_str(&format!("Try it: lathe chat --model {base} --adapter {}\n", adapter.name));
+        append!(text, "Try it: lathe chat --model {base} --adapter {}\n", adapter.name);
     } else if summary.completed {
-        text.push_str(&format!("Try it: lathe chat --model {}\n", summary.out_dir));
+        append!(text, "Try it: lathe chat --model {}\n", summary.out_dir);
     }
     text
 }

@@ -80,6 +80,10 @@ pub(crate) fn is_gguf(path: &Path) -> bool {
     path.extension().is_some_and(|extension| extension.eq_ignore_ascii_case("gguf"))
 }
 
+fn is_pickle(path: &Path) -> bool {
+    path.extension().is_some_and(|extension| extension == "bin" || extension == "pt")
+}
+
 pub(crate) fn file_name(path: &Path) -> String {
     path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default()
 }
@@ -144,7 +148,7 @@ fn inspect_weights(folder: &Path, names: &[String], findings: &mut Findings) {
     let shards = names.iter().filter(|name| name.ends_with(".safetensors")).count();
     if shards > 0 {
         findings.add(INDEX, format!("is missing, though there are {shards} other safetensors files"));
-    } else if let Some(pickle) = names.iter().find(|name| name.ends_with(".bin") || name.ends_with(".pt")) {
+    } else if let Some(pickle) = names.iter().find(|name| is_pickle(name.as_ref())) {
         findings.add(pickle.clone(), "is a pickle: only safetensors and GGUF weights are read");
     } else {
         findings.missing(SINGLE);

@@ -6,7 +6,7 @@ mod hub;
 mod import;
 pub(crate) mod safetensors;
 pub(crate) mod starter;
-#[cfg(all(test, unix))]
+#[cfg(test)]
 mod tests;
 mod verify;
 

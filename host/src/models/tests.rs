@@ -1,3 +1,5 @@
+#![cfg(unix)]
+
 use lathe_protocol::{CommandBody, EventBody, ModelProblem};
 
 use super::*;

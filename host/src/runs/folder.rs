@@ -121,19 +121,9 @@ impl LockedFolder {
 
     /// The config and the provenance of the run that lies here.
     pub(super) fn read_run(&self) -> Result<RunRecord> {
-        let config_path = self.path.join(CONFIG);
-        let nothing = |missing: &str| {
-            ErrorInfo::new(
-                ErrorCode::NotFound,
-                format!("No run to resume in this folder: it has no {missing}: {}", self.path.display()),
-            )
-            .hint("leave --resume out to start a new run")
-        };
-        if !config_path.exists() {
-            return Err(nothing(CONFIG));
-        }
-        let run_config = config::build(Some(&config_path), &[])?;
-        let provenance = Provenance::read(&self.path).ok_or_else(|| nothing(PROVENANCE))?;
+        let run_config = config::build(Some(&self.path.join(CONFIG)), &[])?;
+        let provenance =
+            Provenance::read(&self.path).ok_or_else(|| nothing_to_resume(&self.path, PROVENANCE))?;
         Ok(RunRecord { config: run_config, ..provenance.into_record(&self.path) })
     }
 
@@ -156,6 +146,16 @@ impl LockedFolder {
             drop(fs::remove_dir(&self.path));
         }
     }
+}
+
+/// An error if no run lies in the folder.
+pub(super) fn require_run(folder: &Path) -> Result<()> {
+    if folder.join(CONFIG).is_file() { Ok(()) } else { Err(nothing_to_resume(folder, CONFIG)) }
+}
+
+fn nothing_to_resume(folder: &Path, missing: &str) -> ErrorInfo {
+    let message = format!("No run to resume in this folder: it has no {missing}: {}", folder.display());
+    ErrorInfo::new(ErrorCode::NotFound, message).hint("leave --resume out to start a new run")
 }
 
 /// Whether a process works in the folder.

@@ -1,7 +1,7 @@
 //! Runs: started, recorded, resumed, stopped from anywhere, removed.
 
 mod folder;
-#[cfg(all(test, unix))]
+#[cfg(test)]
 mod tests;
 mod train;
 

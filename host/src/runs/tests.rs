@@ -1,3 +1,5 @@
+#![cfg(unix)]
+
 use std::time::Instant;
 
 use lathe_protocol::{CommandBody, RunEntry};

@@ -8,7 +8,11 @@ use lathe_protocol::{
     TrainJob, TrainRequest, TrainSummary,
 };
 
-use super::{Provenance, adopt, find, folder::LockedFolder, open_db};
+use super::{
+    Provenance, adopt, find,
+    folder::{self, LockedFolder},
+    open_db,
+};
 use crate::{
     Paths, adapters, config,
     db::{Db, RunRecord},
@@ -115,11 +119,9 @@ fn resume_folder(job: &mut Job, dir: &Path, request: Option<&TrainRequest>) -> R
         return Err(ErrorInfo::new(ErrorCode::NotFound, format!("No such run folder: {}", dir.display()))
             .hint("leave --resume out to start a new run"));
     }
+    folder::require_run(dir)?;
     let folder = LockedFolder::open(dir)?;
-    let mut record = match folder.read_run() {
-        Ok(record) => record,
-        Err(error) => return Err(error),
-    };
+    let mut record = folder.read_run()?;
     let RunRecord { entry, config: run_config, .. } = &record;
     if let Some(request) = request {
         refuse_changes(request, &record)?;

@@ -1,3 +1,5 @@
+#![cfg(unix)]
+
 use lathe_protocol::{ChatStats, ErrorCode, Message, Role, SamplingParams, Thinking};
 
 use super::*;

@@ -7,7 +7,7 @@ use lathe_protocol::{Message, Role};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 
-use super::{chatterbot, chitchat, intents};
+use super::{chitchat, intents};
 use crate::repo;
 
 /// A row of the corpus: one line of a data file of shape `messages`.
@@ -27,7 +27,6 @@ impl Conversation {
 /// [`hash`] of what the reference scripts made of the same sources.
 pub const INTENTS_SHA256: &str = "67c4b52aff162087ee8d9f33a6fe6317aa737625251020af5ec75756b15a13bb";
 const CHITCHAT_SHA256: &str = "8c4933276f1aa2692e21ed0b32e12c77c53e8d6ebec32211171c4f0c75598c05";
-const CHATTERBOT_SHA256: &str = "685cf964b3732d47398e14dfb27b37245dd8a07047ef703bb2a5c32609e74c74";
 
 /// Everything the recipe reads.
 pub struct Corpus {
@@ -48,13 +47,6 @@ impl Corpus {
         check("chitchat", &chitchat, CHITCHAT_SHA256)?;
         Ok(Self { intents, chitchat, pirate: read(&resources.join("samples/pirate.jsonl"))? })
     }
-}
-
-/// Questions and answers that are not in the recipe's mix.
-pub fn chatterbot() -> Result<Vec<Conversation>> {
-    let conversations = chatterbot::conversations()?;
-    check("chatterbot", &conversations, CHATTERBOT_SHA256)?;
-    Ok(conversations)
 }
 
 /// Errors: not the rows that the recipe was tried with.

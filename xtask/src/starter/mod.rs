@@ -1,7 +1,6 @@
 //! `cargo xtask train-starter`: makes `resources/starter/` from nothing, the way a user would train: our own engine,
 //! `method = "full"`, on permissive text.
 
-mod chatterbot;
 pub mod chitchat;
 mod corpus;
 mod intents;
@@ -72,8 +71,7 @@ pub fn train_starter(args: &Args) -> Result<()> {
         work.display()
     );
     if *corpus_only {
-        // Not in the mix: a data set to fine-tune on.
-        return corpus::write(&work.join("chatterbot.jsonl"), &corpus::chatterbot()?);
+        return Ok(());
     }
 
     // 2. Tokenizer and fresh model

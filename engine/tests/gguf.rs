@@ -1,0 +1,166 @@
+//! GGUF files of the tiny models, written here as llama.cpp's converter would, give the logits of their folders.
+
+#![expect(clippy::unwrap_used, reason = "a test may panic")]
+
+use std::{
+    collections::BTreeMap,
+    fs::File,
+    path::{Path, PathBuf},
+};
+
+use candle_core::{
+    DType, Device, Tensor,
+    quantized::{
+        GgmlDType, QTensor,
+        gguf_file::{self, Value},
+    },
+};
+use lathe_engine::{
+    gguf::QuantizedWeight,
+    model::{LoadFor, Model, ModelConfig, ModelFamily},
+    weights::Weights,
+};
+
+fn golden(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/golden/data").join(name)
+}
+
+fn largest(tensor: &Tensor) -> f32 {
+    tensor.abs().unwrap().flatten_all().unwrap().max(0).unwrap().to_scalar().unwrap()
+}
+
+/// The rows of each head, halves interleaved, as the converter writes q and k of Llama models.
+fn interleaved(weight: &Tensor, num_heads: usize) -> Tensor {
+    let (rows, columns) = weight.dims2().unwrap();
+    let heads = weight.reshape((num_heads, 2, rows / num_heads / 2, columns)).unwrap();
+    heads.transpose(1, 2).unwrap().contiguous().unwrap().reshape((rows, columns)).unwrap()
+}
+
+fn metadata(config: &ModelConfig) -> Vec<(String, Value)> {
+    let name = config.family.name();
+    let key = |key: &str| format!("{name}.{key}");
+    let size = |value: usize| Value::U32(value as u32);
+    vec![
+        ("general.architecture".into(), Value::String(name.into())),
+        (key("block_count"), size(config.num_layers)),
+        (key("embedding_length"), size(config.hidden_size)),
+        (key("feed_forward_length"), size(config.intermediate_size)),
+        (key("attention.head_count"), size(config.num_heads)),
+        (key("attention.head_count_kv"), size(config.num_kv_heads)),
+        (key("attention.key_length"), size(config.head_dim)),
+        (key("context_length"), size(config.max_position_embeddings)),
+        (key("attention.layer_norm_rms_epsilon"), Value::F32(config.rms_norm_eps as f32)),
+        (key("rope.freq_base"), Value::F32(config.rope_theta as f32)),
+    ]
+}
+
+/// Writes the folder's model as a GGUF whose matrices have type `dtype`.
+fn write(folder: &Path, path: &Path, dtype: GgmlDType) {
+    let weights = Weights::open(folder).unwrap();
+    let config = weights.config(folder).unwrap();
+    let mut names = BTreeMap::from([
+        ("model.embed_tokens.weight".to_owned(), "token_embd.weight".to_owned()),
+        ("model.norm.weight".into(), "output_norm.weight".into()),
+        ("lm_head.weight".into(), "output.weight".into()),
+    ]);
+    for layer in 0..config.num_layers {
+        for (hf, gguf) in [
+            ("self_attn.q_proj", "attn_q"),
+            ("self_attn.k_proj", "attn_k"),
+            ("self_attn.v_proj", "attn_v"),
+            ("self_attn.o_proj", "attn_output"),
+            ("self_attn.q_norm", "attn_q_norm"),
+            ("self_attn.k_norm", "attn_k_norm"),
+            ("mlp.gate_proj", "ffn_gate"),
+            ("mlp.up_proj", "ffn_up"),
+            ("mlp.down_proj", "ffn_down"),
+            ("input_layernorm", "attn_norm"),
+            ("post_attention_layernorm", "ffn_norm"),
+        ] {
+            for suffix in ["weight", "bias"] {
+                names.insert(
+                    format!("model.layers.{layer}.{hf}.{suffix}"),
+                    format!("blk.{layer}.{gguf}.{suffix}"),
+                );
+            }
+        }
+    }
+    let mut tensors = Vec::new();
+    for (hf, gguf) in names.into_iter().filter(|(hf, _)| weights.has(hf)) {
+        let mut tensor = weights.dense(&hf, &config).unwrap();
+        if config.family == ModelFamily::Llama && hf.contains("q_proj") {
+            tensor = interleaved(&tensor, config.num_heads);
+        }
+        if config.family == ModelFamily::Llama && hf.contains("k_proj") {
+            tensor = interleaved(&tensor, config.num_kv_heads);
+        }
+        let blocks_fit = tensor.rank() == 2 && tensor.dims()[1].is_multiple_of(dtype.block_size());
+        let dtype = if blocks_fit { dtype } else { GgmlDType::F32 };
+        tensors.push((gguf, QTensor::quantize(&tensor, dtype).unwrap()));
+    }
+    let metadata = metadata(&config);
+    let metadata: Vec<(&str, &Value)> = metadata.iter().map(|(key, value)| (key.as_str(), value)).collect();
+    let tensors: Vec<(&str, &QTensor)> =
+        tensors.iter().map(|(name, tensor)| (name.as_str(), tensor)).collect();
+    gguf_file::write(&mut File::create(path).unwrap(), &metadata, &tensors).unwrap();
+}
+
+#[test]
+fn a_gguf_gives_the_logits_of_its_folder() {
+    let folder = tempfile::tempdir().unwrap();
+    // The rope scaling of tiny-llama3-rope is no metadata key of a GGUF; the others cover tied, untied, biases, norms.
+    for (name, load_for) in [
+        ("tiny-llama", LoadFor::Inference),
+        ("tiny-qwen3", LoadFor::Lora),
+        ("tiny-qwen3-untied", LoadFor::Inference),
+        ("tiny-qwen2", LoadFor::Inference),
+    ] {
+        let path = folder.path().join(format!("{name}.gguf"));
+        let expected =
+            candle_core::safetensors::load(golden(name).join("expected.safetensors"), &Device::Cpu).unwrap();
+        let ids: Vec<u32> =
+            expected["ids"].flatten_all().unwrap().to_dtype(DType::U32).unwrap().to_vec1().unwrap();
+        for (dtype, tolerance) in [(GgmlDType::F32, 1e-4), (GgmlDType::Q8_0, 0.05)] {
+            write(&golden(name), &path, dtype);
+            let logits = Model::load(&path, load_for).unwrap().all_logits(&ids).unwrap();
+            let expected = expected["logits"].reshape(logits.shape()).unwrap();
+            let error = largest(&(&logits - &expected).unwrap()) / largest(&expected);
+            assert!(error < tolerance, "{name} as {dtype:?}: {error}");
+        }
+    }
+}
+
+#[test]
+fn products_of_every_block_type_equal_those_of_its_dequantised_weight() {
+    let (rows, width) = (40, 256);
+    let values: Vec<f32> = (0..rows * width).map(|i| ((i * 7919 % 1009) as f32 - 504.0) / 1000.0).collect();
+    let dense = Tensor::from_vec(values, (rows, width), &Device::Cpu).unwrap();
+    for dtype in [
+        GgmlDType::Q4_0,
+        GgmlDType::Q4_1,
+        GgmlDType::Q5_0,
+        GgmlDType::Q5_1,
+        GgmlDType::Q8_0,
+        GgmlDType::Q2K,
+        GgmlDType::Q3K,
+        GgmlDType::Q4K,
+        GgmlDType::Q5K,
+        GgmlDType::Q6K,
+    ] {
+        let quantized = QTensor::quantize(&dense, dtype).unwrap();
+        let original = quantized.dequantize(&Device::Cpu).unwrap();
+        let weight = QuantizedWeight::new(quantized).unwrap();
+        let kept = largest(&(weight.dequantize().unwrap() - &original).unwrap()) / largest(&original);
+        assert!(kept < 0.01, "{dtype:?} changed by {kept}");
+        let ids = [3u32, 0, 39];
+        let looked_up = weight.rows(&ids).unwrap();
+        let expected = original.index_select(&Tensor::new(&ids, &Device::Cpu).unwrap(), 0).unwrap();
+        assert!(largest(&(looked_up - expected).unwrap()) < 0.01 * largest(&original), "{dtype:?}");
+        for num_tokens in [1, 5, 40] {
+            let x = dense.narrow(0, 0, num_tokens).unwrap().affine(1.3, 0.1).unwrap();
+            let expected = x.matmul(&original.t().unwrap()).unwrap();
+            let error = largest(&(weight.forward(&x).unwrap() - &expected).unwrap()) / largest(&expected);
+            assert!(error < 0.01, "{dtype:?}, {num_tokens} tokens: {error}");
+        }
+    }
+}
