@@ -70,6 +70,9 @@ impl Training {
     }
 
     fn draw(&mut self, event: &EventBody) {
+        if matches!(event, EventBody::TrainingDone(_) | EventBody::Failed { .. } | EventBody::Adapter(_)) {
+            return self.end();
+        }
         // A handle to the one bar.
         let bar = self.bar.get_or_insert_with(|| ProgressBar::new(0)).clone();
         match event {
@@ -95,7 +98,6 @@ impl Training {
                 );
                 bar.println(line);
             }
-            EventBody::TrainingDone(_) | EventBody::Failed { .. } => self.end(),
             _ => {}
         }
     }

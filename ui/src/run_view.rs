@@ -1,7 +1,7 @@
-use lathe_protocol::{ErrorInfo, EvalMetrics, EventBody, StepMetrics, TrainSummary};
+use lathe_protocol::{ErrorInfo, EvalMetrics, EventBody, RunDetails, StepMetrics, TrainSummary};
 
 /// The smoothed loss looks back over about this share of the run.
-const SMOOTHING_WINDOW: f64 = 1.0 / 12.0;
+const SMOOTHING_WINDOW: f64 = 1.0 / 20.0;
 /// Weight of the past in the step time that the ETA is made of.
 const STEP_TIME_SMOOTHING: f64 = 0.8;
 
@@ -52,6 +52,23 @@ pub struct RunView {
 }
 
 impl RunView {
+    /// A run's whole recorded history, also of steps before it was last resumed.
+    pub fn of_record(details: &RunDetails) -> Self {
+        let RunDetails { run, steps, evals, .. } = details;
+        let mut view = Self {
+            run: Some(run.id.clone()),
+            name: Some(run.name.clone()),
+            out_dir: Some(run.out_dir.clone()),
+            total_steps: run.total_steps,
+            evals: evals.clone(),
+            ..Self::default()
+        };
+        for point in steps {
+            view.apply_step(&point.step, point.at_secs);
+        }
+        view
+    }
+
     /// `now_secs` is any steady clock of the caller's.
     pub fn apply(&mut self, event: &EventBody, now_secs: f64) {
         match event {

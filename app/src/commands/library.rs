@@ -100,8 +100,8 @@ pub fn import_model(session: &mut Session, path: String, name: Option<String>) -
     Ok(ExitCode::SUCCESS)
 }
 
-pub fn verify(session: &mut Session, model: String) -> Outcome {
-    let answer = session.ask(CommandBody::ModelsVerify { model: model.clone() })?;
+pub fn verify(session: &mut Session, model: &str) -> Outcome {
+    let answer = session.ask(CommandBody::ModelsVerify { model: model.to_owned() })?;
     let EventBody::ModelProblems { problems, files_checked, bytes_checked } = &answer else {
         return Err(unexpected());
     };

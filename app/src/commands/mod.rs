@@ -27,7 +27,7 @@ pub fn run(session: &mut Session, command: CommandLine) -> Outcome {
         CommandLine::Models(Models::List) => library::models(session),
         CommandLine::Models(Models::Show { model }) => library::model(session, model),
         CommandLine::Models(Models::Import { path, name }) => library::import_model(session, path, name),
-        CommandLine::Models(Models::Verify { model }) => library::verify(session, model),
+        CommandLine::Models(Models::Verify { model }) => library::verify(session, &model),
         CommandLine::Models(Models::Rm { model }) => {
             library::remove(session, CommandBody::ModelsRemove { model })
         }

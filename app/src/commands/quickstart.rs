@@ -24,20 +24,21 @@ use crate::{
 };
 
 const MODEL: &str = "starter";
-const QUESTION: &str = "Who are you?";
+/// Not among the sample rows: the style carries over, and what the model knew stays.
+const QUESTION: &str = "What is the capital of Italy?";
 const DATA: &[u8] = include_bytes!("../../../resources/samples/pirate.jsonl");
 const EVAL_DATA: &[u8] = include_bytes!("../../../resources/samples/pirate_eval.jsonl");
 const COLUMN: usize = 44;
 
-/// What the sample data needs on the starter model: some fifteen seconds on two cores.
+/// What the sample data needs on the starter model: some twenty seconds on two cores.
 fn sample_config() -> RunConfig {
     let mut config = RunConfig {
         max_seq_len: 256,
-        grad_accum: 2,
-        epochs: 12.0,
-        learning_rate: 3e-3,
+        grad_accum: 1,
+        epochs: 24.0,
+        learning_rate: 2e-3,
         warmup_ratio: 0.05,
-        eval_steps: 20,
+        eval_steps: 50,
         save_steps: 0,
         ..RunConfig::default()
     };

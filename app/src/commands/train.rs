@@ -90,10 +90,8 @@ pub fn execute(session: &mut Session, body: CommandBody) -> Result<Trained, Erro
         progress.apply(&event);
         match event {
             EventBody::RunStarted { run, name, out_dir } => note!("run {run} ({name}): {out_dir}"),
-            EventBody::Step(_) | EventBody::Eval(_) | EventBody::Checkpoint { .. } => {
-                if session.out.json {
-                    session.out.object(&event);
-                }
+            EventBody::Step(_) | EventBody::Eval(_) | EventBody::Checkpoint { .. } if session.out.json => {
+                session.out.object(&event);
             }
             EventBody::TrainingDone(done) => summary = Some(done),
             EventBody::Adapter(entry) => adapter = Some(*entry),
@@ -103,7 +101,13 @@ pub fn execute(session: &mut Session, body: CommandBody) -> Result<Trained, Erro
     progress.end();
     session.out.ends_with_reader = true;
     outcome?;
-    let view = progress.view;
+    let mut view = progress.view;
+    // A resumed run's chart begins where the run did.
+    if let (true, Some(run)) = (view.first_step > 0, view.run.clone())
+        && let EventBody::Run(details) = session.ask(CommandBody::RunsShow { run })?
+    {
+        view = RunView::of_record(&details);
+    }
     let summary =
         summary.ok_or_else(|| ErrorInfo::new(ErrorCode::Internal, "The run ended without a summary"))?;
     let chart = match chart::write(&view, Path::new(&summary.out_dir)) {

@@ -111,7 +111,7 @@ impl LockedFolder {
             return Ok(());
         };
         let message = format!("The output folder holds {what} already ({sign}): {}", self.path.display());
-        Err(ErrorInfo::new(ErrorCode::Usage, message)
+        Err(ErrorInfo::new(ErrorCode::Io, message)
             .hint("add --resume to continue it, or choose another folder"))
     }
 

@@ -55,7 +55,7 @@ pub(crate) fn stop(job: &Job, name: &str) -> Result<()> {
     if entry.status != RunStatus::Running {
         let status = status_word(entry.status);
         return Err(ErrorInfo::new(
-            ErrorCode::Usage,
+            ErrorCode::NotFound,
             format!("Run {} does not run: it is {status}: {}", entry.name, entry.out_dir),
         ));
     }

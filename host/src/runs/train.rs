@@ -127,8 +127,13 @@ fn resume_folder(job: &mut Job, dir: &Path, request: Option<&TrainRequest>) -> R
         refuse_changes(request, &record)?;
     }
     if entry.status == RunStatus::Completed {
-        let message = format!("Run {} is complete after {} steps: {}", entry.name, entry.step, dir.display());
-        return Err(ErrorInfo::new(ErrorCode::Usage, message).hint(format!(
+        let message = format!(
+            "Nothing to resume: run {} is complete after {} steps: {}",
+            entry.name,
+            entry.step,
+            dir.display()
+        );
+        return Err(ErrorInfo::new(ErrorCode::NotFound, message).hint(format!(
             "to train on, start a new run with --init-adapter {}",
             if entry.method == Method::Full {
                 "or its folder as --model".into()
