@@ -7,7 +7,7 @@ use candle_core::{CpuStorage, CustomOp3, Layout, Result, Shape, Tensor, bail};
 use rayon::prelude::*;
 
 use crate::{
-    cpu::{self, Into, Matrix, matmul_strided},
+    cpu::{self, Matrix, Store, matmul_strided},
     simd,
 };
 
@@ -129,7 +129,7 @@ impl AttentionOp {
             let q =
                 Matrix::strided(&heads.q[first * heads.q_stride..], last - first, head_dim, heads.q_stride);
             let k = Matrix::strided(heads.k, columns, head_dim, heads.kv_stride);
-            matmul_strided(&mut scores, columns, Into::Overwrite, 1.0, q, k.t(), gemm::Parallelism::None);
+            matmul_strided(&mut scores, columns, Store::Overwrite, 1.0, q, k.t(), gemm::Parallelism::None);
             // 2. Softmax without its division
             let mut inverse_sums = [0.0; BLOCK_ROWS];
             simd::dispatch(
@@ -150,7 +150,7 @@ impl AttentionOp {
             let block = &mut output[first * head_dim..last * head_dim];
             let v = Matrix::strided(heads.v, columns, head_dim, heads.kv_stride);
             let weights = Matrix::new(&scores, last - first, columns);
-            matmul_strided(block, head_dim, Into::Overwrite, 1.0, weights, v, gemm::Parallelism::None);
+            matmul_strided(block, head_dim, Store::Overwrite, 1.0, weights, v, gemm::Parallelism::None);
             for (row, inverse) in block.chunks_exact_mut(head_dim).zip(inverse_sums) {
                 for value in row {
                     *value *= inverse;
@@ -208,8 +208,8 @@ impl AttentionOp {
             let v = Matrix::strided(heads.v, columns, head_dim, heads.kv_stride);
             let serial = gemm::Parallelism::None;
             // 1. The weights again, and their gradient: (b, columns) each
-            matmul_strided(&mut weights, columns, Into::Overwrite, 1.0, q, k.t(), serial);
-            matmul_strided(&mut dscores, columns, Into::Overwrite, 1.0, dy_block, v.t(), serial);
+            matmul_strided(&mut weights, columns, Store::Overwrite, 1.0, q, k.t(), serial);
+            matmul_strided(&mut dscores, columns, Store::Overwrite, 1.0, dy_block, v.t(), serial);
             simd::dispatch(
                 #[inline(always)]
                 || {
@@ -231,9 +231,9 @@ impl AttentionOp {
             let dscores = Matrix::new(&dscores, rows, columns);
             // 2. dq = dS k, dk += dSᵀ q, dv += Pᵀ dy
             let dq = &mut gradients.dq[first * head_dim..last * head_dim];
-            matmul_strided(dq, head_dim, Into::Overwrite, 1.0, dscores, k, serial);
-            matmul_strided(&mut gradients.dk, head_dim, Into::Add, 1.0, dscores.t(), q, serial);
-            matmul_strided(&mut gradients.dv, head_dim, Into::Add, 1.0, weights.t(), dy_block, serial);
+            matmul_strided(dq, head_dim, Store::Overwrite, 1.0, dscores, k, serial);
+            matmul_strided(&mut gradients.dk, head_dim, Store::Add, 1.0, dscores.t(), q, serial);
+            matmul_strided(&mut gradients.dv, head_dim, Store::Add, 1.0, weights.t(), dy_block, serial);
         }
         gradients
     }

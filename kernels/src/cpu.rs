@@ -63,7 +63,7 @@ impl<'a> Matrix<'a> {
 
 /// Whether a product overwrites its destination or adds to it.
 #[derive(Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Into {
+pub(crate) enum Store {
     Overwrite,
     Add,
 }
@@ -77,7 +77,7 @@ pub(crate) fn all_threads() -> gemm::Parallelism {
 pub(crate) fn matmul_strided(
     dst: &mut [f32],
     dst_stride: usize,
-    into: Into,
+    store: Store,
     scale: f32,
     lhs: Matrix<'_>,
     rhs: Matrix<'_>,
@@ -98,7 +98,7 @@ pub(crate) fn matmul_strided(
             dst.as_mut_ptr(),
             1,
             dst_stride as isize,
-            into == Into::Add,
+            store == Store::Add,
             lhs.values.as_ptr(),
             lhs.column_stride as isize,
             lhs.row_stride as isize,
@@ -116,8 +116,8 @@ pub(crate) fn matmul_strided(
 }
 
 /// `dst (+)= scale · lhs rhs` on all threads, with `dst` row-major and dense.
-pub(crate) fn matmul(dst: &mut [f32], into: Into, scale: f32, lhs: Matrix<'_>, rhs: Matrix<'_>) {
-    matmul_strided(dst, rhs.columns, into, scale, lhs, rhs, all_threads());
+pub(crate) fn matmul(dst: &mut [f32], store: Store, scale: f32, lhs: Matrix<'_>, rhs: Matrix<'_>) {
+    matmul_strided(dst, rhs.columns, store, scale, lhs, rhs, all_threads());
 }
 
 /// Elements below which a second thread costs more than it brings.

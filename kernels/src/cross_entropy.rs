@@ -4,7 +4,7 @@ use candle_core::{CpuStorage, CustomOp1, CustomOp2, Layout, Result, Shape, Tenso
 use rayon::prelude::*;
 
 use crate::{
-    cpu::{self, Into, Matrix},
+    cpu::{self, Matrix, Store},
     simd,
 };
 
@@ -89,7 +89,7 @@ impl LinearCrossEntropy {
             let h_chunk = Matrix::new(&h[first * width..last * width], rows, width);
             let logits = &mut logits[..rows * vocab_size];
             // 1. Logits: (n, C) x (C, V)
-            cpu::matmul(logits, Into::Overwrite, 1.0, h_chunk, weight.t());
+            cpu::matmul(logits, Store::Overwrite, 1.0, h_chunk, weight.t());
             // 2. Losses, and in the logits' place their gradient: softmax − onehot
             let losses: Vec<(f64, bool)> = logits
                 .par_chunks_exact_mut(vocab_size)
@@ -105,9 +105,9 @@ impl LinearCrossEntropy {
             }
             // 3. dh = dlogits W; dW += dlogitsᵀ h
             let dlogits = Matrix::new(logits, rows, vocab_size);
-            cpu::matmul(&mut dh[first * width..last * width], Into::Overwrite, 1.0, dlogits, weight);
+            cpu::matmul(&mut dh[first * width..last * width], Store::Overwrite, 1.0, dlogits, weight);
             if weight_learns {
-                cpu::matmul(&mut dweight, Into::Add, 1.0, dlogits.t(), h_chunk);
+                cpu::matmul(&mut dweight, Store::Add, 1.0, dlogits.t(), h_chunk);
             }
         }
         *self.stats.lock().map_err(|_| candle_core::Error::Msg("poisoned".into()))? = stats;

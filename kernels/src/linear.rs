@@ -1,6 +1,6 @@
 use candle_core::{CpuStorage, CustomOp1, CustomOp2, Layout, Result, Shape, Tensor, bail};
 
-use crate::cpu::{self, Into, Matrix};
+use crate::cpu::{self, Matrix, Store};
 
 /// A projection whose weight is frozen: `y = x Wᵀ + b`.
 ///
@@ -45,7 +45,7 @@ impl FrozenLinear {
         cpu::with_slice(&self.weight, |weight| {
             cpu::matmul(
                 &mut y,
-                Into::Overwrite,
+                Store::Overwrite,
                 1.0,
                 Matrix::new(x, num_rows, in_features),
                 Matrix::new(weight, out_features, in_features).t(),
@@ -72,7 +72,7 @@ impl FrozenLinear {
         cpu::with_slice(&self.weight, |weight| {
             cpu::matmul(
                 &mut dx,
-                Into::Overwrite,
+                Store::Overwrite,
                 1.0,
                 Matrix::new(dy, num_rows, out_features),
                 Matrix::new(weight, out_features, in_features),
@@ -133,7 +133,7 @@ impl CustomOp2 for TrainableLinear {
         let mut y = vec![0.0; num_rows * out_features];
         cpu::matmul(
             &mut y,
-            Into::Overwrite,
+            Store::Overwrite,
             1.0,
             Matrix::new(cpu::slice(s1, l1)?, num_rows, in_features),
             Matrix::new(cpu::slice(s2, l2)?, out_features, in_features).t(),
@@ -157,7 +157,7 @@ impl CustomOp2 for TrainableLinear {
             cpu::with_slice(weight, |weight| {
                 cpu::matmul(
                     &mut dx,
-                    Into::Overwrite,
+                    Store::Overwrite,
                     1.0,
                     dy,
                     Matrix::new(weight, out_features, in_features),
@@ -167,7 +167,7 @@ impl CustomOp2 for TrainableLinear {
             cpu::with_slice(x, |x| {
                 cpu::matmul(
                     &mut dweight,
-                    Into::Overwrite,
+                    Store::Overwrite,
                     1.0,
                     dy.t(),
                     Matrix::new(x, num_rows, in_features),

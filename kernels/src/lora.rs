@@ -4,7 +4,7 @@ use candle_core::{CpuStorage, CustomOp3, Layout, Result, Shape, Tensor, bail};
 
 use crate::{
     Dropout, FrozenLinear,
-    cpu::{self, Into, Matrix},
+    cpu::{self, Matrix, Store},
 };
 
 /// Adds the low-rank update `scale · (dropout(x) Aᵀ) Bᵀ` to the frozen projection of `x`.
@@ -76,10 +76,10 @@ impl CustomOp3 for LoraLinear {
         let x = self.dropped(x);
         let mut low = vec![0.0; num_rows * rank];
         let a = Matrix::new(cpu::slice(s2, l2)?, rank, in_features);
-        cpu::matmul(&mut low, Into::Overwrite, 1.0, Matrix::new(&x, num_rows, in_features), a.t());
+        cpu::matmul(&mut low, Store::Overwrite, 1.0, Matrix::new(&x, num_rows, in_features), a.t());
         // 3. Up, onto the base: (T,R) -> (T,O)
         let b = Matrix::new(cpu::slice(s3, l3)?, out_features, rank);
-        cpu::matmul(&mut y, Into::Add, self.scale, Matrix::new(&low, num_rows, rank), b.t());
+        cpu::matmul(&mut y, Store::Add, self.scale, Matrix::new(&low, num_rows, rank), b.t());
         self.low.set(low).map_err(|_| candle_core::Error::Msg("a LoRA op ran twice".into()))?;
         Ok((CpuStorage::F32(y), (num_rows, out_features).into()))
     }
@@ -100,18 +100,18 @@ impl CustomOp3 for LoraLinear {
         let dx = cpu::with_slice(dy, |dy_values| {
             let dy = Matrix::new(dy_values, num_rows, out_features);
             // dB = scale · dyᵀ (x Aᵀ)
-            cpu::matmul(&mut db, Into::Overwrite, self.scale, dy.t(), Matrix::new(low, num_rows, rank));
+            cpu::matmul(&mut db, Store::Overwrite, self.scale, dy.t(), Matrix::new(low, num_rows, rank));
             // dlow = scale · dy B: (T,R)
             let mut dlow = vec![0.0; num_rows * rank];
             cpu::with_slice(lora_b, |b| {
-                cpu::matmul(&mut dlow, Into::Overwrite, self.scale, dy, Matrix::new(b, out_features, rank));
+                cpu::matmul(&mut dlow, Store::Overwrite, self.scale, dy, Matrix::new(b, out_features, rank));
                 Ok(())
             })?;
             let dlow = Matrix::new(&dlow, num_rows, rank);
             // dA = dlowᵀ dropout(x)
             cpu::with_slice(x, |x| {
                 let x = self.dropped(x);
-                cpu::matmul(&mut da, Into::Overwrite, 1.0, dlow.t(), Matrix::new(&x, num_rows, in_features));
+                cpu::matmul(&mut da, Store::Overwrite, 1.0, dlow.t(), Matrix::new(&x, num_rows, in_features));
                 Ok(())
             })?;
             // dx = dy W + dropout(dlow A)
@@ -119,10 +119,10 @@ impl CustomOp3 for LoraLinear {
             cpu::with_slice(lora_a, |a| {
                 let a = Matrix::new(a, rank, in_features);
                 match &self.dropout {
-                    None => cpu::matmul(&mut dx, Into::Add, 1.0, dlow, a),
+                    None => cpu::matmul(&mut dx, Store::Add, 1.0, dlow, a),
                     Some(dropout) => {
                         let mut dx_low = vec![0.0; num_rows * in_features];
-                        cpu::matmul(&mut dx_low, Into::Overwrite, 1.0, dlow, a);
+                        cpu::matmul(&mut dx_low, Store::Overwrite, 1.0, dlow, a);
                         dropout.apply(&mut dx_low);
                         dx.iter_mut().zip(&dx_low).for_each(|(dx, low)| *dx += low);
                     }
