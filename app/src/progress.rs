@@ -138,6 +138,8 @@ impl Training {
     pub fn end(&mut self) {
         if let Some(bar) = self.bar.take() {
             bar.abandon();
+            // The bar leaves the cursor behind it.
+            note!("");
         }
     }
 }

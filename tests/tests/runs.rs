@@ -143,6 +143,6 @@ fn one_folder_holds_one_run() {
     assert!(stderr.contains("error:") && stderr.contains("hint:"), "{stderr}");
     running.next("done").unwrap();
     running.child.wait().unwrap();
-    let stderr = lathe.fails(2, &args);
+    let stderr = lathe.fails(1, &args);
     assert!(stderr.contains(&out), "{stderr}");
 }

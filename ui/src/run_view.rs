@@ -1,7 +1,7 @@
 use lathe_protocol::{ErrorInfo, EvalMetrics, EventBody, RunDetails, StepMetrics, TrainSummary};
 
 /// The smoothed loss looks back over about this share of the run.
-const SMOOTHING_WINDOW: f64 = 1.0 / 20.0;
+const SMOOTHING_WINDOW: f64 = 1.0 / 50.0;
 /// Weight of the past in the step time that the ETA is made of.
 const STEP_TIME_SMOOTHING: f64 = 0.8;
 
@@ -122,7 +122,7 @@ impl RunView {
         }
         self.last_step_at_secs = Some(now_secs);
         // A weight of 1 - 1/n looks back over about n steps.
-        let past = (1.0 - 1.0 / (self.total_steps as f64 * SMOOTHING_WINDOW).max(1e-9)).clamp(0.6, 0.98);
+        let past = (1.0 - 1.0 / (self.total_steps as f64 * SMOOTHING_WINDOW).max(1e-9)).clamp(0.6, 0.95);
         self.smoothing_sum = past * self.smoothing_sum + (1.0 - past) * step.loss;
         self.smoothing_weight = past * self.smoothing_weight + (1.0 - past);
         let smoothed = self.smoothing_sum / self.smoothing_weight;

@@ -1,4 +1,7 @@
-use std::path::{Path, PathBuf};
+use std::{
+    fs::File,
+    path::{Path, PathBuf},
+};
 
 use lathe_engine::{
     Error, Result,
@@ -32,6 +35,7 @@ pub(crate) fn run(job: Job, channel: &Channel, output: &Output) -> Result<()> {
         }
         Job::Train(job) => {
             require_cpu(&job.device)?;
+            let _held = lock_out_dir(Path::new(&job.out_dir))?;
             let clock = || channel.clock();
             let world = Surroundings { clock: &clock, stop: &channel.stop };
             let summary = train::run(&job, &world, &mut |event| output.emit(&event))?;
@@ -79,6 +83,14 @@ fn chat(job: &ChatJob, channel: &Channel, output: &Output) -> Result<()> {
         });
     }
     Ok(())
+}
+
+/// Held while this worker may write into the run's folder: a host that was killed is gone before its worker is.
+fn lock_out_dir(out_dir: &Path) -> Result<File> {
+    let path = out_dir.join(".worker.lock");
+    let file = File::create(&path).map_err(Error::io("lock the run's folder", &path))?;
+    file.lock().map_err(Error::io("lock the run's folder", &path))?;
+    Ok(file)
 }
 
 fn require_cpu(device: &str) -> Result<()> {
