@@ -161,22 +161,6 @@ fn missing_things_are_named_with_near_ones() {
 }
 
 #[test]
-fn malformed_data_is_refused_with_its_row() {
-    let bench = Bench::new();
-    let bad = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/data/bad");
-    for entry in fs::read_dir(bad).unwrap() {
-        let path = entry.unwrap().path();
-        let path = path.to_str().unwrap();
-        let said = bench.fails(1, &["data", "check", "--model", "starter", path]);
-        assert!(said.stderr.starts_with("error: "), "{path}: {said:?}");
-        let said = bench.fails(1, &["train", "--model", "starter", "--data", path, "--out", "out"]);
-        assert!(said.stderr.contains("error: "), "{path}: {said:?}");
-        assert!(!bench.path("out").exists(), "{path}: nothing half-written");
-    }
-    assert_eq!(json_lines(&bench.ok(&["runs", "list", "--json"]).stdout)[0]["runs"], Value::Array(vec![]));
-}
-
-#[test]
 fn reports_are_one_json_object() {
     let bench = Bench::new().with_samples();
     let report = |args: &[&str]| {
@@ -302,21 +286,8 @@ fn status_of(bench: &Bench) -> String {
 }
 
 #[cfg(unix)]
-fn wait_for_status(bench: &Bench, wanted: &str) {
-    let due = Instant::now() + Duration::from_secs(30);
-    while status_of(bench) != wanted {
-        assert!(Instant::now() < due, "still {}", status_of(bench));
-        std::thread::sleep(Duration::from_millis(100));
-    }
-}
-
 /// The workers whose parent is `pid`.
 #[cfg(unix)]
-fn workers_of(pid: u32) -> Vec<u32> {
-    let found = Command::new("ps").args(["-o", "pid=", "--ppid", &pid.to_string()]).output().unwrap();
-    String::from_utf8(found.stdout).unwrap().split_whitespace().map(|pid| pid.parse().unwrap()).collect()
-}
-
 #[cfg(unix)]
 #[test]
 fn ctrl_c_saves_and_the_run_goes_on_later() {
@@ -347,68 +318,7 @@ fn ctrl_c_saves_and_the_run_goes_on_later() {
 }
 
 #[cfg(unix)]
-#[test]
-fn a_killed_worker_leaves_a_clear_message_and_a_resumable_run() {
-    let bench = Bench::new().with_samples();
-    let (child, stdout) = start_long_run(&bench, "out");
-    let workers = workers_of(child.id());
-    assert_eq!(workers.len(), 1);
-    signal(workers[0], "-KILL");
-    let last = stdout.lines().last().unwrap().unwrap();
-    let said = said(child.wait_with_output().unwrap());
-    assert_eq!(said.code, Some(1), "{said:?}");
-    assert!(
-        said.stderr.contains("killed by signal 9") && said.stderr.contains("lathe runs resume"),
-        "{said:?}"
-    );
-    let error: Value = serde_json::from_str(&last).unwrap();
-    assert_eq!((&error["kind"], &error["code"]), (&"error".into(), &"worker_died".into()));
-    assert_eq!(status_of(&bench), "interrupted");
-    let said = bench.fails(2, &["train", "--resume", "--out", "out", "--set", "seed=1"]);
-    assert!(said.stderr.contains("seed is 42, 1 was asked for"), "{said:?}");
-}
-
 #[cfg(unix)]
-#[test]
-fn a_killed_host_leaves_no_orphan() {
-    let bench = Bench::new().with_samples();
-    let (mut child, stdout) = start_long_run(&bench, "out");
-    let workers = workers_of(child.id());
-    assert_eq!(status_of(&bench), "running");
-    signal(child.id(), "-KILL");
-    child.wait().unwrap();
-    drop(stdout);
-    let due = Instant::now() + Duration::from_secs(30);
-    while Path::new(&format!("/proc/{}", workers[0])).exists() {
-        assert!(Instant::now() < due, "the worker outlives its host");
-        std::thread::sleep(Duration::from_millis(50));
-    }
-    wait_for_status(&bench, "interrupted");
-    bench.ok(&["runs", "rm", "starter-pirate"]);
-    assert!(!bench.path("out").exists());
-}
-
-#[test]
-fn two_processes_at_once_share_the_database() {
-    let bench = Bench::new().with_samples();
-    let start = || bench.lathe(&train(&["--max-steps", "5"])).spawn().unwrap();
-    let runs = [start(), start(), start()];
-    let listing = bench.run(&["runs", "list"]);
-    assert_eq!(listing.code, Some(0), "{listing:?}");
-    for run in runs {
-        let said = said(run.wait_with_output().unwrap());
-        assert_eq!(said.code, Some(0), "{said:?}");
-    }
-    let listed = json_lines(&bench.ok(&["runs", "list", "--json"]).stdout);
-    let runs = listed[0]["runs"].as_array().unwrap();
-    assert!(
-        runs.len() == 3 && runs.iter().all(|run| run["status"] == "completed" && run["step"] == 5),
-        "{runs:?}"
-    );
-    let adapters = json_lines(&bench.ok(&["adapters", "list", "--json"]).stdout);
-    assert_eq!(adapters[0]["adapters"].as_array().unwrap().len(), 3);
-}
-
 #[test]
 fn a_reader_that_leaves_is_no_reason_to_panic() {
     let bench = Bench::new().with_samples();
