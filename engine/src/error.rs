@@ -14,7 +14,7 @@ pub enum Error {
     #[error("{message}")]
     Invalid { code: ErrorCode, message: String, hint: Option<String> },
     /// A tensor operation failed, which is a bug of ours or a broken model.
-    #[error("Tensor operation failed: {0}")]
+    #[error("Tensor operation failed: {}", without_backtrace(.0))]
     Tensor(#[from] candle_core::Error),
 }
 
@@ -43,6 +43,14 @@ impl Error {
         }
         self
     }
+}
+
+/// candle's message alone: with `RUST_BACKTRACE` set it prints its stack into the sentence.
+pub(crate) fn without_backtrace(mut error: &candle_core::Error) -> String {
+    while let candle_core::Error::WithBacktrace { inner, .. } = error {
+        error = inner;
+    }
+    error.to_string()
 }
 
 impl From<Error> for ErrorInfo {

@@ -17,7 +17,7 @@ use candle_core::{
 
 use lathe_kernels::{AffineBlock, CodeBits, FrozenLinear, QuantizedLinear};
 
-use crate::{Error, Result};
+use crate::{Error, Result, error::without_backtrace};
 
 /// An open GGUF file. Tensors are read when they are asked for.
 pub struct Gguf {
@@ -67,6 +67,7 @@ impl Gguf {
         let file = File::open(path).map_err(Error::io("open the GGUF", path))?;
         let mut reader = BufReader::new(file);
         let content = Content::read(&mut reader).map_err(|error| {
+            let error = without_backtrace(&error);
             Error::model(format!("Not a readable GGUF: {error}: {}", path.display()))
                 .hint("the download may be incomplete: compare its size or hash with the source")
         })?;
@@ -98,6 +99,7 @@ impl Gguf {
             return Err(Error::model(format!("The GGUF has no tensor {name:?}: {}", self.path.display())));
         }
         let tensor = self.content.tensor(&mut *self.reader(), &name, &Device::Cpu).map_err(|error| {
+            let error = without_backtrace(&error);
             Error::model(format!("Cannot read tensor {name:?}: {error}: {}", self.path.display()))
                 .hint("the file may be cut short: compare its size or hash with the source")
         })?;

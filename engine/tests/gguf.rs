@@ -131,6 +131,20 @@ fn a_gguf_gives_the_logits_of_its_folder() {
 }
 
 #[test]
+fn a_cut_file_is_refused_in_one_line_that_names_it() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("cut.gguf");
+    write(&golden("tiny-llama"), &path, GgmlDType::F32);
+    let whole = std::fs::read(&path).unwrap();
+    for length in [0, 3, 200, whole.len() / 2, whole.len() - 1] {
+        std::fs::write(&path, &whole[..length]).unwrap();
+        let Err(error) = Model::load(&path, LoadFor::Inference) else { panic!("{length} bytes were enough") };
+        let message = error.to_string();
+        assert!(message.contains("cut.gguf") && message.lines().count() == 1, "{length} bytes: {message}");
+    }
+}
+
+#[test]
 fn products_of_every_block_type_equal_those_of_its_dequantised_weight() {
     let (rows, width) = (40, 256);
     let values: Vec<f32> = (0..rows * width).map(|i| ((i * 7919 % 1009) as f32 - 504.0) / 1000.0).collect();
