@@ -4,12 +4,9 @@ use candle_core::{CpuStorage, CustomOp2, DType, Layout, Result, Shape, Tensor, b
 
 use crate::{
     Mxfp4, Routing,
-    cpu::{self, Matrix, Store},
+    cpu::{self, Matrix, Store, TILE_ROWS},
     simd,
 };
-
-/// Rows of a packed matrix that exist in f32 at a time.
-const TILE_ROWS: usize = 256;
 
 /// One matrix (O, C) an expert, frozen.
 pub enum ExpertMatrices {

@@ -1,6 +1,6 @@
 use std::{ops::Range, sync::Arc};
 
-use candle_core::{CpuStorage, CustomOp1, CustomOp2, Layout, Result, Shape, Tensor, bail};
+use candle_core::{CpuStorage, CustomOp1, CustomOp2, DType, Layout, Result, Shape, Tensor, bail};
 
 use crate::{
     Nf4,
@@ -9,7 +9,8 @@ use crate::{
 
 /// A projection whose weight is frozen: `y = x Wᵀ + b`.
 ///
-/// Shapes: x (T,C), W (O,C), b (O) -> (T,O). F32.
+/// Shapes: x (T,C), W (O,C), b (O) -> (T,O). F32; the weight may be bf16 or NF4, of which a tile of rows exists in f32
+/// at a time.
 /// Gradient: reaches x only; the weight never enters autograd.
 #[derive(Clone)]
 pub struct FrozenLinear {
@@ -20,12 +21,11 @@ pub struct FrozenLinear {
 #[derive(Clone)]
 enum Weight {
     Dense(Tensor),
-    /// A tile of rows exists in f32 at a time.
     Nf4(Arc<Nf4>),
 }
 
 impl FrozenLinear {
-    /// Errors: a weight that is not a contiguous F32 matrix, a bias of another length.
+    /// Errors: a weight that is no matrix, a bias of another length.
     pub fn new(weight: &Tensor, bias: Option<&Tensor>) -> Result<Self> {
         Self::with_weight(Weight::Dense(weight.contiguous()?.detach()), weight.dims2()?, bias)
     }
@@ -53,6 +53,10 @@ impl FrozenLinear {
         }
     }
 
+    pub(crate) fn has_bias(&self) -> bool {
+        self.bias.is_some()
+    }
+
     /// (O, C).
     pub fn shape(&self) -> (usize, usize) {
         match &self.weight {
@@ -62,8 +66,9 @@ impl FrozenLinear {
     }
 
     /// Calls `f(outputs, rows)` with the weight in parts: the rows `outputs` of it, (outputs, C).
-    fn for_tiles(&self, mut f: impl FnMut(Range<usize>, Matrix<'_>)) -> Result<()> {
+    pub(crate) fn for_tiles(&self, mut f: impl FnMut(Range<usize>, Matrix<'_>)) -> Result<()> {
         match &self.weight {
+            Weight::Dense(weight) if weight.dtype() == DType::BF16 => cpu::for_bf16_tiles(weight, f),
             Weight::Dense(weight) => cpu::with_slice(weight, |values| {
                 let (out_features, in_features) = self.shape();
                 f(0..out_features, Matrix::new(values, out_features, in_features));
