@@ -5,7 +5,11 @@ use candle_core::{CpuStorage, CustomOp1, CustomOp2, Layout, Result, Shape, Tenso
 use crate::{
     Nf4,
     cpu::{self, Matrix, Store},
+    simd,
 };
+
+/// Rows of an adapted weight that exist at a time while their norms are taken.
+const NORM_ROWS: usize = 256;
 
 /// A projection whose weight is frozen: `y = x Wᵀ + b`.
 ///
@@ -43,6 +47,48 @@ impl FrozenLinear {
             bail!("bias {:?} does not fit weight {shape:?}", bias.dims());
         }
         Ok(Self { weight, bias: bias.map(Tensor::detach) })
+    }
+
+    /// The same weight, shared, without its bias.
+    pub fn without_bias(&self) -> Self {
+        Self { weight: self.weight.clone(), bias: None }
+    }
+
+    /// (O)
+    pub fn bias(&self) -> Option<&Tensor> {
+        self.bias.as_ref()
+    }
+
+    /// The norms of the rows of `W + scale · B A`, outside autograd.
+    ///
+    /// Shapes: A (R,C), B (O,R) -> (O). F32.
+    /// Source: DoRA, arXiv 2402.09353, section 4.3.
+    pub fn adapted_row_norms(&self, lora_a: &Tensor, lora_b: &Tensor, scale: f64) -> Result<Tensor> {
+        let (out_features, in_features) = self.shape();
+        let rank = lora_a.dim(0)?;
+        if lora_a.dims() != [rank, in_features] || lora_b.dims() != [out_features, rank] {
+            bail!(
+                "A {:?} and B {:?} do not fit the base {out_features} x {in_features}",
+                lora_a.dims(),
+                lora_b.dims()
+            );
+        }
+        let mut norms = Vec::with_capacity(out_features);
+        cpu::with_slice(lora_a, |a| {
+            cpu::with_slice(lora_b, |b| {
+                let a = Matrix::new(a, rank, in_features);
+                self.for_tiles(|outputs, weight| {
+                    for first in outputs.clone().step_by(NORM_ROWS) {
+                        let count = NORM_ROWS.min(outputs.end - first);
+                        let mut rows = weight.rows(first - outputs.start, count).to_vec();
+                        let b = Matrix::new(&b[first * rank..], count, rank);
+                        cpu::matmul(&mut rows, Store::Add, scale as f32, b, a);
+                        norms.extend(rows.chunks_exact(in_features).map(|row| simd::dot(row, row).sqrt()));
+                    }
+                })
+            })
+        })?;
+        cpu::tensor(norms, &out_features.into())
     }
 
     /// (O, C). Errors: a weight held in NF4.
