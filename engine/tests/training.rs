@@ -81,12 +81,19 @@ fn run(job: &TrainJob, rows: &[TokenizedRow], stop_after: Option<usize>) -> Vec<
 }
 
 fn check(model: &str, expected: &Value, checkpointing: bool) {
+    check_from(model, "init", expected, checkpointing);
+}
+
+/// [`check`] of a run that starts from another of the model's adapters than `init`.
+fn check_from(model: &str, adapter: &str, expected: &Value, checkpointing: bool) {
     let mut config: RunConfig = serde_json::from_value(expected["config"].clone()).unwrap();
     config.gradient_checkpointing = checkpointing;
     config.warmup_ratio = 0.0; // the references warm up by steps or not at all
     let out_dir = tempfile::tempdir().unwrap();
     let rows = truncated(rows(model), config.max_seq_len);
-    let steps = run(&job(model, config, out_dir.path()), &rows, None);
+    let mut job = job(model, config, out_dir.path());
+    job.init_adapter = job.init_adapter.map(|_| golden(model).join(adapter).display().to_string());
+    let steps = run(&job, &rows, None);
     let expected = expected["steps"].as_array().unwrap();
     assert_eq!(steps.len(), expected.len());
     for (step, expected) in steps.iter().zip(expected) {
@@ -94,7 +101,7 @@ fn check(model: &str, expected: &Value, checkpointing: bool) {
             let expected = expected[name].as_f64().unwrap();
             assert!(
                 (actual - expected).abs() <= 1e-4 * expected.abs(),
-                "{model} step {}: {name} {actual}, expected {expected}",
+                "{model}/{adapter} step {}: {name} {actual}, expected {expected}",
                 step.step
             );
         };
@@ -121,6 +128,31 @@ fn eight_steps_of_gpt_oss_equal_those_of_peft() {
         let expected = read(&golden(model).join("expected_train.json"));
         check(model, &expected, false);
         check(model, &expected, true);
+    }
+}
+
+/// (model, adapter of tests/golden/kinds.py).
+const KINDS: [(&str, &str); 11] = [
+    ("tiny-gpt-oss", "experts"),
+    ("tiny-gpt-oss", "dora-bias"),
+    ("tiny-gpt-oss", "whole"),
+    ("tiny-gpt-oss-mxfp4", "experts"),
+    ("tiny-qwen3-moe", "attention"),
+    ("tiny-qwen3-moe", "experts"),
+    ("tiny-qwen3-moe", "whole-tied"),
+    ("tiny-qwen3-moe", "whole-tied-both"),
+    ("tiny-qwen3", "rslora"),
+    ("tiny-qwen3", "dora"),
+    ("tiny-qwen3", "dora-nf4"),
+];
+
+#[test]
+fn eight_steps_of_every_kind_of_adapter_equal_those_of_peft() {
+    for (model, kind) in KINDS {
+        let adapter = format!("kinds/{kind}");
+        let expected = read(&golden(model).join(&adapter).join("expected_train.json"));
+        check_from(model, &adapter, &expected, false);
+        check_from(model, &adapter, &expected, true);
     }
 }
 
