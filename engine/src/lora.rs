@@ -1,7 +1,7 @@
 //! Which weights get an adapter, and its fresh values.
 
 use candle_core::{Device, Var};
-use lathe_protocol::{ErrorCode, LoraConfig, LoraTargets, REGEX_PREFIX, ends_in, layers_text};
+use lathe_protocol::{ErrorCode, LoraConfig, LoraTargets, REGEX_PREFIX, ends_in, is_saved, layers_text};
 use rand::Rng as _;
 
 use crate::{
@@ -25,11 +25,6 @@ pub fn resolve_targets(targets: &[String], family: ModelFamily) -> serde_json::V
         [one] => one.strip_prefix(REGEX_PREFIX).map_or_else(|| targets.into(), Into::into),
         names => names.into(),
     }
-}
-
-/// PEFT's rule for `modules_to_save`, which takes any end of a name: `norm` means every norm.
-pub fn is_saved(module: &str, modules_to_save: &[String]) -> bool {
-    modules_to_save.iter().any(|name| module.ends_with(name.as_str()))
 }
 
 /// Puts a fresh adapter on everything the config targets: A Kaiming-uniform(√5), B zero, DoRA's magnitudes the norms of

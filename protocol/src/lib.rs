@@ -35,7 +35,7 @@ pub use report::{
     ModelProblem, Place, RowIssue, RowView, RunDetails, RunEntry, RunStatus, StopThen, TokenView,
 };
 pub use settings::{Secret, Settings, SettingsView, Theme, TokenStatus};
-pub use targets::{LoraTargets, REGEX_PREFIX, ends_in, layers_text, matches_pattern, parse_layers};
+pub use targets::{LoraTargets, REGEX_PREFIX, ends_in, is_saved, layers_text, matches_pattern, parse_layers};
 
 /// Version of the frames between host and worker; the worker's first line of stdout carries it.
 pub const PROTOCOL_VERSION: u32 = 1;

@@ -112,6 +112,11 @@ pub fn ends_in(path: &str, name: &str) -> bool {
     path.strip_suffix(name).is_some_and(|rest| rest.is_empty() || rest.ends_with('.'))
 }
 
+/// PEFT's rule for `modules_to_save`, which takes any end of a path: `norm` means every norm.
+pub fn is_saved(module: &str, modules_to_save: &[String]) -> bool {
+    modules_to_save.iter().any(|name| module.ends_with(name.as_str()))
+}
+
 /// PEFT's rule for `rank_pattern` and `alpha_pattern`: the path, or its last parts, match a regular expression.
 ///
 /// Errors: no regular expression.

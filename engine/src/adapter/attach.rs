@@ -1,7 +1,7 @@
 use std::{collections::BTreeSet, path::Path};
 
 use candle_core::{Tensor, Var};
-use lathe_protocol::{ErrorCode, ends_in, matches_pattern};
+use lathe_protocol::{ErrorCode, ends_in, is_saved, matches_pattern};
 
 use super::{PREFIX, PeftConfig, WEIGHTS_FILE, expert_modules, tensor_names};
 use crate::{
@@ -48,7 +48,7 @@ pub fn attach(model: &mut Model, folder: &Path) -> Result<PeftConfig> {
         }
     }
     for module in model.modules_to_save() {
-        if lora::is_saved(&module, config.modules_to_save.as_deref().unwrap_or_default())
+        if is_saved(&module, config.modules_to_save.as_deref().unwrap_or_default())
             && let Some(weight) = stored.take(&format!("{PREFIX}{module}.weight"))?
         {
             model.make_trainable(&module, Some(weight))?;
