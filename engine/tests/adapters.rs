@@ -11,8 +11,9 @@ use lathe_engine::{
     Error, adapter,
     adapter::PeftConfig,
     lora,
-    model::{LoadFor, Model},
+    model::{BaseLinear, LoadFor, LoraWeights, Model},
 };
+use lathe_kernels::Dropout;
 use lathe_protocol::LoraConfig;
 
 fn golden(name: &str) -> PathBuf {
@@ -124,6 +125,35 @@ fn an_adapter_of_peft_is_saved_as_it_was_read() {
             assert!(same, "{model_name} {kind}: {key} is {value}, was {}", theirs[key]);
         }
     }
+}
+
+/// PEFT: `base(x) + (m/‖V‖ − 1) · W d + m/‖V‖ · scale · B A d`, with d what dropout leaves of x.
+#[test]
+fn dropout_with_dora_drops_what_it_does_in_peft() {
+    let mut model = load("tiny-gpt-oss");
+    adapter::attach(&mut model, &golden("tiny-gpt-oss").join("kinds/dora-bias")).unwrap();
+    let projection = model.projections_mut().next().unwrap();
+    projection.index = 0; // so that the key is that of its masks
+    projection.lora[0].dropout = 0.4;
+    let BaseLinear::Dense(frozen) = &projection.base else { panic!("not dense") };
+    let (weight, bias) = (frozen.weight().unwrap(), frozen.bias().unwrap());
+    let LoraWeights { a, b, scale, dora, .. } = &projection.lora[0];
+    let magnitude = dora.as_ref().unwrap().magnitude.as_tensor();
+    let x = Tensor::arange(0f32, 160.0, &Device::Cpu).unwrap().sin().unwrap().reshape((5, 32)).unwrap();
+    let dropped = Dropout { probability: 0.4, key: 77 }.forward(&x).unwrap();
+    let update = (b.matmul(a).unwrap() * *scale).unwrap();
+    let norms = (weight + &update).unwrap().sqr().unwrap().sum(1).unwrap().sqrt().unwrap();
+    let factors = (magnitude / norms).unwrap();
+    let times = |x: &Tensor, weight: &Tensor| x.matmul(&weight.t().unwrap()).unwrap();
+    let base = times(&x, weight).broadcast_add(bias).unwrap();
+    let of_base = times(&dropped, weight).broadcast_mul(&(&factors - 1.0).unwrap()).unwrap();
+    let of_update = times(&dropped, &update).broadcast_mul(&factors).unwrap();
+    let expected = (base + of_base + of_update).unwrap();
+    let actual = projection.forward(&x, Some(77)).unwrap();
+    let largest = |t: Tensor| t.abs().unwrap().max_all().unwrap().to_scalar::<f32>().unwrap();
+    assert!(largest((&actual - &expected).unwrap()) < 1e-5 * largest(expected));
+    let kept = projection.forward(&x, None).unwrap();
+    assert!(largest((actual - kept).unwrap()) > 1e-2, "dropout drops nothing");
 }
 
 #[test]
