@@ -50,6 +50,7 @@ impl FrozenLinear {
     }
 
     /// The same weight, shared, without its bias.
+    #[must_use]
     pub fn without_bias(&self) -> Self {
         Self { weight: self.weight.clone(), bias: None }
     }

@@ -143,7 +143,7 @@ impl ModelShape {
     /// Weights of an adapter: A and B of all it targets, DoRA's magnitudes, and what learns whole.
     pub fn adapter_parameters(&self, lora: &LoraConfig) -> u64 {
         let AdapterSizes { linears, magnitudes, experts, norms, .. } = self.adapter_sizes(lora);
-        linears + magnitudes + experts + norms + self.learnt_tables(lora) * self.embedding_parameters()
+        linears + magnitudes + experts + norms + learnt_tables(lora) * self.embedding_parameters()
     }
 
     /// A config that cannot be has no adapter.
@@ -175,12 +175,6 @@ impl ModelShape {
         sizes
     }
 
-    /// How many of embedding and output projection learn whole.
-    fn learnt_tables(&self, lora: &LoraConfig) -> u64 {
-        ["model.embed_tokens", "lm_head"].iter().filter(|name| is_saved(name, &lora.modules_to_save)).count()
-            as u64
-    }
-
     /// Values that a block's forward leaves for the backward of one token: the two norms' outputs, q and k before and
     /// after rotation, v, attention's output and log-sums, o, both sums with the residual, gate, up and their product,
     /// down; and the low-rank products of adapters. Of experts only the routing is kept.
@@ -205,6 +199,12 @@ impl ModelShape {
     fn process_bytes(&self) -> u64 {
         PROCESS_BYTES + TOKENIZER_BYTES_A_TOKEN * self.vocab()
     }
+}
+
+/// How many of embedding and output projection learn whole.
+fn learnt_tables(lora: &LoraConfig) -> u64 {
+    let learns = |module: &&str| is_saved(module, &lora.modules_to_save);
+    ["model.embed_tokens", "lm_head"].into_iter().filter(learns).count() as u64
 }
 
 /// Values of the parts of an adapter; per-head norms, which are few, left out.
@@ -269,7 +269,7 @@ pub fn training_memory(shape: &ModelShape, config: &RunConfig, longest_row_token
     let learns_head = full || is_saved("lm_head", &config.lora.modules_to_save);
     let of_head = if learns_head { 2 * shape.embedding_parameters() } else { 0 };
     // A table that learns whole takes the frozen one's place, unless that is still needed as the other.
-    let learnt_tables = if full { 0 } else { shape.learnt_tables(&config.lora) };
+    let learnt_tables = if full { 0 } else { learnt_tables(&config.lora) };
     let replaced_tables = learnt_tables.saturating_sub(u64::from(shape.tie_word_embeddings));
     let sizes = if full { AdapterSizes::default() } else { shape.adapter_sizes(&config.lora) };
     // Every block's activations, or every block's input and all of one block.

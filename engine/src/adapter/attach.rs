@@ -28,7 +28,7 @@ pub fn attach(model: &mut Model, folder: &Path) -> Result<PeftConfig> {
         if projection.lora.iter().chain([&lora]).any(|lora| lora.dora.is_some())
             && !projection.lora.is_empty()
         {
-            return Err(stored.wrong("A DoRA adapter cannot be worn beside another".into()));
+            return Err(stored.wrong("A DoRA adapter cannot be worn beside another"));
         }
         projection.lora.push(lora);
         num_attached += 1;
@@ -57,7 +57,7 @@ pub fn attach(model: &mut Model, folder: &Path) -> Result<PeftConfig> {
     }
     stored.refuse_rest()?;
     if num_attached == 0 {
-        return Err(stored.wrong("The adapter holds no tensors".into()));
+        return Err(stored.wrong("The adapter holds no tensors"));
     }
     Ok(config)
 }
@@ -77,7 +77,7 @@ impl<'a> Stored<'a> {
         Ok(Self { folder, config, weights, unused })
     }
 
-    fn wrong(&self, message: String) -> Error {
+    fn wrong(&self, message: &str) -> Error {
         Error::invalid(ErrorCode::Adapter, format!("{message}: {}", self.folder.display()))
     }
 
@@ -97,7 +97,9 @@ impl<'a> Stored<'a> {
             (None, None) => return Ok(None),
             (Some(a), Some(b)) => (a, b),
             _ => {
-                return Err(self.wrong(format!("The adapter has only one of lora_A and lora_B for {path:?}")));
+                return Err(
+                    self.wrong(&format!("The adapter has only one of lora_A and lora_B for {path:?}"))
+                );
             }
         };
         let rows = a.dims().first().copied().unwrap_or(0);
@@ -109,7 +111,7 @@ impl<'a> Stored<'a> {
             let of_experts =
                 if num_matrices > 1 { format!(" in each of {num_matrices} experts") } else { String::new() };
             return Err(self
-                .wrong(format!(
+                .wrong(&format!(
                     "The adapter does not fit: {path:?} is {out_features} x {in_features}{of_experts}, lora_A is {:?}, lora_B {:?}",
                     a.dims(),
                     b.dims()
@@ -123,11 +125,11 @@ impl<'a> Stored<'a> {
                 }
                 Some(magnitude) => {
                     let found = magnitude.dims();
-                    return Err(self.wrong(format!(
+                    return Err(self.wrong(&format!(
                         "The adapter does not fit: {path:?} has {out_features} outputs, its magnitudes are {found:?}"
                     )));
                 }
-                None => return Err(self.wrong(format!("The adapter has no magnitudes for {path:?}"))),
+                None => return Err(self.wrong(&format!("The adapter has no magnitudes for {path:?}"))),
             }
         } else {
             None
@@ -145,7 +147,7 @@ impl<'a> Stored<'a> {
         for (pattern, alpha) in &self.config.alpha_pattern {
             if matches_pattern(path, pattern)? {
                 let wrong =
-                    || self.wrong(format!("alpha_pattern: {pattern:?} is {alpha}, which is no number"));
+                    || self.wrong(&format!("alpha_pattern: {pattern:?} is {alpha}, which is no number"));
                 return alpha.as_f64().ok_or_else(wrong);
             }
         }
@@ -157,7 +159,7 @@ impl<'a> Stored<'a> {
         match self.unused.first() {
             None => Ok(()),
             Some(name) => Err(self
-                .wrong(format!(
+                .wrong(&format!(
                     "The adapter has {} tensors the model has no place for, first {name:?}",
                     self.unused.len()
                 ))
