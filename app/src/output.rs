@@ -1,8 +1,12 @@
 //! What goes to stdout and stderr. A closed pipe is no reason to panic.
 
-use std::io::{self, IsTerminal as _, Write as _};
+use std::{
+    io::{self, IsTerminal as _, Write as _},
+    time::{SystemTime, UNIX_EPOCH},
+};
 
 use lathe_protocol::ErrorInfo;
+use lathe_ui::format;
 use serde::Serialize;
 use serde_json::{Value, json};
 
@@ -85,55 +89,11 @@ impl Output {
     }
 }
 
-/// `1.4 GiB`.
-pub fn bytes(count: u64) -> String {
-    let mut value = count as f64;
-    let mut unit = "B";
-    for larger in ["KiB", "MiB", "GiB", "TiB"] {
-        if value < 1024.0 {
-            break;
-        }
-        value /= 1024.0;
-        unit = larger;
-    }
-    if unit == "B" { format!("{count} B") } else { format!("{value:.1} {unit}") }
-}
-
-/// `134.5 M`.
-pub fn count(count: u64) -> String {
-    match count as f64 {
-        value if value >= 1e9 => format!("{:.2} B", value / 1e9),
-        value if value >= 1e6 => format!("{:.1} M", value / 1e6),
-        value if value >= 1e4 => format!("{:.1} k", value / 1e3),
-        _ => count.to_string(),
-    }
-}
-
-/// `1 m 05 s`.
-pub fn duration(secs: f64) -> String {
-    if secs < 10.0 {
-        return format!("{secs:.1} s");
-    }
-    let secs = secs.round() as u64;
-    match (secs / 3600, secs / 60 % 60, secs % 60) {
-        (0, 0, secs) => format!("{secs} s"),
-        (0, minutes, secs) => format!("{minutes} m {secs:02} s"),
-        (hours, minutes, _) => format!("{hours} h {minutes:02} m"),
-    }
-}
-
-/// `3 minutes ago`.
+/// `5 min ago`.
 pub fn ago(then_secs: u64) -> String {
-    let now = std::time::SystemTime::now()
-        .duration_since(std::time::UNIX_EPOCH)
-        .map_or(then_secs, |elapsed| elapsed.as_secs());
-    let plural = |count: u64, unit: &str| format!("{count} {unit}{} ago", if count == 1 { "" } else { "s" });
-    match now.saturating_sub(then_secs) {
-        secs if secs < 60 => "just now".into(),
-        secs if secs < 3600 => plural(secs / 60, "minute"),
-        secs if secs < 86_400 => plural(secs / 3600, "hour"),
-        secs => plural(secs / 86_400, "day"),
-    }
+    let now =
+        SystemTime::now().duration_since(UNIX_EPOCH).map_or(then_secs as f64, |since| since.as_secs_f64());
+    format::ago(then_secs, now)
 }
 
 /// `2.1345`, or `-`.
@@ -183,17 +143,6 @@ pub fn fields(fields: &[(&str, String)]) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn sizes_and_times_read_well() {
-        assert_eq!(bytes(512), "512 B");
-        assert_eq!(bytes(1536 << 20), "1.5 GiB");
-        assert_eq!(count(134_515_008), "134.5 M");
-        assert_eq!(count(512), "512");
-        assert_eq!(duration(3.24), "3.2 s");
-        assert_eq!(duration(65.0), "1 m 05 s");
-        assert_eq!(duration(7260.0), "2 h 01 m");
-    }
 
     #[test]
     fn tables_align() {

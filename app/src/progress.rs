@@ -7,7 +7,7 @@ use std::{
 
 use indicatif::{ProgressBar, ProgressStyle};
 use lathe_protocol::EventBody;
-use lathe_ui::RunView;
+use lathe_ui::{RunView, format};
 
 use crate::{append, note, output};
 
@@ -108,7 +108,7 @@ impl Training {
             append!(line, "  {:.0} tokens/s", last.tokens_per_second);
         }
         if let Some(eta) = self.view.eta_secs() {
-            append!(line, "  {} left", output::duration(eta));
+            append!(line, "  {} left", format::duration(eta));
         }
         line
     }

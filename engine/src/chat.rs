@@ -9,6 +9,7 @@ use std::{
     },
 };
 
+use jiff::civil::DateTime;
 use lathe_kernels::RopeTable;
 use lathe_protocol::{
     ChatStats, ErrorCode, Message, REASONING_EFFORTS, ReplyDelta, SamplingParams, Thinking,
@@ -37,6 +38,8 @@ pub struct ReplyRequest {
     pub sampling: SamplingParams,
     pub thinking: Thinking,
     pub effort: Option<String>,
+    /// What the template takes for now; the fixed day of training when `None`.
+    pub now: Option<DateTime>,
 }
 
 /// A loaded model with its adapters, in one conversation.
@@ -96,7 +99,7 @@ impl ChatSession {
 ///
 /// Errors: no messages; a reasoning effort the model does not have; a template that refuses them.
 pub(crate) fn render_prompt(text_files: &TextFiles, request: &ReplyRequest) -> Result<(String, Vec<u32>)> {
-    let ReplyRequest { messages, thinking, effort, .. } = request;
+    let ReplyRequest { messages, thinking, effort, now, .. } = request;
     if messages.is_empty() {
         return Err(Error::invalid(ErrorCode::Usage, "The conversation is empty"));
     }
@@ -114,7 +117,7 @@ pub(crate) fn render_prompt(text_files: &TextFiles, request: &ReplyRequest) -> R
         add_generation_prompt: true,
         enable_thinking: (*thinking == Thinking::Off).then_some(false),
         reasoning_effort: effort.clone(),
-        ..RenderOptions::default()
+        now: *now,
     };
     let mut prompt = text_files.chat_template().prompt(&Chat::new(messages.clone()), &options)?;
     if *thinking == Thinking::Off && text_files.reply_form() == ReplyForm::Harmony {
@@ -303,6 +306,7 @@ mod tests {
             },
             thinking: Thinking::Show,
             effort: None,
+            now: None,
         }
     }
 

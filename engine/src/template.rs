@@ -7,6 +7,7 @@ mod tests;
 
 use std::{collections::BTreeMap, ops::Range};
 
+use jiff::civil::DateTime;
 use lathe_protocol::{ErrorCode, Message, Role};
 use minijinja::{Environment, Value, syntax::SyntaxConfig};
 
@@ -47,29 +48,13 @@ pub struct RenderOptions {
     pub enable_thinking: Option<bool>,
     /// Wins over the conversation's own.
     pub reasoning_effort: Option<String>,
-    pub date: Date,
+    /// What the template takes for now; the fixed day of training when `None`.
+    pub now: Option<DateTime>,
 }
 
-/// The moment a template's `strftime_now` tells. Its default is a fixed day, so that rows trained today and resumed
+/// What `strftime_now` tells by default, the day Llama 3's own template falls back to: rows trained today and resumed
 /// tomorrow are the same tokens.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Date {
-    pub year: i32,
-    /// 1..=12
-    pub month: u32,
-    /// 1..=31
-    pub day: u32,
-    pub hour: u32,
-    pub minute: u32,
-    pub second: u32,
-}
-
-impl Default for Date {
-    /// 26 July 2024, the day Llama 3's own template falls back to.
-    fn default() -> Self {
-        Self { year: 2024, month: 7, day: 26, hour: 0, minute: 0, second: 0 }
-    }
-}
+const TRAINING_DATE: DateTime = jiff::civil::date(2024, 7, 26).at(0, 0, 0, 0);
 
 /// A conversation as text.
 #[derive(Debug, Clone, PartialEq)]
@@ -159,8 +144,8 @@ impl ChatTemplate {
         chat: &Chat,
         options: &RenderOptions,
     ) -> Result<String> {
-        let date = options.date;
-        let strftime_now = move |format: &str| python::strftime(format, date);
+        let now = options.now.unwrap_or(TRAINING_DATE);
+        let strftime_now = move |format: &str| python::strftime(format, now);
         let mut context: Vec<(&str, Value)> = vec![
             ("messages", messages.iter().map(message_value).collect()),
             ("tools", chat.tools.as_ref().map_or(Value::from(()), json_value)),

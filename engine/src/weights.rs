@@ -208,40 +208,35 @@ impl SafetensorsFolder {
 
     /// A tensor in f32.
     pub fn read(&self, name: &str) -> Result<Tensor> {
-        let (stored, bytes) = self.stored(name)?;
-        let StoredTensor { info, file, .. } = stored;
-        let path = &self.files[*file];
-        let values: Vec<f32> = match info.dtype {
-            Dtype::F32 => bytes.as_chunks().0.iter().map(|b| f32::from_le_bytes(*b)).collect(),
-            Dtype::BF16 => {
-                bytes.as_chunks().0.iter().map(|b| half::bf16::from_le_bytes(*b).to_f32()).collect()
-            }
-            Dtype::F16 => bytes.as_chunks().0.iter().map(|b| half::f16::from_le_bytes(*b).to_f32()).collect(),
-            Dtype::F64 => bytes.as_chunks().0.iter().map(|b| f64::from_le_bytes(*b) as f32).collect(),
+        let stored = self.stored(name)?;
+        let values: Vec<f32> = match stored.info.dtype {
+            Dtype::F32 => self.values(stored, f32::from_le_bytes)?,
+            Dtype::BF16 => self.values(stored, |bytes| half::bf16::from_le_bytes(bytes).to_f32())?,
+            Dtype::F16 => self.values(stored, |bytes| half::f16::from_le_bytes(bytes).to_f32())?,
+            Dtype::F64 => self.values(stored, |bytes| f64::from_le_bytes(bytes) as f32)?,
             other => {
                 return Err(Error::model(format!(
                     "Tensor {name:?} has type {other:?}, not a float: {}",
-                    path.display()
+                    self.files[stored.file].display()
                 )));
             }
         };
-        Ok(Tensor::from_vec(values, info.shape.as_slice(), &Device::Cpu)?)
+        Ok(Tensor::from_vec(values, stored.info.shape.as_slice(), &Device::Cpu)?)
     }
 
     /// A tensor in bf16 where it is stored so, else in f32.
     pub fn read_compact(&self, name: &str) -> Result<Tensor> {
-        let (StoredTensor { info, .. }, bytes) = self.stored(name)?;
-        if info.dtype != Dtype::BF16 {
+        let stored = self.stored(name)?;
+        if stored.info.dtype != Dtype::BF16 {
             return self.read(name);
         }
-        let values: Vec<half::bf16> =
-            bytes.as_chunks().0.iter().map(|b| half::bf16::from_le_bytes(*b)).collect();
-        Ok(Tensor::from_vec(values, info.shape.as_slice(), &Device::Cpu)?)
+        let values = self.values(stored, half::bf16::from_le_bytes)?;
+        Ok(Tensor::from_vec(values, stored.info.shape.as_slice(), &Device::Cpu)?)
     }
 
     /// A tensor of bytes, of exactly this shape if one is given.
     pub fn read_bytes(&self, name: &str, shape: Option<&[usize]>) -> Result<Vec<u8>> {
-        let (stored, bytes) = self.stored(name)?;
+        let stored = self.stored(name)?;
         let StoredTensor { info, file, .. } = stored;
         let shape = shape.unwrap_or(&info.shape);
         if info.dtype != Dtype::U8 || info.shape != shape {
@@ -252,24 +247,41 @@ impl SafetensorsFolder {
                 self.files[*file].display()
             )));
         }
-        Ok(bytes)
+        self.values(stored, |[byte]| byte)
     }
 
-    /// A tensor's entry and its bytes. Errors: no such tensor, a file that cannot be read.
-    fn stored(&self, name: &str) -> Result<(&StoredTensor, Vec<u8>)> {
-        let Some(stored) = self.tensors.get(name) else {
+    fn stored(&self, name: &str) -> Result<&StoredTensor> {
+        self.tensors.get(name).ok_or_else(|| {
             let folder = self.files.first().and_then(|file| file.parent()).unwrap_or(Path::new(""));
-            return Err(Error::model(format!("The model has no tensor {name:?}: {}", folder.display())));
-        };
+            Error::model(format!("The model has no tensor {name:?}: {}", folder.display()))
+        })
+    }
+
+    /// A tensor's elements of `N` bytes, read and converted a part at a time: of the largest tables no second copy exists.
+    fn values<const N: usize, T>(
+        &self,
+        stored: &StoredTensor,
+        convert: impl Fn([u8; N]) -> T,
+    ) -> Result<Vec<T>> {
         let path = &self.files[stored.file];
         let (start, end) = stored.info.data_offsets;
-        let mut bytes = vec![0; end - start];
         let mut reader = File::open(path).map_err(Error::io("open", path))?;
         reader.seek(SeekFrom::Start(stored.data_start + start as u64)).map_err(Error::io("read", path))?;
-        reader.read_exact(&mut bytes).map_err(Error::io("read", path))?;
-        Ok((stored, bytes))
+        let mut values = Vec::with_capacity((end - start) / N);
+        let mut part = vec![0; (end - start).min(READ_BYTES)];
+        let mut left = end - start;
+        while left > 0 {
+            let part = &mut part[..left.min(READ_BYTES)];
+            reader.read_exact(part).map_err(Error::io("read", path))?;
+            values.extend(part.as_chunks().0.iter().map(|bytes| convert(*bytes)));
+            left -= part.len();
+        }
+        Ok(values)
     }
 }
+
+/// Read at a time; elements of every size end with it.
+const READ_BYTES: usize = 4 << 20;
 
 /// Longest header that is believed, in bytes (the safetensors crate's own limit).
 const MAX_HEADER_BYTES: u64 = 100_000_000;

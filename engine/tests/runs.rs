@@ -145,6 +145,7 @@ fn answer(adapter: &Path, question: &str) -> String {
         sampling: SamplingParams { max_tokens: 64, ..SamplingParams::default() },
         thinking: Thinking::Show,
         effort: None,
+        now: None,
     };
     let mut said = String::new();
     session

@@ -84,6 +84,7 @@ fn greedy_chat_knows_the_capital_of_france() {
             sampling: SamplingParams { max_tokens: 40, ..SamplingParams::default() },
             thinking: Thinking::Show,
             effort: None,
+            now: None,
         };
         let mut text = String::new();
         let cancel = AtomicBool::new(false);

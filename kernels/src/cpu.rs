@@ -1,7 +1,14 @@
 //! What the CPU implementations share: slices of tensors, matrix products, splitting rows over threads.
 
-use candle_core::{CpuStorage, Layout, Result, Tensor, bail};
+use std::ops::Range;
+
+use candle_core::{CpuStorage, Layout, Result, Storage, Tensor, bail};
 use rayon::prelude::*;
+
+use crate::simd;
+
+/// Rows of a packed or narrow matrix that exist in f32 at a time.
+pub(crate) const TILE_ROWS: usize = 256;
 
 /// The elements of a contiguous F32 operand.
 pub(crate) fn slice<'a>(storage: &'a CpuStorage, layout: &Layout) -> Result<&'a [f32]> {
@@ -24,9 +31,39 @@ pub(crate) fn with_slice<R>(tensor: &Tensor, f: impl FnOnce(&[f32]) -> Result<R>
     let tensor = tensor.contiguous()?;
     let (storage, layout) = tensor.storage_and_layout();
     match &*storage {
-        candle_core::Storage::Cpu(storage) => f(slice(storage, layout)?),
+        Storage::Cpu(storage) => f(slice(storage, layout)?),
         _ => bail!("this kernel has no implementation for {:?} yet", tensor.device()),
     }
+}
+
+/// Calls `f(rows, matrix)` with a contiguous bf16 matrix in parts: the rows `rows` of it in f32.
+pub(crate) fn for_bf16_tiles(tensor: &Tensor, mut f: impl FnMut(Range<usize>, Matrix<'_>)) -> Result<()> {
+    let (num_rows, width) = tensor.dims2()?;
+    let (storage, layout) = tensor.storage_and_layout();
+    let (Storage::Cpu(CpuStorage::BF16(values)), Some((start, end))) =
+        (&*storage, layout.contiguous_offsets())
+    else {
+        bail!("expected a contiguous bf16 matrix on the CPU, got {tensor:?}")
+    };
+    let values = &values[start..end];
+    let mut tile = vec![0.0; TILE_ROWS.min(num_rows) * width];
+    for first in (0..num_rows).step_by(TILE_ROWS) {
+        let rows = first..(first + TILE_ROWS).min(num_rows);
+        let tile = &mut tile[..rows.len() * width];
+        for_row_chunks(tile, width, |row, out| {
+            let values = &values[(first + row) * width..][..out.len()];
+            simd::dispatch(
+                #[inline(always)]
+                || {
+                    for (out, value) in out.iter_mut().zip(values) {
+                        *out = f32::from_bits(u32::from(value.to_bits()) << 16);
+                    }
+                },
+            );
+        });
+        f(rows.clone(), Matrix::new(tile, rows.len(), width));
+    }
+    Ok(())
 }
 
 /// A matrix inside a slice: element (row, column) lies at `row * row_stride + column * column_stride`.

@@ -1,9 +1,13 @@
-use std::sync::{Arc, Mutex, OnceLock};
+use std::{
+    ops::Range,
+    sync::{Arc, Mutex, OnceLock},
+};
 
 use candle_core::{CpuStorage, CustomOp1, CustomOp2, Layout, Result, Shape, Tensor, bail};
 use rayon::prelude::*;
 
 use crate::{
+    FrozenLinear,
     cpu::{self, Matrix, Store},
     simd,
 };
@@ -22,18 +26,21 @@ pub struct CrossEntropyStats {
 
 /// Sum over rows of `−log softmax(h Wᵀ)[target]`, with a frozen output projection.
 ///
-/// Shapes: h (N,C), W (V,C), targets (N) -> scalar. F32.
+/// Shapes: h (N,C), W (V,C), targets (N) -> scalar. F32; the projection as [`FrozenLinear`] holds it.
 /// Gradient: reaches h; it is computed with the loss (if h is in autograd at all), chunk by chunk, so that the logits
 /// never exist as a whole.
-/// Errors: a target beyond the vocabulary.
+/// Errors: a target beyond the vocabulary; a projection with a bias.
 pub fn linear_cross_entropy(
     h: &Tensor,
-    weight: &Tensor,
+    projection: &FrozenLinear,
     targets: &[u32],
 ) -> Result<(Tensor, CrossEntropyStats)> {
+    if projection.bias().is_some() {
+        bail!("the output projection has a bias, which the loss would leave out");
+    }
     let op = LinearCrossEntropy::new(targets, h.track_op());
     let stats = op.stats.clone();
-    let loss = h.contiguous()?.apply_op1(Frozen { op, weight: weight.clone() })?;
+    let loss = h.contiguous()?.apply_op1(Frozen { op, projection: projection.clone() })?;
     let stats = *stats.lock().map_err(|_| candle_core::Error::Msg("poisoned".into()))?;
     Ok((loss, stats))
 }
@@ -50,6 +57,9 @@ pub fn linear_cross_entropy_trainable(
     let stats = *stats.lock().map_err(|_| candle_core::Error::Msg("poisoned".into()))?;
     Ok((loss, stats))
 }
+
+/// Takes some rows of the output projection.
+type ForTile<'a> = dyn FnMut(Range<usize>, Matrix<'_>) + 'a;
 
 struct LinearCrossEntropy {
     targets: Vec<u32>,
@@ -69,16 +79,21 @@ impl LinearCrossEntropy {
         Self { targets: targets.to_vec(), needs_gradient, stats: Arc::default(), gradients: OnceLock::new() }
     }
 
-    fn run(&self, h: &[f32], weight: &[f32], width: usize, weight_learns: bool) -> Result<f32> {
+    /// The loss; `for_tiles` calls what it is given with the weight (V,C) in parts.
+    fn run(
+        &self,
+        h: &[f32],
+        (vocab_size, width): (usize, usize),
+        for_tiles: impl Fn(&mut ForTile<'_>) -> Result<()>,
+        weight_learns: bool,
+    ) -> Result<f32> {
         let num_rows = self.targets.len();
-        let vocab_size = weight.len() / width;
         if h.len() != num_rows * width {
             bail!("{} hidden values of width {width} for {num_rows} targets", h.len());
         }
         if let Some(target) = self.targets.iter().find(|target| **target as usize >= vocab_size) {
             bail!("target {target} lies beyond the vocabulary of {vocab_size}");
         }
-        let weight = Matrix::new(weight, vocab_size, width);
         let mut dh = vec![0.0; if self.needs_gradient { h.len() } else { 0 }];
         let mut dweight = vec![0.0; if weight_learns { vocab_size * width } else { 0 }];
         let mut logits = vec![0.0; CHUNK_ROWS.min(num_rows) * vocab_size];
@@ -89,7 +104,11 @@ impl LinearCrossEntropy {
             let h_chunk = Matrix::new(&h[first * width..last * width], rows, width);
             let logits = &mut logits[..rows * vocab_size];
             // 1. Logits: (n, C) x (C, V)
-            cpu::matmul(logits, Store::Overwrite, 1.0, h_chunk, weight.t());
+            for_tiles(&mut |outputs, weight| {
+                let logits = &mut logits[outputs.start..];
+                let threads = cpu::all_threads();
+                cpu::matmul_strided(logits, vocab_size, Store::Overwrite, 1.0, h_chunk, weight.t(), threads);
+            })?;
             // 2. Losses, and in the logits' place their gradient: softmax − onehot
             let losses: Vec<(f64, bool)> = logits
                 .par_chunks_exact_mut(vocab_size)
@@ -104,9 +123,14 @@ impl LinearCrossEntropy {
                 continue;
             }
             // 3. dh = dlogits W; dW += dlogitsᵀ h
-            let dlogits = Matrix::new(logits, rows, vocab_size);
-            cpu::matmul(&mut dh[first * width..last * width], Store::Overwrite, 1.0, dlogits, weight);
+            let dh = &mut dh[first * width..last * width];
+            for_tiles(&mut |outputs, weight| {
+                let store = if outputs.start == 0 { Store::Overwrite } else { Store::Add };
+                let dlogits = Matrix::strided(&logits[outputs.start..], rows, outputs.len(), vocab_size);
+                cpu::matmul(dh, store, 1.0, dlogits, weight);
+            })?;
             if weight_learns {
+                let dlogits = Matrix::new(logits, rows, vocab_size);
                 cpu::matmul(&mut dweight, Store::Add, 1.0, dlogits.t(), h_chunk);
             }
         }
@@ -148,7 +172,7 @@ fn scale(values: &[f32], by: f32, shape: &Shape) -> Result<Tensor> {
 
 struct Frozen {
     op: LinearCrossEntropy,
-    weight: Tensor,
+    projection: FrozenLinear,
 }
 
 impl CustomOp1 for Frozen {
@@ -158,8 +182,8 @@ impl CustomOp1 for Frozen {
 
     fn cpu_fwd(&self, storage: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
         let h = cpu::slice(storage, layout)?;
-        let width = layout.shape().dims2()?.1;
-        let loss = cpu::with_slice(&self.weight, |weight| self.op.run(h, weight, width, false))?;
+        let shape = self.projection.shape();
+        let loss = self.op.run(h, shape, |f| self.projection.for_tiles(f), false)?;
         Ok((CpuStorage::F32(vec![loss]), ().into()))
     }
 
@@ -185,8 +209,13 @@ impl CustomOp2 for Trainable {
         s2: &CpuStorage,
         l2: &Layout,
     ) -> Result<(CpuStorage, Shape)> {
-        let width = l1.shape().dims2()?.1;
-        let loss = self.op.run(cpu::slice(s1, l1)?, cpu::slice(s2, l2)?, width, true)?;
+        let (vocab_size, width) = l2.shape().dims2()?;
+        let weight = Matrix::new(cpu::slice(s2, l2)?, vocab_size, width);
+        let in_one = |f: &mut ForTile<'_>| {
+            f(0..vocab_size, weight);
+            Ok(())
+        };
+        let loss = self.op.run(cpu::slice(s1, l1)?, (vocab_size, width), in_one, true)?;
         Ok((CpuStorage::F32(vec![loss]), ().into()))
     }
 

@@ -4,13 +4,10 @@ use candle_core::{CpuStorage, CustomOp2, CustomOp3, DType, Layout, Result, Shape
 
 use crate::{
     Mxfp4, Routing,
-    cpu::{self, Matrix, Store},
+    cpu::{self, Matrix, Store, TILE_ROWS},
     expert_lora::{ExpertLora, LowRank, pack},
     simd,
 };
-
-/// Rows of a packed matrix that exist in f32 at a time.
-const TILE_ROWS: usize = 256;
 
 /// One matrix (O, C) an expert, frozen.
 pub enum ExpertMatrices {

@@ -1,19 +1,17 @@
 use std::{ops::Range, sync::Arc};
 
-use candle_core::{CpuStorage, CustomOp1, CustomOp2, Layout, Result, Shape, Tensor, bail};
+use candle_core::{CpuStorage, CustomOp1, CustomOp2, DType, Layout, Result, Shape, Tensor, bail};
 
 use crate::{
     Nf4,
-    cpu::{self, Matrix, Store},
+    cpu::{self, Matrix, Store, TILE_ROWS},
     simd,
 };
 
-/// Rows of an adapted weight that exist at a time while their norms are taken.
-const NORM_ROWS: usize = 256;
-
 /// A projection whose weight is frozen: `y = x Wᵀ + b`.
 ///
-/// Shapes: x (T,C), W (O,C), b (O) -> (T,O). F32.
+/// Shapes: x (T,C), W (O,C), b (O) -> (T,O). F32; the weight may be bf16 or NF4, of which a tile of rows exists in f32
+/// at a time.
 /// Gradient: reaches x only; the weight never enters autograd.
 #[derive(Clone)]
 pub struct FrozenLinear {
@@ -24,12 +22,11 @@ pub struct FrozenLinear {
 #[derive(Clone)]
 enum Weight {
     Dense(Tensor),
-    /// A tile of rows exists in f32 at a time.
     Nf4(Arc<Nf4>),
 }
 
 impl FrozenLinear {
-    /// Errors: a weight that is not a contiguous F32 matrix, a bias of another length.
+    /// Errors: a weight that is no matrix, a bias of another length.
     pub fn new(weight: &Tensor, bias: Option<&Tensor>) -> Result<Self> {
         Self::with_weight(Weight::Dense(weight.contiguous()?.detach()), weight.dims2()?, bias)
     }
@@ -79,8 +76,8 @@ impl FrozenLinear {
             cpu::with_slice(lora_b, |b| {
                 let a = Matrix::new(a, rank, in_features);
                 self.for_tiles(|outputs, weight| {
-                    for first in outputs.clone().step_by(NORM_ROWS) {
-                        let count = NORM_ROWS.min(outputs.end - first);
+                    for first in outputs.clone().step_by(TILE_ROWS) {
+                        let count = TILE_ROWS.min(outputs.end - first);
                         let mut rows = weight.rows(first - outputs.start, count).to_vec();
                         let b = Matrix::new(&b[first * rank..], count, rank);
                         cpu::matmul(&mut rows, Store::Add, scale as f32, b, a);
@@ -109,8 +106,9 @@ impl FrozenLinear {
     }
 
     /// Calls `f(outputs, rows)` with the weight in parts: the rows `outputs` of it, (outputs, C).
-    fn for_tiles(&self, mut f: impl FnMut(Range<usize>, Matrix<'_>)) -> Result<()> {
+    pub(crate) fn for_tiles(&self, mut f: impl FnMut(Range<usize>, Matrix<'_>)) -> Result<()> {
         match &self.weight {
+            Weight::Dense(weight) if weight.dtype() == DType::BF16 => cpu::for_bf16_tiles(weight, f),
             Weight::Dense(weight) => cpu::with_slice(weight, |values| {
                 let (out_features, in_features) = self.shape();
                 f(0..out_features, Matrix::new(values, out_features, in_features));

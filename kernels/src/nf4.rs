@@ -4,7 +4,7 @@ use candle_core::{Result, Tensor, bail};
 use rayon::prelude::*;
 
 use crate::{
-    cpu::{self, Matrix},
+    cpu::{self, Matrix, TILE_ROWS},
     simd,
 };
 
@@ -13,8 +13,6 @@ const BLOCK: usize = 64;
 const BLOCK_BYTES: usize = BLOCK / 2;
 /// Scales that share a scale of their own.
 const NESTED_BLOCK: usize = 256;
-/// Rows that exist in f32 at a time.
-const TILE_ROWS: usize = 256;
 
 /// What a code means as a share of its block's scale: quantiles of the normal distribution, with an exact zero.
 #[expect(clippy::excessive_precision, clippy::unreadable_literal, reason = "as bitsandbytes writes them")]

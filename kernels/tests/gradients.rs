@@ -3,7 +3,7 @@
 
 use std::sync::Arc;
 
-use candle_core::{Device, Result, Tensor, Var};
+use candle_core::{DType, Device, Result, Tensor, Var};
 use lathe_kernels::{
     Attention, ClampedSwiGlu, Dropout, ExpertLora, ExpertMatrices, Experts, FrozenLinear, LoraLinear, Mxfp4,
     Nf4, RopeTable, Segment, linear, linear_cross_entropy, linear_cross_entropy_trainable, rms_norm,
@@ -204,16 +204,36 @@ fn cross_entropy() {
     let (h, w) = (values(&[5, 6], 1), values(&[9, 6], 2));
     let targets = [0, 8, 3, 3, 1];
     check("frozen projection", &[&h], || {
-        linear_cross_entropy(&h, &w.as_tensor().detach(), &targets)?.0 * 0.5
+        linear_cross_entropy(&h, &FrozenLinear::new(&w, None)?, &targets)?.0 * 0.5
     });
     check("trained projection", &[&h, &w], || Ok(linear_cross_entropy_trainable(&h, &w, &targets)?.0));
+}
+
+#[test]
+fn a_projection_in_bf16_is_that_of_its_values_in_f32() {
+    let narrow = values(&[600, 6], 2).to_dtype(DType::BF16).unwrap();
+    let [narrow, wide] = [&narrow, &narrow.to_dtype(DType::F32).unwrap()]
+        .map(|weight| FrozenLinear::new(weight, None).unwrap());
+    let h = Var::from_tensor(&values(&[300, 6], 1)).unwrap();
+    let targets: Vec<u32> = (0..300).map(|i| i * 7 % 600).collect();
+    let gradient = |loss: &Tensor| loss.backward().unwrap().get(&h).unwrap().clone();
+    let product =
+        |linear: &FrozenLinear| gradient(&linear.forward(&h).unwrap().sqr().unwrap().sum_all().unwrap());
+    let far = |a: &Tensor, b: &Tensor| {
+        let [a, b] = [a, b].map(|values| values.flatten_all().unwrap().to_vec1::<f32>().unwrap());
+        a.iter().zip(&b).map(|(a, b)| (a - b).abs() / b.abs().max(1e-3)).fold(0.0, f32::max)
+    };
+    assert!(far(&product(&narrow), &product(&wide)) < 1e-4);
+    let [ours, theirs] = [&narrow, &wide].map(|linear| linear_cross_entropy(&h, linear, &targets).unwrap());
+    assert!((ours.1.loss_sum - theirs.1.loss_sum).abs() < 1e-3);
+    assert!(far(&gradient(&ours.0), &gradient(&theirs.0)) < 1e-4);
 }
 
 #[test]
 fn cross_entropy_in_chunks_equals_the_plain_formula() {
     let (h, w) = (values(&[300, 6], 1), values(&[50, 6], 2));
     let targets: Vec<u32> = (0..300).map(|i| i * 7 % 50).collect();
-    let (loss, stats) = linear_cross_entropy(&h, &w, &targets).unwrap();
+    let (loss, stats) = linear_cross_entropy(&h, &FrozenLinear::new(&w, None).unwrap(), &targets).unwrap();
     let logits: Vec<Vec<f32>> = h.matmul(&w.t().unwrap()).unwrap().to_vec2().unwrap();
     let mut expected = 0.0;
     let mut correct = 0;

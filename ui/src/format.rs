@@ -81,16 +81,7 @@ pub fn ago(then_secs: u64, now_secs: f64) -> String {
 
 /// `2026-04-01`, in UTC.
 pub fn date(secs: u64) -> String {
-    // Days to a civil date: Howard Hinnant's algorithm.
-    let days = (secs / 86_400) as i64 + 719_468;
-    let era = days.div_euclid(146_097);
-    let day_of_era = days.rem_euclid(146_097);
-    let year = (day_of_era - day_of_era / 1460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
-    let day_of_year = day_of_era - (365 * year + year / 4 - year / 100);
-    let month = (5 * day_of_year + 2) / 153;
-    let day = day_of_year - (153 * month + 2) / 5 + 1;
-    let month = if month < 10 { month + 3 } else { month - 9 };
-    format!("{:04}-{month:02}-{day:02}", year + era * 400 + i64::from(month <= 2))
+    jiff::Timestamp::from_second(secs.cast_signed()).unwrap_or_default().strftime("%F").to_string()
 }
 
 /// Four significant digits or so: losses, norms, rates.

@@ -78,7 +78,8 @@ fn chat(job: &ChatJob, channel: &Channel, output: &Output) -> Result<()> {
     // Ends when the listener drops its sender: stop, or the end of stdin.
     while let Ok(request) = channel.requests.recv() {
         let Request::Reply { messages, sampling, thinking, effort } = request else { continue };
-        let request = ReplyRequest { messages, sampling, thinking, effort };
+        let now = Some(jiff::Zoned::now().datetime());
+        let request = ReplyRequest { messages, sampling, thinking, effort, now };
         let reply = session.reply(&request, &channel.cancel_reply, &clock, &mut |delta| {
             output.emit(&EventBody::Reply(delta));
         });

@@ -10,13 +10,13 @@ use lathe_protocol::{
     ChatStats, CommandBody, ErrorCode, ErrorInfo, EventBody, JobId, Message, ReplyChannel, Role,
     SamplingParams, Thinking,
 };
+use lathe_ui::format::short_secs;
 use serde_json::{Value, json};
 
 use super::Outcome;
 use crate::{
     cli::Chat,
     note,
-    output::duration,
     progress::Preparation,
     session::{self, Session},
 };
@@ -185,7 +185,7 @@ impl Conversation {
                             return Err(ErrorInfo::new(ErrorCode::Model, message).hint("leave --effort out"));
                         }
                         if session.verbose {
-                            note!("loaded in {}", duration(load_seconds));
+                            note!("loaded in {}", short_secs(load_seconds));
                         }
                         if thinking == Thinking::Off && !supports_thinking {
                             note!("this model does not think: --thinking off changes nothing");
@@ -321,11 +321,11 @@ fn end_reply(session: &Session, stats: &ChatStats, shown: Option<ReplyChannel>) 
             "{} tokens ({} of thought, {}), {:.1} tokens/s, first after {}; prompt {} tokens; loaded in {}",
             stats.output_tokens,
             stats.thinking_tokens,
-            duration(stats.thinking_seconds),
+            short_secs(stats.thinking_seconds),
             stats.tokens_per_second,
-            duration(stats.ttft_seconds),
+            short_secs(stats.ttft_seconds),
             stats.prompt_tokens,
-            duration(stats.load_seconds)
+            short_secs(stats.load_seconds)
         );
     }
     if !stats.finished {

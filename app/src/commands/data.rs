@@ -3,14 +3,10 @@ use std::process::ExitCode;
 use lathe_protocol::{
     CommandBody, DataReport, DatasetShape, ErrorCode, ErrorInfo, EventBody, ReplyChannel, Role, TokenView,
 };
+use lathe_ui::format;
 
 use super::{Outcome, read_config, unexpected};
-use crate::{
-    append,
-    cli::ConfigArgs,
-    output::{self, fields},
-    session::Session,
-};
+use crate::{append, cli::ConfigArgs, output::fields, session::Session};
 
 pub fn check(session: &mut Session, model: String, file: &str, config: &ConfigArgs) -> Outcome {
     let config = read_config(config)?;
@@ -157,8 +153,8 @@ pub fn brief(report: &DataReport) -> String {
         "{} rows of {}, {} tokens, {} trained; longest {} tokens",
         report.rows,
         shape(report.shape),
-        output::count(report.tokens),
-        output::count(report.loss_tokens),
+        format::short_count(report.tokens),
+        format::short_count(report.loss_tokens),
         report.lengths.max
     )
 }

@@ -6,10 +6,11 @@ use lathe_protocol::{
     AdapterEntry, CommandBody, ErrorCode, ErrorInfo, EventBody, ModelEntry, RunDetails, RunEntry, RunStatus,
     StopThen,
 };
+use lathe_ui::format::{bytes, short_count};
 
 use super::{Outcome, unexpected};
 use crate::{
-    output::{self, ago, bytes, count, fields, loss, table},
+    output::{ago, fields, loss, table},
     session::Session,
 };
 
@@ -37,7 +38,7 @@ fn print_models(session: &Session, models: &[ModelEntry]) {
             vec![
                 model.name.clone(),
                 model.architecture.clone().unwrap_or_else(|| "-".into()),
-                model.parameters.map_or_else(|| "-".into(), count),
+                model.parameters.map_or_else(|| "-".into(), short_count),
                 bytes(model.size_bytes),
                 model.revision.as_deref().map_or("-", |revision| &revision[..revision.len().min(8)]).into(),
                 model
@@ -63,7 +64,7 @@ pub fn model(session: &mut Session, model: String) -> Outcome {
     let mut lines = vec![
         ("Model", model.name.clone()),
         ("Architecture", model.architecture.clone()),
-        ("Parameters", count(model.parameters)),
+        ("Parameters", short_count(model.parameters)),
         ("Layers", shape.num_layers.to_string()),
         ("Width", format!("{}, feed-forward {}", shape.hidden_size, shape.intermediate_size)),
         (
@@ -328,7 +329,7 @@ fn describe_adapter(adapter: &AdapterEntry) -> String {
         ("Base", adapter.base_model.clone().unwrap_or_else(|| "unknown".into())),
         ("Rank", format!("{}, alpha {}", adapter.r, adapter.alpha)),
         ("Adapts", adapter.targets.join(", ")),
-        ("Size", output::bytes(adapter.size_bytes)),
+        ("Size", bytes(adapter.size_bytes)),
     ];
     lines.extend(adapter.run.clone().map(|run| ("Run", run)));
     lines.extend(adapter.data.clone().map(|data| ("Data", data)));

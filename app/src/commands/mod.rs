@@ -10,11 +10,11 @@ use lathe_host::config;
 use lathe_protocol::{
     CheckStatus, CommandBody, ErrorCode, ErrorInfo, EventBody, Hardware, RunConfig, StopThen,
 };
+use lathe_ui::format::{bytes, gib};
 
 use crate::{
     cli::{Adapters, CommandLine, ConfigArgs, Data, Eval, Logits, Models, Runs},
-    note,
-    output::{self, bytes},
+    note, output,
     session::Session,
 };
 
@@ -106,12 +106,12 @@ fn describe_hardware(machine: &Hardware) -> String {
             format!("{}, {} cores, {} threads", machine.cpu, machine.physical_cores, machine.logical_cores),
         ),
         ("", machine.cpu_features.join(" ")),
-        ("RAM", format!("{} free of {}", bytes(machine.ram_available_bytes), bytes(machine.ram_total_bytes))),
+        ("RAM", format!("{} free of {}", gib(machine.ram_available_bytes), gib(machine.ram_total_bytes))),
         ("Disk", format!("{} free of {}", bytes(machine.disk_free_bytes), bytes(machine.disk_total_bytes))),
         ("Data", machine.data_dir.clone()),
     ];
     for gpu in &machine.gpus {
-        let vram = format!("{} free of {}", bytes(gpu.vram_free_bytes), bytes(gpu.vram_total_bytes));
+        let vram = format!("{} free of {}", gib(gpu.vram_free_bytes), gib(gpu.vram_total_bytes));
         fields.push(("GPU", format!("{}: {}, {vram}", gpu.index, gpu.name)));
     }
     if let Some(gpu_note) = &machine.gpu_note {

@@ -7,6 +7,7 @@ use lathe_protocol::{
     CommandBody, ErrorCode, ErrorInfo, EventBody, Message, Role, RunConfig, SamplingParams, Thinking,
     TrainRequest, TrainStart,
 };
+use lathe_ui::format;
 use serde_json::json;
 
 use super::{
@@ -19,7 +20,7 @@ use super::{
 use crate::{
     append,
     cli::Quickstart,
-    output::{Output, duration, loss},
+    output::{Output, loss},
     session::Session,
 };
 
@@ -81,7 +82,7 @@ pub fn run(session: &mut Session, args: &Quickstart) -> Outcome {
         &format!(
             "{} steps in {}: loss {} to {}{held_out}\nAdapter  {}\nChart    {}\n",
             summary.steps,
-            duration(summary.seconds),
+            format::duration(summary.seconds),
             loss(first_loss),
             loss(view.smoothed_loss()),
             adapter.path,

@@ -5,7 +5,7 @@ use lathe_protocol::{
     AdapterEntry, CommandBody, ErrorCode, ErrorInfo, EventBody, RunConfig, TrainRequest, TrainStart,
     TrainSummary,
 };
-use lathe_ui::RunView;
+use lathe_ui::{RunView, format};
 use serde_json::{Value, json};
 
 use super::{Outcome, full_path};
@@ -13,7 +13,7 @@ use crate::{
     append, chart,
     cli::{ConfigArgs, Train},
     note,
-    output::{duration, loss},
+    output::loss,
     progress::Training,
     session::{OnInterrupt, Session},
 };
@@ -138,7 +138,7 @@ fn done_object(trained: &Trained) -> Value {
 fn describe(trained: &Trained) -> String {
     let Trained { view, summary, adapter, chart } = trained;
     let run = view.run.as_deref().unwrap_or_default();
-    let took = duration(summary.seconds);
+    let took = format::duration(summary.seconds);
     let last = loss(view.smoothed_loss().or(summary.final_loss));
     let mut text = if summary.completed {
         format!("Done: {} steps in {took}, loss {last}", summary.steps)

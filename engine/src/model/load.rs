@@ -9,6 +9,9 @@ use super::{
 };
 use crate::{Error, Result, family::ModelFamily, gguf::QuantizedWeight, weights::Weights};
 
+/// Larger tables of tokens stay in bf16, if their file has them so: half the memory, for some work at every product.
+const MAX_F32_TABLE_BYTES: usize = 512 << 20;
+
 /// What a model is loaded for; decides how its weights are held.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum LoadFor {
@@ -124,12 +127,22 @@ impl Loader<'_, '_> {
         })
     }
 
+    /// The embedding table or the output projection, (V, C): a frozen one too large for f32 stays as it is stored.
+    fn table(&self, name: &str) -> Result<Tensor> {
+        let shape = [self.config.vocab_size, self.config.hidden_size];
+        let is_large = shape[0] * shape[1] * size_of::<f32>() > MAX_F32_TABLE_BYTES;
+        if is_large && self.load_for != LoadFor::Full {
+            return self.compact(name, &shape);
+        }
+        self.dense(name, &shape)
+    }
+
     fn embedding(&self) -> Result<Embedding> {
         let name = "model.embed_tokens.weight";
         if let Some(table) = self.quantized(name)? {
             return Ok(Embedding::Quantized(QuantizedWeight::new(table)?));
         }
-        let table = self.dense(name, &[self.config.vocab_size, self.config.hidden_size])?;
+        let table = self.table(name)?;
         Ok(match self.load_for {
             LoadFor::Full => Embedding::Trainable(Var::from_tensor(&table)?),
             LoadFor::Inference | LoadFor::Lora | LoadFor::Qlora => Embedding::Frozen(table),
@@ -153,7 +166,11 @@ impl Loader<'_, '_> {
         if let Some(weight) = self.nf4(&name, (out_features, in_features))? {
             return Ok(BaseLinear::Dense(FrozenLinear::nf4(weight, bias.as_ref())?));
         }
-        let weight = self.dense(&name, &[out_features, in_features])?;
+        let weight = if name == "lm_head.weight" {
+            self.table(&name)?
+        } else {
+            self.dense(&name, &[out_features, in_features])?
+        };
         Ok(match self.load_for {
             LoadFor::Full => BaseLinear::Trainable {
                 weight: Var::from_tensor(&weight)?,

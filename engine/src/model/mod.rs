@@ -15,8 +15,8 @@ use std::sync::Arc;
 
 use candle_core::{Tensor, Var};
 use lathe_kernels::{
-    Attention, CrossEntropyStats, RopeTable, Segment, linear_cross_entropy, linear_cross_entropy_trainable,
-    rms_norm, rms_norm_frozen, rope,
+    Attention, CrossEntropyStats, FrozenLinear, RopeTable, Segment, linear_cross_entropy,
+    linear_cross_entropy_trainable, rms_norm, rms_norm_frozen, rope,
 };
 
 pub use config::{ExpertsConfig, ModelConfig};
@@ -36,6 +36,7 @@ pub enum Norm {
 
 /// The table of token embeddings, (V, C).
 pub enum Embedding {
+    /// In f32, or bf16 if it is large.
     Frozen(Tensor),
     Trainable(Var),
     /// Rows are dequantised as they are looked up.
@@ -137,7 +138,8 @@ impl Model {
             Embedding::Trainable(table) => table,
             Embedding::Quantized(table) => return table.rows(ids),
         };
-        Ok(table.index_select(&Tensor::new(ids, &candle_core::Device::Cpu)?, 0)?)
+        let rows = table.index_select(&Tensor::new(ids, &candle_core::Device::Cpu)?, 0)?;
+        Ok(rows.to_dtype(candle_core::DType::F32)?)
     }
 
     /// One decoder block: (T,C) -> (T,C).
@@ -197,9 +199,7 @@ impl Model {
     pub fn logits(&self, h: &Tensor) -> Result<Tensor> {
         match (&self.head, &self.embedding) {
             (OutputHead::Own(linear), _) => linear.forward(h),
-            (OutputHead::Tied, Embedding::Frozen(table)) => {
-                Ok(lathe_kernels::FrozenLinear::new(table, None)?.forward(h)?)
-            }
+            (OutputHead::Tied, Embedding::Frozen(table)) => Ok(FrozenLinear::new(table, None)?.forward(h)?),
             (OutputHead::Tied, Embedding::Trainable(table)) => Ok(lathe_kernels::linear(h, table)?),
             (OutputHead::Tied, Embedding::Quantized(table)) => table.forward(h),
         }
@@ -214,13 +214,13 @@ impl Model {
             (OutputHead::Own(BaseLinear::Trainable { weight, .. }), _) => {
                 linear_cross_entropy_trainable(h, weight, targets)?
             }
-            (OutputHead::Tied, Embedding::Frozen(table)) => linear_cross_entropy(h, table, targets)?,
-            (OutputHead::Own(BaseLinear::Dense(frozen)), _) => {
-                linear_cross_entropy(h, frozen.weight()?, targets)?
+            (OutputHead::Tied, Embedding::Frozen(table)) => {
+                linear_cross_entropy(h, &FrozenLinear::new(table, None)?, targets)?
             }
+            (OutputHead::Own(BaseLinear::Dense(frozen)), _) => linear_cross_entropy(h, frozen, targets)?,
             (OutputHead::Tied, Embedding::Quantized(table))
             | (OutputHead::Own(BaseLinear::Gguf { weight: table, .. }), _) => {
-                linear_cross_entropy(h, &table.dequantize()?, targets)?
+                linear_cross_entropy(h, &FrozenLinear::new(&table.dequantize()?, None)?, targets)?
             }
         })
     }

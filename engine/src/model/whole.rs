@@ -1,4 +1,4 @@
-use candle_core::{Tensor, Var};
+use candle_core::{DType, Tensor, Var};
 use lathe_kernels::FrozenLinear;
 
 use super::{BaseLinear, Block, Embedding, Model, Norm, OutputHead};
@@ -119,7 +119,7 @@ impl Model {
         }
         match module {
             EMBEDDING => {
-                let table = stored.map_or_else(|| self.embedding_table(), Ok)?;
+                let table = stored.map_or_else(|| self.embedding_table(), Ok)?.to_dtype(DType::F32)?;
                 let learned = Embedding::Trainable(Var::from_tensor(&table)?);
                 let frozen = std::mem::replace(&mut self.embedding, learned);
                 if matches!(self.head, OutputHead::Tied) {
@@ -141,7 +141,7 @@ impl Model {
                     (None, OutputHead::Own(base)) => own(base)?,
                     (None, OutputHead::Tied) => self.embedding_table()?,
                 };
-                let weight = Var::from_tensor(&weight)?;
+                let weight = Var::from_tensor(&weight.to_dtype(DType::F32)?)?;
                 self.head = OutputHead::Own(BaseLinear::Trainable { weight, bias: None });
             }
             "model.norm" => self.final_norm.make_trainable(stored)?,

@@ -2,12 +2,11 @@
 
 use std::fmt::Write as _;
 
+use jiff::civil::DateTime;
 use minijinja::{
     Error, ErrorKind, State, Value,
     value::{Kwargs, ValueKind, from_args},
 };
-
-use super::Date;
 
 /// transformers' `tojson`: `json.dumps` with `ensure_ascii=False`, nothing escaped for HTML.
 #[expect(clippy::needless_pass_by_value, reason = "minijinja hands filters their arguments by value")]
@@ -169,86 +168,12 @@ pub fn method(state: &mut State, value: &Value, name: &str, args: &[Value]) -> R
     minijinja_contrib::pycompat::unknown_method_callback(state, value, name, args)
 }
 
-const MONTHS: [&str; 12] = [
-    "January",
-    "February",
-    "March",
-    "April",
-    "May",
-    "June",
-    "July",
-    "August",
-    "September",
-    "October",
-    "November",
-    "December",
-];
-const WEEKDAYS: [&str; 7] = ["Sunday", "Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday"];
-
-/// `strftime` in the C locale.
-pub fn strftime(format: &str, date: Date) -> Result<String, Error> {
-    let Date { year, month, day, hour, minute, second } = date;
-    let month_name = MONTHS.get(month as usize - 1).copied().unwrap_or_default();
-    let weekday = WEEKDAYS[weekday(date)];
-    let hour12 = (hour + 11) % 12 + 1;
-    let mut text = String::new();
-    let mut chars = format.chars();
-    while let Some(c) = chars.next() {
-        if c != '%' {
-            text.push(c);
-            continue;
-        }
-        let (padded, code) = match chars.next() {
-            Some('-') => (false, chars.next()),
-            code => (true, code),
-        };
-        let number = |value: u32, width: usize| {
-            if padded { format!("{value:0width$}") } else { value.to_string() }
-        };
-        let piece = match code {
-            Some('Y') => year.to_string(),
-            Some('y') => number(year.rem_euclid(100).unsigned_abs(), 2),
-            Some('m') => number(month, 2),
-            Some('d') => number(day, 2),
-            Some('e') => format!("{day:2}"),
-            Some('H') => number(hour, 2),
-            Some('I') => number(hour12, 2),
-            Some('M') => number(minute, 2),
-            Some('S') => number(second, 2),
-            Some('j') => number(day_of_year(date), 3),
-            Some('p') => if hour < 12 { "AM" } else { "PM" }.into(),
-            Some('B') => month_name.into(),
-            Some('b' | 'h') => month_name[..3].into(),
-            Some('A') => weekday.into(),
-            Some('a') => weekday[..3].into(),
-            Some('F') => format!("{year}-{month:02}-{day:02}"),
-            Some('T') => format!("{hour:02}:{minute:02}:{second:02}"),
-            Some('%') => "%".into(),
-            other => {
-                let code = other.map(String::from).unwrap_or_default();
-                let message = format!("strftime_now: unsupported format %{code}");
-                return Err(Error::new(ErrorKind::InvalidOperation, message));
-            }
-        };
-        text.push_str(&piece);
-    }
-    Ok(text)
-}
-
-fn is_leap(year: i32) -> bool {
-    year % 4 == 0 && (year % 100 != 0 || year % 400 == 0)
-}
-
-fn day_of_year(Date { year, month, day, .. }: Date) -> u32 {
-    let days_before = [0, 31, 59, 90, 120, 151, 181, 212, 243, 273, 304, 334][month as usize - 1];
-    days_before + day + u32::from(month > 2 && is_leap(year))
-}
-
-/// 0 is Sunday. Source: Sakamoto's method.
-fn weekday(Date { year, month, day, .. }: Date) -> usize {
-    let offset = [0, 3, 2, 5, 0, 3, 5, 1, 4, 6, 2, 4][month as usize - 1];
-    let year = if month < 3 { year - 1 } else { year };
-    (year + year / 4 - year / 100 + year / 400 + offset + day as i32).rem_euclid(7) as usize
+/// Python's `strftime`, in the C locale.
+pub fn strftime(format: &str, date: DateTime) -> Result<String, Error> {
+    jiff::fmt::strtime::format(format, date).map_err(|error| {
+        let message = format!("strftime_now: {error}");
+        Error::new(ErrorKind::InvalidOperation, message)
+    })
 }
 
 #[cfg(test)]
@@ -277,12 +202,12 @@ mod tests {
 
     #[test]
     fn dates_are_what_python_writes() {
-        let date = Date { year: 2024, month: 7, day: 6, hour: 15, minute: 4, second: 9 };
+        let date = jiff::civil::date(2024, 7, 6).at(15, 4, 9, 0);
         assert_eq!(
             strftime("%d %b %Y, %A %-d %B %y, %I:%M:%S %p %j", date).unwrap(),
             "06 Jul 2024, Saturday 6 July 24, 03:04:09 PM 188"
         );
-        assert_eq!(strftime("%Y-%m-%d %a %%", Date::default()).unwrap(), "2024-07-26 Fri %");
-        assert!(strftime("%Q", date).is_err());
+        assert_eq!(strftime("%F %T %e %H %a %%", date).unwrap(), "2024-07-06 15:04:09  6 15 Sat %");
+        assert!(strftime("%!", date).is_err());
     }
 }

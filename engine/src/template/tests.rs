@@ -174,11 +174,10 @@ fn the_date_and_the_switches_reach_the_template() {
     chat.reasoning_effort = Some("low".into());
     let options = RenderOptions::default();
     assert_eq!(template.prompt(&chat, &options).unwrap(), "26 Jul 2024 low True");
-    let date = Date { year: 2025, month: 1, day: 2, ..Date::default() };
     let options = RenderOptions {
         enable_thinking: Some(false),
         reasoning_effort: Some("high".into()),
-        date,
+        now: Some(jiff::civil::date(2025, 1, 2).into()),
         ..options
     };
     assert_eq!(template.prompt(&chat, &options).unwrap(), "02 Jan 2025 False high True");

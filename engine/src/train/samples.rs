@@ -64,5 +64,6 @@ fn request(prompt: &str) -> ReplyRequest {
         sampling: SamplingParams { max_tokens: MAX_TOKENS, ..SamplingParams::default() },
         thinking: Thinking::Show,
         effort: None,
+        now: None,
     }
 }

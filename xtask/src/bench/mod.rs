@@ -1,6 +1,7 @@
 //! `cargo xtask bench`: Lathe beside its peers, in one run, on one machine, on the same bytes.
 
 mod decode;
+mod gpt_oss;
 mod load;
 mod process;
 mod table;
@@ -23,6 +24,8 @@ enum Part {
     Decode,
     /// Time until the GGUF is ready to chat, and of `lathe --help`
     Load,
+    /// Memory of a gpt-oss with the real shapes of its layers
+    GptOss,
     All,
 }
 
@@ -73,6 +76,7 @@ pub fn bench(args: &Args) -> Result<()> {
         (Part::Train, "train", train::measure as fn(&Setup) -> Result<Vec<Row>>),
         (Part::Decode, "decode", decode::measure),
         (Part::Load, "load", load::measure),
+        (Part::GptOss, "gpt-oss", gpt_oss::measure),
     ] {
         if *part != Part::All && *part != this {
             continue;

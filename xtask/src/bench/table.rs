@@ -1,11 +1,6 @@
 //! Measurements as a Markdown table.
 
-use std::{
-    fmt::Write as _,
-    path::Path,
-    process::Command,
-    time::{SystemTime, UNIX_EPOCH},
-};
+use std::{fmt::Write as _, path::Path, process::Command};
 
 use anyhow::Result;
 
@@ -31,6 +26,8 @@ pub enum Goal {
     TimesOrLess(f64),
     /// In the row's own unit.
     OrLess(f64),
+    /// Told, not aimed at.
+    None,
 }
 
 impl Goal {
@@ -39,6 +36,7 @@ impl Goal {
             Self::TimesOrMore(ratio) => format!("≥ {ratio}×"),
             Self::TimesOrLess(ratio) => format!("≤ {ratio}×"),
             Self::OrLess(value) => format!("≤ {value} {unit}"),
+            Self::None => "–".into(),
         }
     }
 
@@ -47,6 +45,7 @@ impl Goal {
             Self::TimesOrMore(goal) => ratio.map(|ratio| ratio >= goal),
             Self::TimesOrLess(goal) => ratio.map(|ratio| ratio <= goal),
             Self::OrLess(goal) => Some(lathe <= goal),
+            Self::None => None,
         }
     }
 }
@@ -93,13 +92,12 @@ fn rounded(value: f64) -> String {
 /// When, where and how the numbers were taken.
 pub fn provenance(note: &str) -> String {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
-    let seconds = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |passed| passed.as_secs());
     let mut git = Command::new("git");
     git.args(["rev-parse", "--short", "HEAD"]).current_dir(repo::root());
     let commit = git.output().map(|output| String::from_utf8_lossy(&output.stdout).trim().to_owned());
     format!(
         "{}, commit {}, {}, {note}: `cargo xtask {}`",
-        date(seconds / 86_400),
+        jiff::Zoned::now().date(),
         commit.unwrap_or_default(),
         cpu(),
         arguments.join(" ")
@@ -110,22 +108,6 @@ fn cpu() -> String {
     let info = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
     let name = info.lines().find_map(|line| line.strip_prefix("model name")?.split_once(": "));
     name.map_or_else(|| std::env::consts::ARCH.to_owned(), |(_, name)| name.to_owned())
-}
-
-/// The day `days` after 1 January 1970, as YYYY-MM-DD.
-///
-/// Source: Howard Hinnant, chrono-compatible low-level date algorithms, `civil_from_days`.
-fn date(days: u64) -> String {
-    // Years begin in March, so that the leap day is the last.
-    let days = days + 719_468;
-    let (era, day_of_era) = (days / 146_097, days % 146_097);
-    let year_of_era = (day_of_era - day_of_era / 1460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
-    let day_of_year = day_of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
-    let month_from_march = (5 * day_of_year + 2) / 153;
-    let day = day_of_year - (153 * month_from_march + 2) / 5 + 1;
-    let month = if month_from_march < 10 { month_from_march + 3 } else { month_from_march - 9 };
-    let year = era * 400 + year_of_era + u64::from(month <= 2);
-    format!("{year:04}-{month:02}-{day:02}")
 }
 
 /// Replaces one part's section of BENCHMARKS.md, or adds it.
@@ -171,15 +153,6 @@ mod tests {
         assert_eq!(median(vec![3.0, 1.0, 2.0]), Some(2.0));
         assert_eq!(median(vec![4.0, 1.0, 2.0, 3.0]), Some(2.5));
         assert_eq!(median(vec![]), None);
-    }
-
-    #[test]
-    fn days_become_dates() {
-        for (days, expected) in
-            [(0, "1970-01-01"), (59, "1970-03-01"), (11_016, "2000-02-29"), (20_778, "2026-11-21")]
-        {
-            assert_eq!(date(days), expected);
-        }
     }
 
     #[test]

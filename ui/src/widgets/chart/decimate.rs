@@ -1,6 +1,9 @@
 use egui_plot::PlotPoint;
 
-/// A part of the x axis, and how many pixel columns show it.
+/// Points a column, beyond which a line through them is a scribble.
+const CROWDED: usize = 2;
+
+/// A part of the x axis, and into how many columns, each a few pixels wide, it is cut.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(super) struct Window {
     pub from: f64,
@@ -10,8 +13,15 @@ pub(super) struct Window {
     pub log: bool,
 }
 
-/// What of a long series is drawn: a pixel column's first, lowest, highest and last point, which together cover the
-/// same pixels as all of its points.
+impl Window {
+    fn column(self, x: f64) -> i64 {
+        let share = (x - self.from) / (self.to - self.from).max(f64::MIN_POSITIVE);
+        (share * self.columns as f64).floor() as i64
+    }
+}
+
+/// What of a long series is drawn: a column's first, lowest, highest and last point, which together cover the same
+/// pixels as all of its points.
 ///
 /// Points are taken one by one, so that a series that grows costs what it grew by.
 #[derive(Debug, Default)]
@@ -25,7 +35,7 @@ pub(super) struct Decimated {
     open: Option<Column>,
 }
 
-/// The points of a pixel column, each with its index.
+/// The points of a column, each with its index.
 #[derive(Debug, Clone, Copy)]
 struct Column {
     index: i64,
@@ -33,6 +43,14 @@ struct Column {
     lowest: (usize, PlotPoint),
     highest: (usize, PlotPoint),
     last: (usize, PlotPoint),
+}
+
+/// From the lowest to the highest point of column after column.
+#[derive(Debug, Default, PartialEq)]
+pub(super) struct Band {
+    pub xs: Vec<f64>,
+    pub lows: Vec<f64>,
+    pub highs: Vec<f64>,
 }
 
 impl Column {
@@ -94,8 +112,7 @@ impl Decimated {
             }
             return;
         }
-        let share = (point.x - window.from) / (window.to - window.from).max(f64::MIN_POSITIVE);
-        let column = (share * window.columns as f64).floor() as i64;
+        let column = window.column(point.x);
         match &mut self.open {
             Some(open) if open.index == column => open.add((index, point)),
             _ => {
@@ -115,6 +132,18 @@ impl Decimated {
     /// The unbroken lines.
     pub fn lines(&self) -> impl Iterator<Item = &[PlotPoint]> {
         self.points.split(|point| point.y.is_nan()).filter(|line| !line.is_empty())
+    }
+
+    /// What an unbroken line covers, where its points are too close to each other to be told apart.
+    pub fn band(&self, line: &[PlotPoint]) -> Option<Band> {
+        let window = self.window?;
+        let mut band = Band::default();
+        for column in line.chunk_by(|a, b| window.column(a.x) == window.column(b.x)) {
+            band.xs.push(f64::midpoint(column[0].x, column[column.len() - 1].x));
+            band.lows.push(column.iter().map(|point| point.y).fold(f64::INFINITY, f64::min));
+            band.highs.push(column.iter().map(|point| point.y).fold(f64::NEG_INFINITY, f64::max));
+        }
+        (line.len() > CROWDED * band.xs.len()).then_some(band)
     }
 
     /// Lowest and highest y inside the window.
@@ -197,6 +226,21 @@ mod tests {
         );
         assert_eq!(decimated.lines().map(<[PlotPoint]>::len).collect::<Vec<_>>(), [1, 2, 1]);
         assert_eq!(decimated.extremes(), Some((0.0, 2.0)));
+    }
+
+    #[test]
+    fn a_crowded_line_is_a_band_from_its_lowest_to_its_highest() {
+        let (xs, ys) = wave(1024);
+        let mut decimated = Decimated::default();
+        decimated.update(&xs, &ys, window(0.0, 1024.0, 128));
+        let band = decimated.lines().next().and_then(|line| decimated.band(line)).unwrap();
+        assert_eq!(band.xs.len(), 128);
+        for (column, values) in ys.chunks(8).enumerate() {
+            assert!(values.iter().all(|y| (band.lows[column]..=band.highs[column]).contains(y)));
+            assert!((band.xs[column] - (column as f64 * 8.0 + 3.5)).abs() < 1e-9);
+        }
+        decimated.update(&xs, &ys, window(0.0, 1024.0, 512));
+        assert_eq!(decimated.lines().next().and_then(|line| decimated.band(line)), None);
     }
 
     #[test]

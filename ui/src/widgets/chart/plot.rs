@@ -2,7 +2,7 @@ use egui::{
     Color32, CursorIcon, FontId, Id, PopupAnchor, Pos2, Rangef, Response, Role, Sense, Stroke, Tooltip, Ui,
     WidgetInfo,
 };
-use egui_plot::{AxisHints, Line, Plot, PlotTransform, PlotUi, Points, Polygon, VLine};
+use egui_plot::{AxisHints, FilledArea, Line, Plot, PlotTransform, PlotUi, Points, Polygon, VLine};
 
 use super::{Chart, ChartLink, Look, Series, decimate::Window, swatch, ticks, x_text};
 use crate::{
@@ -15,6 +15,8 @@ const AXIS_WIDTH: f32 = 44.0;
 /// For the half of the last number that stands beyond the plot.
 const END_ROOM: f32 = 10.0;
 const AXIS_HEIGHT: f32 = 18.0;
+/// How strongly a band is filled: it covers more than its line would.
+const BAND: f32 = 0.7;
 /// Narrower selections are clicks.
 const MIN_SELECTION: f32 = 6.0;
 
@@ -27,8 +29,7 @@ pub(super) fn color(colors: &Colors, series: &Series) -> Color32 {
 /// for each.
 fn column_width(look: Look) -> f32 {
     match look {
-        Look::Faint => 6.0,
-        Look::Line => 4.0,
+        Look::Faint | Look::Line => 4.0,
         Look::Marked => 1.0,
     }
 }
@@ -134,6 +135,13 @@ impl Chart {
             let color = color(colors, series);
             let width = if series.look == Look::Line { 1.75 } else { 1.25 };
             for line in series.drawn.lines() {
+                if series.look == Look::Faint
+                    && let Some(band) = series.drawn.band(line)
+                {
+                    let area = FilledArea::new("", &band.xs, &band.lows, &band.highs);
+                    plot.add(area.fill_color(color.gamma_multiply(BAND)).allow_hover(false));
+                    continue;
+                }
                 plot.line(Line::new("", line).color(color).width(width).allow_hover(false));
                 if series.look == Look::Marked || line.len() == 1 {
                     plot.points(Points::new("", line).color(color).radius(3.0).allow_hover(false));
