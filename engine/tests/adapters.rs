@@ -11,10 +11,10 @@ use lathe_engine::{
     Error, adapter,
     adapter::PeftConfig,
     lora,
-    model::{BaseLinear, LoadFor, LoraWeights, Model},
+    model::{BaseLinear, LoadFor, LoraWeights, Model, ModelConfig},
 };
 use lathe_kernels::Dropout;
-use lathe_protocol::LoraConfig;
+use lathe_protocol::{ExpertFormat, ExpertsShape, LoraConfig, ModelShape};
 
 fn golden(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/golden/data").join(name)
@@ -99,6 +99,33 @@ fn a_fresh_adapter_has_the_tensors_that_peft_has_and_changes_nothing() {
             let values = |var: &candle_core::Var| var.flatten_all().unwrap().to_vec1::<f32>().unwrap();
             assert_eq!(values(&ours.var), values(&theirs.var), "{model_name} {kind}: {}", ours.name);
         }
+    }
+}
+
+#[test]
+fn the_estimate_counts_what_learns() {
+    for (model_name, kind, lora) in kinds() {
+        let mut model = load(model_name);
+        lora::attach_fresh(&mut model, &lora, 1).unwrap();
+        let learns: usize = adapter::trainables(&model).iter().map(|tensor| tensor.var.elem_count()).sum();
+        let ModelConfig { num_layers, hidden_size, intermediate_size, head_dim, .. } = model.config;
+        let shape = ModelShape {
+            num_layers,
+            hidden_size,
+            intermediate_size,
+            num_attention_heads: model.config.num_heads,
+            num_key_value_heads: model.config.num_kv_heads,
+            head_dim,
+            vocab_size: model.config.vocab_size,
+            context_length: model.config.max_position_embeddings,
+            tie_word_embeddings: model.config.tie_word_embeddings,
+            experts: model.config.experts.map(|experts| ExpertsShape {
+                num_experts: experts.num_experts,
+                experts_per_token: experts.experts_per_token,
+                format: ExpertFormat::F32,
+            }),
+        };
+        assert_eq!(shape.adapter_parameters(&lora), learns as u64, "{model_name} {kind}");
     }
 }
 
