@@ -1,19 +1,19 @@
 //! PEFT folders: `adapter_config.json` and `adapter_model.safetensors`, read and written as PEFT does.
 
+mod attach;
+
 use std::{collections::BTreeMap, path::Path};
 
-use candle_core::{Tensor, Var};
 use lathe_protocol::{ErrorCode, LoraConfig};
 use serde::{Deserialize, Serialize};
-use serde_json::Value;
+use serde_json::{Map, Value};
 
 use crate::{
-    Error, Result,
-    family::ModelFamily,
-    files, lora,
-    model::{LoraWeights, Model, Projection},
-    weights::SafetensorsFolder,
+    Error, Result, files, lora,
+    model::{MixtureOfExperts, Model, Trainable},
 };
+
+pub use attach::attach;
 
 pub const CONFIG_FILE: &str = "adapter_config.json";
 pub const WEIGHTS_FILE: &str = "adapter_model.safetensors";
@@ -31,8 +31,16 @@ pub struct PeftConfig {
     pub lora_alpha: f64,
     #[serde(default)]
     pub lora_dropout: f64,
-    /// A list of names, or one regular expression.
+    /// A list of names, one regular expression, or null.
     pub target_modules: Value,
+    /// As `target_modules`. What is read here and below is kept for who loads the adapter next: which modules have
+    /// one, its tensors say.
+    #[serde(default)]
+    pub exclude_modules: Value,
+    #[serde(default)]
+    pub layers_to_transform: Value,
+    #[serde(default)]
+    pub layers_pattern: Value,
     #[serde(default)]
     pub target_parameters: Option<Vec<String>>,
     #[serde(default)]
@@ -48,9 +56,10 @@ pub struct PeftConfig {
     #[serde(default)]
     pub inference_mode: bool,
     #[serde(default)]
-    pub rank_pattern: BTreeMap<String, usize>,
+    pub rank_pattern: Map<String, Value>,
+    /// `lora_alpha` of modules whose path matches a regular expression; the first that does counts.
     #[serde(default)]
-    pub alpha_pattern: BTreeMap<String, f64>,
+    pub alpha_pattern: Map<String, Value>,
 }
 
 fn no_bias() -> String {
@@ -58,7 +67,14 @@ fn no_bias() -> String {
 }
 
 impl PeftConfig {
-    pub fn new(config: &LoraConfig, family: ModelFamily, base_model: &str) -> Self {
+    /// Of an adapter that [`lora::attach_fresh`] has put on the model.
+    pub fn new(config: &LoraConfig, model: &Model, base_model: &str) -> Self {
+        let LoraConfig { layers, target_parameters, modules_to_save, .. } = config;
+        // PEFT's layers are for modules alone, so parameters of some layers are named in full.
+        let adapted = model.experts().flat_map(|experts| [&experts.gate_up, &experts.down]);
+        let adapted = adapted.filter(|parameter| !parameter.lora.is_empty());
+        let in_full: Vec<String> = adapted.map(|parameter| parameter.name.clone()).collect();
+        let some = |names: &[String]| (!names.is_empty()).then(|| names.to_vec());
         Self {
             peft_type: "LORA".into(),
             task_type: Some("CAUSAL_LM".into()),
@@ -66,16 +82,19 @@ impl PeftConfig {
             r: config.r,
             lora_alpha: config.alpha,
             lora_dropout: config.dropout,
-            target_modules: lora::resolve_targets(&config.targets, family).into(),
-            target_parameters: None,
+            target_modules: lora::resolve_targets(&config.targets, model.config.family),
+            exclude_modules: Value::Null,
+            layers_to_transform: if layers.is_empty() { Value::Null } else { layers.as_slice().into() },
+            layers_pattern: Value::Null,
+            target_parameters: some(if layers.is_empty() { target_parameters } else { &in_full }),
             use_rslora: config.use_rslora,
-            use_dora: false,
-            modules_to_save: None,
+            use_dora: config.use_dora,
+            modules_to_save: some(modules_to_save),
             bias: no_bias(),
             fan_in_fan_out: false,
             inference_mode: true,
-            rank_pattern: BTreeMap::new(),
-            alpha_pattern: BTreeMap::new(),
+            rank_pattern: Map::new(),
+            alpha_pattern: Map::new(),
         }
     }
 
@@ -87,20 +106,13 @@ impl PeftConfig {
             }
             other => other,
         })?;
+        let adapts_experts = config.target_parameters.as_ref().is_some_and(|names| !names.is_empty());
         let unsupported = if config.peft_type == "LORA" {
             [
-                (config.use_dora, "use_dora"),
                 (config.fan_in_fan_out, "fan_in_fan_out"),
                 (config.bias != "none", "a bias other than \"none\""),
-                (
-                    config.modules_to_save.as_ref().is_some_and(|modules| !modules.is_empty()),
-                    "modules_to_save",
-                ),
-                (
-                    config.target_parameters.as_ref().is_some_and(|names| !names.is_empty()),
-                    "target_parameters",
-                ),
-                (!config.alpha_pattern.is_empty(), "alpha_pattern"),
+                (adapts_experts && config.use_dora, "use_dora and target_parameters"),
+                (adapts_experts && config.lora_dropout > 0.0, "lora_dropout and target_parameters"),
             ]
             .into_iter()
             .find_map(|(present, what)| present.then_some(what.to_owned()))
@@ -117,84 +129,53 @@ impl PeftConfig {
     }
 }
 
-/// Puts the adapter of a PEFT folder onto the model, beside those already there.
-///
-/// Errors: a tensor for a module the model lacks, a shape that does not fit, an A without its B.
-pub fn attach(model: &mut Model, folder: &Path) -> Result<PeftConfig> {
-    let config = PeftConfig::read(folder)?;
-    let weights = SafetensorsFolder::open_file(&folder.join(WEIGHTS_FILE))?;
-    let wrong =
-        |message: String| Error::invalid(ErrorCode::Adapter, format!("{message}: {}", folder.display()));
-    let mut unused: std::collections::BTreeSet<String> = weights.names().map(String::from).collect();
-    let mut num_attached = 0;
-    for projection in model.projections_mut() {
-        let (a_name, b_name) = tensor_names(projection);
-        match (unused.remove(&a_name), unused.remove(&b_name)) {
-            (false, false) => continue,
-            (true, true) => {}
-            _ => {
-                return Err(wrong(format!(
-                    "The adapter has only one of lora_A and lora_B for {:?}",
-                    projection.name
-                )));
+/// The tensors of the model's (only) adapter under PEFT's names, in a fixed order.
+pub fn trainables(model: &Model) -> Vec<Trainable> {
+    let mut found = Vec::new();
+    let mut push =
+        |name, var: &candle_core::Var| found.push(Trainable { name, var: var.clone(), decays: true });
+    for projection in model.projections() {
+        if let Some(lora) = projection.lora.first() {
+            let [a, b, magnitude] = tensor_names(&projection.name);
+            push(a, &lora.a);
+            push(b, &lora.b);
+            if let Some(dora) = &lora.dora {
+                push(magnitude, &dora.magnitude);
             }
         }
-        let (a, b) = (weights.read(&a_name)?, weights.read(&b_name)?);
-        let (out_features, in_features) = projection.base.shape()?;
-        let rank = a.dims().first().copied().unwrap_or(0);
-        if a.dims() != [rank, in_features] || b.dims() != [out_features, rank] || rank == 0 {
-            return Err(wrong(format!(
-                "The adapter does not fit: {:?} is {out_features} x {in_features}, lora_A is {:?}, lora_B {:?}",
-                projection.name,
-                a.dims(),
-                b.dims()
-            ))
-            .hint("it was trained on another base model"));
+    }
+    for experts in model.experts() {
+        let [gate_up, down] = [&experts.gate_up, &experts.down].map(|parameter| parameter.lora.first());
+        let modules = expert_modules(experts, down.is_some());
+        for (module, lora) in modules.iter().zip([gate_up, down]) {
+            if let Some(lora) = lora {
+                let [a, b, _] = tensor_names(module);
+                push(a, &lora.a);
+                push(b, &lora.b);
+            }
         }
-        projection.lora.push(LoraWeights {
-            a: Var::from_tensor(&a)?,
-            b: Var::from_tensor(&b)?,
-            scale: lora::scale(rank, config.lora_alpha, config.use_rslora),
-            dropout: config.lora_dropout,
-        });
-        num_attached += 1;
     }
-    if let Some(name) = unused.first() {
-        return Err(wrong(format!(
-            "The adapter has {} tensors the model has no place for, first {name:?}",
-            unused.len()
-        ))
-        .hint("it was trained on another base model"));
-    }
-    if num_attached == 0 {
-        return Err(wrong("The adapter holds no tensors".into()));
-    }
-    Ok(config)
+    let whole = model.whole_weights().into_iter();
+    found.extend(whole.map(|weight| Trainable { name: format!("{PREFIX}{}", weight.name), ..weight }));
+    found
 }
 
-pub fn tensor_names(projection: &Projection) -> (String, String) {
-    let name = &projection.name;
-    (format!("{PREFIX}{name}.lora_A.weight"), format!("{PREFIX}{name}.lora_B.weight"))
+/// A, B and DoRA's magnitudes of a module.
+fn tensor_names(module: &str) -> [String; 3] {
+    ["lora_A.weight", "lora_B.weight", "lora_magnitude_vector"].map(|part| format!("{PREFIX}{module}.{part}"))
 }
 
-/// The model's (only) adapter under PEFT's names.
-pub fn tensors(model: &Model) -> BTreeMap<String, Tensor> {
-    model
-        .projections()
-        .filter_map(|projection| {
-            let (a_name, b_name) = tensor_names(projection);
-            projection
-                .lora
-                .first()
-                .map(|lora| [(a_name, lora.a.as_tensor().clone()), (b_name, lora.b.as_tensor().clone())])
-        })
-        .flatten()
-        .collect()
+/// The modules under whose names PEFT keeps the adapters of gate and up, and of down: it wraps the experts once for
+/// each parameter that is adapted, gate and up first.
+fn expert_modules(experts: &MixtureOfExperts, adapts_down: bool) -> [String; 2] {
+    let module = experts.down.name.trim_end_matches(".down_proj");
+    [if adapts_down { format!("{module}.base_layer") } else { module.into() }, module.into()]
 }
 
 /// Writes the adapter into `folder`, each file whole or not at all.
 pub fn save(model: &Model, config: &PeftConfig, folder: &Path) -> Result<()> {
     files::create_dir_all(folder)?;
-    files::write_safetensors(&folder.join(WEIGHTS_FILE), &tensors(model))?;
+    let tensors = trainables(model).into_iter().map(|tensor| (tensor.name, tensor.var.as_tensor().clone()));
+    files::write_safetensors(&folder.join(WEIGHTS_FILE), &tensors.collect::<BTreeMap<_, _>>())?;
     files::write_json(&folder.join(CONFIG_FILE), config)
 }

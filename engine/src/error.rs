@@ -53,6 +53,12 @@ pub(crate) fn without_backtrace(mut error: &candle_core::Error) -> String {
     error.to_string()
 }
 
+impl From<ErrorInfo> for Error {
+    fn from(ErrorInfo { code, message, hint, .. }: ErrorInfo) -> Self {
+        Self::Invalid { code, message, hint }
+    }
+}
+
 impl From<Error> for ErrorInfo {
     fn from(error: Error) -> Self {
         let message = error.to_string();

@@ -16,11 +16,14 @@ use candle_core::{
     },
 };
 use lathe_engine::{
+    adapter::{self, PeftConfig},
     family::ModelFamily,
     gguf::QuantizedWeight,
+    lora,
     model::{LoadFor, Model, ModelConfig},
     weights::Weights,
 };
+use lathe_protocol::LoraConfig;
 
 fn golden(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/golden/data").join(name)
@@ -128,6 +131,36 @@ fn a_gguf_gives_the_logits_of_its_folder() {
             let error = largest(&(&logits - &expected).unwrap()) / largest(&expected);
             assert!(error < tolerance, "{name} as {dtype:?}: {error}");
         }
+    }
+}
+
+#[test]
+fn adapters_on_a_quantised_gguf_are_those_on_its_dequantised_weights() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("tiny-qwen3.gguf");
+    write(&golden("tiny-qwen3"), &path, GgmlDType::Q8_0);
+    // An adapter that replaces the tied table's one half.
+    let mut model = Model::load(&path, LoadFor::Lora).unwrap();
+    let config = LoraConfig { modules_to_save: vec!["embed_tokens".into()], ..LoraConfig::default() };
+    lora::attach_fresh(&mut model, &config, 1).unwrap();
+    for trainable in adapter::trainables(&model).iter().filter(|trainable| trainable.name.contains("embed")) {
+        trainable.var.set(&(trainable.var.as_tensor() * 1.5).unwrap()).unwrap();
+    }
+    let whole = folder.path().join("whole");
+    adapter::save(&model, &PeftConfig::new(&config, &model, "tiny"), &whole).unwrap();
+    let ids: Vec<u32> = (20..60).collect();
+    for adapter in [golden("tiny-qwen3").join("kinds/dora"), whole] {
+        let mut all = Vec::new();
+        for load_for in [LoadFor::Inference, LoadFor::Lora] {
+            let mut model = Model::load(&path, load_for).unwrap();
+            adapter::attach(&mut model, &adapter).unwrap();
+            if load_for == LoadFor::Inference {
+                model.fix_dora_norms().unwrap();
+            }
+            all.push(model.all_logits(&ids).unwrap());
+        }
+        let error = largest(&(&all[0] - &all[1]).unwrap()) / largest(&all[1]);
+        assert!(error < 0.01, "{}: {error}", adapter.display());
     }
 }
 

@@ -103,6 +103,37 @@ fn lora_logits_equal_those_of_peft() {
     check("tiny-qwen3", Some(("adapter-rslora", "expected_lora_rslora.safetensors")), LoadFor::Lora);
 }
 
+/// (model, adapter of tests/golden/kinds.py, what the base is loaded for while it learns).
+const KINDS: [(&str, &str, LoadFor); 16] = [
+    ("tiny-gpt-oss", "experts", LoadFor::Lora),
+    ("tiny-gpt-oss", "experts-down", LoadFor::Lora),
+    ("tiny-gpt-oss", "dora-bias", LoadFor::Lora),
+    ("tiny-gpt-oss", "whole", LoadFor::Lora),
+    ("tiny-gpt-oss-mxfp4", "experts", LoadFor::Lora),
+    ("tiny-qwen3-moe", "attention", LoadFor::Lora),
+    ("tiny-qwen3-moe", "experts", LoadFor::Lora),
+    ("tiny-qwen3-moe", "experts-in", LoadFor::Lora),
+    ("tiny-qwen3-moe", "whole-tied", LoadFor::Lora),
+    ("tiny-qwen3-moe", "whole-tied-head", LoadFor::Lora),
+    ("tiny-qwen3-moe", "whole-tied-both", LoadFor::Lora),
+    ("tiny-qwen3", "rslora", LoadFor::Lora),
+    ("tiny-qwen3", "dora", LoadFor::Lora),
+    ("tiny-qwen3", "dora-nf4", LoadFor::Qlora),
+    ("tiny-qwen3", "layers", LoadFor::Lora),
+    ("tiny-qwen3", "patterns", LoadFor::Lora),
+];
+
+#[test]
+fn logits_of_every_kind_of_adapter_equal_those_of_peft() {
+    for (model, kind, load_for) in KINDS {
+        let (adapter, expected) = (format!("kinds/{kind}"), format!("kinds/{kind}/expected.safetensors"));
+        check(model, Some((&adapter, &expected)), load_for);
+        if load_for == LoadFor::Lora {
+            check(model, Some((&adapter, &expected)), LoadFor::Inference);
+        }
+    }
+}
+
 #[test]
 fn experts_in_bf16_stay_so_and_count_as_the_values_they_are() {
     let source = golden("tiny-gpt-oss");

@@ -81,12 +81,19 @@ fn run(job: &TrainJob, rows: &[TokenizedRow], stop_after: Option<usize>) -> Vec<
 }
 
 fn check(model: &str, expected: &Value, checkpointing: bool) {
+    check_from(model, "init", expected, checkpointing);
+}
+
+/// [`check`] of a run that starts from another of the model's adapters than `init`.
+fn check_from(model: &str, adapter: &str, expected: &Value, checkpointing: bool) {
     let mut config: RunConfig = serde_json::from_value(expected["config"].clone()).unwrap();
     config.gradient_checkpointing = checkpointing;
     config.warmup_ratio = 0.0; // the references warm up by steps or not at all
     let out_dir = tempfile::tempdir().unwrap();
     let rows = truncated(rows(model), config.max_seq_len);
-    let steps = run(&job(model, config, out_dir.path()), &rows, None);
+    let mut job = job(model, config, out_dir.path());
+    job.init_adapter = job.init_adapter.map(|_| golden(model).join(adapter).display().to_string());
+    let steps = run(&job, &rows, None);
     let expected = expected["steps"].as_array().unwrap();
     assert_eq!(steps.len(), expected.len());
     for (step, expected) in steps.iter().zip(expected) {
@@ -94,7 +101,7 @@ fn check(model: &str, expected: &Value, checkpointing: bool) {
             let expected = expected[name].as_f64().unwrap();
             assert!(
                 (actual - expected).abs() <= 1e-4 * expected.abs(),
-                "{model} step {}: {name} {actual}, expected {expected}",
+                "{model}/{adapter} step {}: {name} {actual}, expected {expected}",
                 step.step
             );
         };
@@ -124,6 +131,31 @@ fn eight_steps_of_gpt_oss_equal_those_of_peft() {
     }
 }
 
+/// (model, adapter of tests/golden/kinds.py).
+const KINDS: [(&str, &str); 11] = [
+    ("tiny-gpt-oss", "experts"),
+    ("tiny-gpt-oss", "dora-bias"),
+    ("tiny-gpt-oss", "whole"),
+    ("tiny-gpt-oss-mxfp4", "experts"),
+    ("tiny-qwen3-moe", "attention"),
+    ("tiny-qwen3-moe", "experts"),
+    ("tiny-qwen3-moe", "whole-tied"),
+    ("tiny-qwen3-moe", "whole-tied-both"),
+    ("tiny-qwen3", "rslora"),
+    ("tiny-qwen3", "dora"),
+    ("tiny-qwen3", "dora-nf4"),
+];
+
+#[test]
+fn eight_steps_of_every_kind_of_adapter_equal_those_of_peft() {
+    for (model, kind) in KINDS {
+        let adapter = format!("kinds/{kind}");
+        let expected = read(&golden(model).join(&adapter).join("expected_train.json"));
+        check_from(model, &adapter, &expected, false);
+        check_from(model, &adapter, &expected, true);
+    }
+}
+
 #[test]
 fn eight_steps_of_qlora_equal_those_of_peft_on_the_dequantised_weights() {
     let expected = read(&golden("tiny-qwen3").join("expected_train_nf4.json"));
@@ -145,25 +177,54 @@ fn a_full_fine_tune_equals_that_of_transformers() {
 
 #[test]
 fn resuming_gives_the_same_losses_to_the_bit() {
-    let expected = read(&golden("tiny-qwen3").join("expected_train.json"));
-    let mut config: RunConfig = serde_json::from_value(expected["packed"]["config"].clone()).unwrap();
-    config.shuffle = true;
-    config.lora.dropout = 0.1;
-    config.neftune_alpha = 5.0;
-    let rows = truncated(rows("tiny-qwen3"), config.max_seq_len);
-    let undisturbed_dir = tempfile::tempdir().unwrap();
-    let undisturbed = run(&job("tiny-qwen3", config.clone(), undisturbed_dir.path()), &rows, None);
+    let config = |model: &str, name: &str| -> RunConfig {
+        let expected = read(&golden(model).join(name));
+        let setting = expected.get("packed").unwrap_or(&expected);
+        serde_json::from_value(setting["config"].clone()).unwrap()
+    };
+    let packed = config("tiny-qwen3", "expected_train.json");
+    check_resumption("tiny-qwen3", "init", packed.clone(), 0.1);
+    check_resumption("tiny-qwen3", "kinds/dora", packed, 0.1);
+    let experts = config("tiny-gpt-oss", "expected_train.json");
+    check_resumption("tiny-gpt-oss", "kinds/experts", experts.clone(), 0.0);
+    check_resumption("tiny-gpt-oss", "kinds/whole", experts.clone(), 0.1);
+    check_resumption("tiny-qwen3-moe", "kinds/whole-tied-both", experts, 0.1);
+}
 
+fn check_resumption(model: &str, adapter: &str, mut config: RunConfig, dropout: f64) {
+    config.shuffle = true;
+    config.neftune_alpha = 5.0;
+    config.gradient_checkpointing = dropout == 0.0;
+    let rows = truncated(rows(model), config.max_seq_len);
+    // The adapter's own dropout counts: a run goes on as it began.
+    let init = tempfile::tempdir().unwrap();
+    for entry in std::fs::read_dir(golden(model).join(adapter)).unwrap() {
+        let path = entry.unwrap().path();
+        std::fs::copy(&path, init.path().join(path.file_name().unwrap())).unwrap();
+    }
+    let path = init.path().join("adapter_config.json");
+    let mut peft_config = read(&path);
+    peft_config["lora_dropout"] = dropout.into();
+    std::fs::write(&path, peft_config.to_string()).unwrap();
+    config.lora.dropout = dropout;
+
+    let job = |out_dir: &tempfile::TempDir| {
+        let init_adapter = Some(init.path().display().to_string());
+        TrainJob { init_adapter, ..job(model, config.clone(), out_dir.path()) }
+    };
+    let undisturbed = run(&job(&tempfile::tempdir().unwrap()), &rows, None);
     let out_dir = tempfile::tempdir().unwrap();
-    let mut job = job("tiny-qwen3", config, out_dir.path());
+    let mut job = job(&out_dir);
     let mut steps = run(&job, &rows, Some(3));
     job.resume = true;
     steps.extend(run(&job, &rows, Some(2)));
     steps.extend(run(&job, &rows, None));
     assert_eq!(steps.len(), undisturbed.len());
     for (resumed, undisturbed) in steps.iter().zip(&undisturbed) {
-        assert_eq!(resumed.loss.to_bits(), undisturbed.loss.to_bits(), "step {}", undisturbed.step);
-        assert_eq!(resumed.grad_norm.to_bits(), undisturbed.grad_norm.to_bits(), "step {}", undisturbed.step);
+        let step = undisturbed.step;
+        assert_eq!(resumed.loss.to_bits(), undisturbed.loss.to_bits(), "{model}/{adapter} step {step}");
+        let norms = [resumed, undisturbed].map(|step| step.grad_norm.to_bits());
+        assert_eq!(norms[0], norms[1], "{model}/{adapter} step {step}");
     }
 }
 

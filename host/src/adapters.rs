@@ -35,9 +35,18 @@ struct PeftConfig {
     /// A list of names, or one string: a name, a pattern, or `all-linear`.
     #[serde(default)]
     target_modules: Value,
+    #[serde(default)]
+    target_parameters: Value,
     base_model_name_or_path: Option<String>,
     #[serde(default)]
     rank_pattern: Value,
+}
+
+impl PeftConfig {
+    /// Modules, then parameters.
+    fn targets(&self) -> Vec<String> {
+        [words(&self.target_modules), words(&self.target_parameters)].concat()
+    }
 }
 
 pub(crate) fn list(paths: &Paths) -> Result<Vec<AdapterEntry>> {
@@ -287,7 +296,7 @@ fn entry(name: &str, path: &Path) -> AdapterEntry {
         base_model: config.as_ref().and_then(|config| config.base_model_name_or_path.clone()),
         r: config.as_ref().map_or(0, |config| config.r),
         alpha: config.as_ref().map_or(0.0, |config| config.lora_alpha),
-        targets: config.as_ref().map(|config| words(&config.target_modules)).unwrap_or_default(),
+        targets: config.as_ref().map(PeftConfig::targets).unwrap_or_default(),
         size_bytes: [CONFIG, WEIGHTS, PROVENANCE]
             .iter()
             .filter_map(|name| fs::metadata(path.join(name)).ok())
@@ -336,6 +345,7 @@ fn read(folder: &Path) -> std::result::Result<PeftConfig, String> {
     let header = safetensors::read_header(&weights).map_err(|problem| format!("{WEIGHTS} {problem}"))?;
     let mut halves = [BTreeSet::new(), BTreeSet::new()];
     let one_rank = config.rank_pattern.as_object().is_none_or(serde_json::Map::is_empty);
+    let (r, stacks) = (config.r as u64, !words(&config.target_parameters).is_empty());
     for tensor in &header.tensors {
         let Some(module) = tensor.name.strip_prefix(PREFIX) else {
             return Err(format!("{WEIGHTS} holds {}, which does not begin with {PREFIX}", tensor.name));
@@ -348,7 +358,9 @@ fn read(folder: &Path) -> std::result::Result<PeftConfig, String> {
             continue;
         };
         halves[half].insert(module);
-        if one_rank && rank != Some(&(config.r as u64)) {
+        // Experts' updates are stacked: their rank is one a matrix.
+        let fits = |rank: u64| rank == r || (stacks && rank.is_multiple_of(r));
+        if one_rank && !rank.is_some_and(|rank| fits(*rank)) {
             return Err(format!(
                 "{WEIGHTS}: {} has shape {:?}, which does not fit r = {}",
                 tensor.name, tensor.shape, config.r

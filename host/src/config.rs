@@ -2,7 +2,10 @@
 
 use std::path::Path;
 
-use lathe_protocol::{CONFIG_KEYS, ConfigKey, ErrorInfo, Method, Optimizer, Quant, RunConfig};
+use lathe_protocol::{
+    CONFIG_KEYS, ConfigKey, ErrorInfo, LoraTargets, Method, Optimizer, Quant, REGEX_PREFIX, RunConfig,
+    parse_layers,
+};
 use serde_json::{Map, Value};
 
 use crate::error::{Result, did_you_mean, io_error, near, usage};
@@ -67,12 +70,6 @@ pub fn validate(config: &RunConfig) -> Result<()> {
     if config.optimizer == Optimizer::Adamw8bit {
         return later("optimizer = \"adamw8bit\"".into(), "use optimizer = \"adamw\"");
     }
-    if lora.use_dora {
-        return later("lora.use_dora = true".into(), "use plain LoRA: lora.use_dora = false");
-    }
-    if !lora.target_parameters.is_empty() {
-        return later("lora.target_parameters".into(), "name linears in lora.targets");
-    }
     if config.dtype != "f32" {
         return later(format!("dtype = {:?}", config.dtype), "use dtype = \"f32\"");
     }
@@ -101,12 +98,21 @@ pub fn validate(config: &RunConfig) -> Result<()> {
     in_range("lora.r", lora.r as f64, (1..=4096).contains(&lora.r))?;
     positive("lora.alpha", lora.alpha)?;
     in_range("lora.dropout", lora.dropout, (0.0..1.0).contains(&lora.dropout))?;
-    for target in &lora.targets {
-        if target.is_empty() || target.contains(char::is_whitespace) {
-            return Err(usage(format!("lora.targets holds {target:?}, which is no module's name"))
-                .hint("write e.g. lora.targets=q_proj,v_proj, or all-linear"));
+    let lists = [
+        ("lora.targets", &lora.targets, "q_proj,v_proj, or all-linear"),
+        ("lora.target_parameters", &lora.target_parameters, "mlp.experts.down_proj"),
+        ("lora.modules_to_save", &lora.modules_to_save, "embed_tokens,lm_head"),
+    ];
+    for (key, names, example) in lists {
+        let is_name = |name: &String| {
+            !name.is_empty() && (!name.contains(char::is_whitespace) || name.starts_with(REGEX_PREFIX))
+        };
+        if let Some(name) = names.iter().find(|name| !is_name(name)) {
+            return Err(usage(format!("{key} holds {name:?}, which is no module's name"))
+                .hint(format!("write e.g. {key}={example}")));
         }
     }
+    LoraTargets::new(lora)?;
     Ok(())
 }
 
@@ -139,6 +145,7 @@ fn set(values: &mut Map<String, Value>, name: &str, given: Given<'_>) -> Result<
         }
         Value::Number(_) => as_u64(given).map(Value::from),
         Value::Array(_) if key.name == "sample_prompts" => as_list(given, prompts).map(Value::from),
+        Value::Array(_) if key.name == "lora.layers" => as_layers(given).map(Value::from),
         Value::Array(_) => as_list(given, names).map(Value::from),
         Value::Object(_) => as_pairs(given).map(Value::Object),
         _ => as_word(given, key).map(Value::String),
@@ -182,9 +189,26 @@ fn as_list(given: Given<'_>, split: impl Fn(&str) -> Vec<String>) -> Option<Vec<
     }
 }
 
-/// Names between commas, brackets and quotes or not.
+/// A list of numbers, or one text of numbers and ranges.
+fn as_layers(given: Given<'_>) -> Option<Vec<usize>> {
+    match given {
+        Given::Typed(Value::Array(items)) => {
+            items.iter().map(|item| usize::try_from(item.as_u64()?).ok()).collect()
+        }
+        Given::Typed(value) => {
+            value.as_u64().map(|layer| layer.to_string()).as_deref().or(value.as_str()).and_then(parse_layers)
+        }
+        Given::Text(text) => parse_layers(text.trim_start_matches('[').trim_end_matches(']')),
+    }
+}
+
+/// Names between commas, brackets and quotes or not. A regular expression is one, whatever it holds.
 fn names(text: &str) -> Vec<String> {
-    let text = text.trim().trim_start_matches('[').trim_end_matches(']');
+    let text = text.trim();
+    if text.starts_with(REGEX_PREFIX) {
+        return vec![text.to_owned()];
+    }
+    let text = text.trim_start_matches('[').trim_end_matches(']');
     let names = text.split(',').map(|name| name.trim().trim_matches(['"', '\'']).to_owned());
     names.filter(|name| !name.is_empty()).collect()
 }
@@ -395,12 +419,7 @@ mod tests {
 
     #[test]
     fn what_a_later_version_brings_is_refused_in_words() {
-        for pair in [
-            "optimizer=adamw8bit",
-            "lora.use_dora=true",
-            "lora.target_parameters=mlp.experts.down_proj",
-            "dtype=bf16",
-        ] {
+        for pair in ["optimizer=adamw8bit", "dtype=bf16"] {
             let error = validate(&sets(&[pair]).unwrap()).unwrap_err();
             assert!(error.message.contains("is not supported by this version"), "{error}");
             assert!(error.hint.is_some());
@@ -414,6 +433,39 @@ mod tests {
         }
         let error = validate(&sets(&["method=full", "quant=nf4"]).unwrap()).unwrap_err();
         assert!(error.message.contains("stay frozen"), "{error}");
+    }
+
+    #[test]
+    fn what_lora_adapts_is_read_from_a_flag_and_a_file_alike() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("run.toml");
+        let text = "[lora]\ntargets = 'regex:.*\\.[qv]_proj'\nmodules_to_save = [\"lm_head\"]\n";
+        std::fs::write(&path, text).unwrap();
+        let from_file = build(Some(&path), &[]).unwrap();
+        let from_flags =
+            sets(&[r"lora.targets=regex:.*\.[qv]_proj", "lora.modules_to_save=lm_head"]).unwrap();
+        assert_eq!(from_file, from_flags);
+        assert_eq!(from_file.lora.targets, [r"regex:.*\.[qv]_proj"]);
+        validate(&from_file).unwrap();
+        for written in ["lora.layers=0-2, 5", "lora.layers=[0,1,2,5]"] {
+            assert_eq!(sets(&[written]).unwrap().lora.layers, [0, 1, 2, 5]);
+        }
+        for written in ["layers = [0, 1, 2, 5]", "layers = \"0-2, 5\""] {
+            std::fs::write(&path, format!("[lora]\n{written}\n")).unwrap();
+            let config = build(Some(&path), &[]).unwrap();
+            assert_eq!(config.lora.layers, [0, 1, 2, 5]);
+            std::fs::write(&path, to_toml(&config).unwrap()).unwrap();
+            assert_eq!(build(Some(&path), &[]).unwrap(), config);
+        }
+        assert!(sets(&["lora.layers=7-0"]).unwrap_err().message.contains("cannot be"));
+        for (pairs, message) in [
+            (vec!["lora.targets=regex:("], "no regular expression"),
+            (vec!["lora.target_parameters=experts.down_proj", "lora.dropout=0.1"], "cannot be with"),
+            (vec!["lora.targets=none"], "nothing to adapt"),
+        ] {
+            let error = validate(&sets(&pairs).unwrap()).unwrap_err();
+            assert!(error.message.contains(message), "{error}");
+        }
     }
 
     #[test]

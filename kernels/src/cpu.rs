@@ -87,6 +87,12 @@ impl<'a> Matrix<'a> {
         Self::strided(values, rows, columns, columns)
     }
 
+    /// The elements of some rows of a row-major, dense matrix.
+    pub(crate) fn rows(&self, first: usize, count: usize) -> &'a [f32] {
+        assert!(self.row_stride == self.columns && self.column_stride == 1, "the rows are not dense");
+        &self.values[first * self.columns..][..count * self.columns]
+    }
+
     pub(crate) fn t(self) -> Self {
         Self {
             rows: self.columns,

@@ -35,7 +35,7 @@ pub fn linear_cross_entropy(
     projection: &FrozenLinear,
     targets: &[u32],
 ) -> Result<(Tensor, CrossEntropyStats)> {
-    if projection.has_bias() {
+    if projection.bias().is_some() {
         bail!("the output projection has a bias, which the loss would leave out");
     }
     let op = LinearCrossEntropy::new(targets, h.track_op());

@@ -1,3 +1,7 @@
+use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor};
+
+use crate::cpu;
+
 /// Dropout whose mask is a function of a key and the element's index, so that it needs no state: the backward, a
 /// recomputation and a resumed run draw the same mask.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -8,6 +12,11 @@ pub struct Dropout {
 }
 
 impl Dropout {
+    /// Gradient: reaches the elements that are kept, scaled as they are.
+    pub fn forward(self, x: &Tensor) -> Result<Tensor> {
+        x.contiguous()?.apply_op1(self)
+    }
+
     /// Zeroes dropped elements and scales the others by `1 / (1 − p)`.
     pub(crate) fn apply(&self, values: &mut [f32]) {
         let threshold = (f64::from(self.probability) * 2f64.powi(32)) as u32;
@@ -16,6 +25,24 @@ impl Dropout {
             let bits = (splitmix64(self.key ^ index as u64) >> 32) as u32;
             *value = if bits < threshold { 0.0 } else { *value * keep_scale };
         }
+    }
+}
+
+impl CustomOp1 for Dropout {
+    fn name(&self) -> &'static str {
+        "dropout"
+    }
+
+    fn cpu_fwd(&self, storage: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
+        let mut values = cpu::slice(storage, layout)?.to_vec();
+        self.apply(&mut values);
+        Ok((CpuStorage::F32(values), layout.shape().clone()))
+    }
+
+    fn bwd(&self, x: &Tensor, _y: &Tensor, dy: &Tensor) -> Result<Option<Tensor>> {
+        let mut dx = cpu::with_slice(dy, |dy| Ok(dy.to_vec()))?;
+        self.apply(&mut dx);
+        Ok(Some(cpu::tensor(dx, x.shape())?))
     }
 }
 

@@ -1,10 +1,11 @@
 use std::{ops::Range, sync::Arc};
 
-use candle_core::{CpuStorage, CustomOp2, DType, Layout, Result, Shape, Tensor, bail};
+use candle_core::{CpuStorage, CustomOp2, CustomOp3, DType, Layout, Result, Shape, Tensor, bail};
 
 use crate::{
     Mxfp4, Routing,
     cpu::{self, Matrix, Store, TILE_ROWS},
+    expert_lora::{ExpertLora, LowRank, pack},
     simd,
 };
 
@@ -195,15 +196,28 @@ impl Experts {
 
     /// (T,C) -> (T,C).
     pub fn forward(self: &Arc<Self>, x: &Tensor, routing: &Routing) -> Result<Tensor> {
-        let op = ExpertsOp { experts: self.clone(), chosen: routing.experts.clone() };
+        let op = ExpertsOp::new(self, routing, Vec::new(), Vec::new());
         x.contiguous()?.apply_op2(&routing.weights, op)
     }
 
-    /// Gate and up of an expert's rows: (n, C) -> (n, 2I).
-    fn gate_up(&self, expert: usize, x: &[f32]) -> Result<Vec<f32>> {
-        let width = 2 * self.intermediate_size;
-        let bias = &self.gate_up_bias[expert * width..][..width];
-        self.gate_up.forward(expert, x, self.hidden_size, bias)
+    /// [`Self::forward`] with low-rank updates of the two products: C -> 2I, gate and up in turns, and I -> C.
+    ///
+    /// Gradient: reaches the updates too. An update is multiplied with the rows of its own expert only; an expert
+    /// nobody chose has gradient zero.
+    /// Errors: an update of another shape than the matrices'.
+    pub fn forward_adapted(
+        self: &Arc<Self>,
+        x: &Tensor,
+        routing: &Routing,
+        gate_up: &[ExpertLora],
+        down: &[ExpertLora],
+    ) -> Result<Tensor> {
+        let (hidden, inner) = (self.hidden_size, self.intermediate_size);
+        let mut parts = Vec::new();
+        let gate_up = pack(gate_up, [self.count(), 2 * inner, hidden], &mut parts)?;
+        let down = pack(down, [self.count(), hidden, inner], &mut parts)?;
+        let op = ExpertsOp::new(self, routing, gate_up, down);
+        x.contiguous()?.apply_op3(&routing.weights, &Tensor::cat(&parts, 0)?, op)
     }
 
     fn down_bias(&self, expert: usize) -> &[f32] {
@@ -215,9 +229,26 @@ struct ExpertsOp {
     experts: Arc<Experts>,
     /// (T·K)
     chosen: Arc<Vec<u32>>,
+    gate_up: Vec<LowRank>,
+    down: Vec<LowRank>,
 }
 
 impl ExpertsOp {
+    fn new(experts: &Arc<Experts>, routing: &Routing, gate_up: Vec<LowRank>, down: Vec<LowRank>) -> Self {
+        Self { experts: experts.clone(), chosen: routing.experts.clone(), gate_up, down }
+    }
+
+    /// Gate and up of an expert's rows: (n, C) -> (n, 2I).
+    fn gate_up(&self, expert: usize, x: &[f32], lora: &[f32]) -> Result<Vec<f32>> {
+        let Experts { gate_up, gate_up_bias, hidden_size, intermediate_size, .. } = &*self.experts;
+        let bias = &gate_up_bias[expert * 2 * intermediate_size..][..2 * intermediate_size];
+        let mut y = gate_up.forward(expert, x, *hidden_size, bias)?;
+        for update in &self.gate_up {
+            update.forward(expert, lora, x, &mut y);
+        }
+        Ok(y)
+    }
+
     /// The places (token · K + rank) that go to each expert that is chosen at all.
     fn places(&self) -> Vec<(usize, Vec<usize>)> {
         let mut places = vec![Vec::new(); self.experts.count()];
@@ -241,6 +272,94 @@ impl ExpertsOp {
             simd::add_scaled(y, scale(*place), row);
         }
     }
+    /// x (T,C), routing weights (T,K) and the packed updates -> (T,C).
+    fn run(
+        &self,
+        (x, x_layout): (&[f32], &Layout),
+        weights: (&[f32], &Layout),
+        lora: &[f32],
+    ) -> Result<Vec<f32>> {
+        let Experts { hidden_size, intermediate_size, .. } = *self.experts;
+        let num_experts = self.experts.count();
+        let (num_tokens, width) = x_layout.shape().dims2()?;
+        let (num_rows, k) = weights.1.shape().dims2()?;
+        let fits = width == hidden_size
+            && num_rows == num_tokens
+            && self.chosen.len() == num_tokens * k
+            && self.chosen.iter().all(|expert| (*expert as usize) < num_experts);
+        if !fits {
+            bail!(
+                "{num_experts} experts of width {hidden_size} for x {:?} and routing {:?}",
+                x_layout.dims(),
+                weights.1.dims()
+            );
+        }
+        let mut y = vec![0.0; x.len()];
+        for (expert, places) in self.places() {
+            // 1. Its tokens, gate and up, activation: (n, C) -> (n, 2I) -> (n, I)
+            let gate_up = self.gate_up(expert, &self.gather(x, &places, k), lora)?;
+            let inner = self.experts.activation.forward(&gate_up);
+            // 2. Down and back to the tokens: (n, I) -> (n, C) -> (T, C)
+            let bias = self.experts.down_bias(expert);
+            let mut rows = self.experts.down.forward(expert, &inner, intermediate_size, bias)?;
+            for update in &self.down {
+                update.forward(expert, lora, &inner, &mut rows);
+            }
+            self.scatter(&mut y, &rows, &places, k, |place| weights.0[place]);
+        }
+        Ok(y)
+    }
+
+    /// The gradients of x, the routing's weights and the packed updates.
+    fn run_backward(
+        &self,
+        x: &[f32],
+        weights: &[f32],
+        k: usize,
+        lora: &[f32],
+        dy: &[f32],
+    ) -> Result<[Vec<f32>; 3]> {
+        let Experts { hidden_size, intermediate_size, activation, .. } = *self.experts;
+        let mut dx = vec![0.0; x.len()];
+        let mut dweights = vec![0.0; weights.len()];
+        let mut dlora = vec![0.0; lora.len()];
+        for (expert, places) in self.places() {
+            // 1. What the forward had: gate and up, and the activation
+            let x = self.gather(x, &places, k);
+            let mut gate_up = self.gate_up(expert, &x, lora)?;
+            let inner = activation.forward(&gate_up);
+            // 2. Through down, without the weight: (n, C) -> (n, I)
+            let mut dy = self.gather(dy, &places, k);
+            let mut dinner = self.experts.down.backward(expert, &dy, hidden_size, intermediate_size)?;
+            for update in &self.down {
+                update.backward_x(expert, lora, &dy, &mut dinner);
+            }
+            // 3. dweight = dy · (D inner + c) = (dy D) · inner + dy · c; then the weight
+            let rows = dinner.chunks_exact_mut(intermediate_size);
+            let rows = rows.zip(inner.chunks_exact(intermediate_size));
+            let rows = rows.zip(dy.chunks_exact_mut(hidden_size)).zip(&places);
+            for (((dinner, inner), dy), place) in rows {
+                dweights[*place] =
+                    simd::dot(&*dinner, inner) + simd::dot(&*dy, self.experts.down_bias(expert));
+                for value in dinner.iter_mut().chain(dy) {
+                    *value *= weights[*place];
+                }
+            }
+            for update in &self.down {
+                update.backward(expert, lora, &inner, &dy, &mut dlora);
+            }
+            // 4. Through the activation, gate and up: (n, I) -> (n, 2I) -> (n, C) -> (T, C)
+            activation.backward(&mut gate_up, &dinner);
+            let width = 2 * intermediate_size;
+            let mut rows = self.experts.gate_up.backward(expert, &gate_up, width, hidden_size)?;
+            for update in &self.gate_up {
+                update.backward_x(expert, lora, &gate_up, &mut rows);
+                update.backward(expert, lora, &x, &gate_up, &mut dlora);
+            }
+            self.scatter(&mut dx, &rows, &places, k, |_| 1.0);
+        }
+        Ok([dx, dweights, dlora])
+    }
 }
 
 impl CustomOp2 for ExpertsOp {
@@ -255,31 +374,7 @@ impl CustomOp2 for ExpertsOp {
         s2: &CpuStorage,
         l2: &Layout,
     ) -> Result<(CpuStorage, Shape)> {
-        let Experts { hidden_size, intermediate_size, .. } = *self.experts;
-        let num_experts = self.experts.count();
-        let ((num_tokens, width), (num_rows, k)) = (l1.shape().dims2()?, l2.shape().dims2()?);
-        let fits = width == hidden_size
-            && num_rows == num_tokens
-            && self.chosen.len() == num_tokens * k
-            && self.chosen.iter().all(|expert| (*expert as usize) < num_experts);
-        if !fits {
-            bail!(
-                "{num_experts} experts of width {hidden_size} for x {:?} and routing {:?}",
-                l1.dims(),
-                l2.dims()
-            );
-        }
-        let (x, weights) = (cpu::slice(s1, l1)?, cpu::slice(s2, l2)?);
-        let mut y = vec![0.0; x.len()];
-        for (expert, places) in self.places() {
-            // 1. Its tokens, gate and up, activation: (n, C) -> (n, 2I) -> (n, I)
-            let gate_up = self.experts.gate_up(expert, &self.gather(x, &places, k))?;
-            let inner = self.experts.activation.forward(&gate_up);
-            // 2. Down and back to the tokens: (n, I) -> (n, C) -> (T, C)
-            let bias = self.experts.down_bias(expert);
-            let rows = self.experts.down.forward(expert, &inner, intermediate_size, bias)?;
-            self.scatter(&mut y, &rows, &places, k, |place| weights[place]);
-        }
+        let y = self.run((cpu::slice(s1, l1)?, l1), (cpu::slice(s2, l2)?, l2), &[])?;
         Ok((CpuStorage::F32(y), l1.shape().clone()))
     }
 
@@ -290,46 +385,54 @@ impl CustomOp2 for ExpertsOp {
         _y: &Tensor,
         dy: &Tensor,
     ) -> Result<(Option<Tensor>, Option<Tensor>)> {
-        let Experts { hidden_size, intermediate_size, activation, .. } = *self.experts;
         let k = weights.dim(1)?;
-        let mut dx = vec![0.0; x.elem_count()];
-        let mut dweights = vec![0.0; weights.elem_count()];
-        cpu::with_slice(x, |x| {
+        let [dx, dweights, _] = cpu::with_slice(x, |x| {
             cpu::with_slice(weights, |weights| {
-                cpu::with_slice(dy, |dy| {
-                    for (expert, places) in self.places() {
-                        // 1. What the forward had: gate and up, and the activation
-                        let mut gate_up = self.experts.gate_up(expert, &self.gather(x, &places, k))?;
-                        let inner = activation.forward(&gate_up);
-                        // 2. Through down, without the weight: (n, C) -> (n, I)
-                        let dy = self.gather(dy, &places, k);
-                        let down = &self.experts.down;
-                        let mut dinner = down.backward(expert, &dy, hidden_size, intermediate_size)?;
-                        // 3. dweight = dy · (D inner + c) = (dy D) · inner + dy · c; then the weight
-                        let rows = dinner.chunks_exact_mut(intermediate_size);
-                        let rows = rows.zip(inner.chunks_exact(intermediate_size));
-                        let rows = rows.zip(dy.chunks_exact(hidden_size)).zip(&places);
-                        for (((dinner, inner), dy), place) in rows {
-                            dweights[*place] =
-                                simd::dot(&*dinner, inner) + simd::dot(dy, self.experts.down_bias(expert));
-                            for value in dinner {
-                                *value *= weights[*place];
-                            }
-                        }
-                        // 4. Through the activation, gate and up: (n, I) -> (n, 2I) -> (n, C) -> (T, C)
-                        activation.backward(&mut gate_up, &dinner);
-                        let rows = self.experts.gate_up.backward(
-                            expert,
-                            &gate_up,
-                            2 * intermediate_size,
-                            hidden_size,
-                        )?;
-                        self.scatter(&mut dx, &rows, &places, k, |_| 1.0);
-                    }
-                    Ok(())
-                })
+                cpu::with_slice(dy, |dy| self.run_backward(x, weights, k, &[], dy))
             })
         })?;
         Ok((Some(cpu::tensor(dx, x.shape())?), Some(cpu::tensor(dweights, weights.shape())?)))
+    }
+}
+
+impl CustomOp3 for ExpertsOp {
+    fn name(&self) -> &'static str {
+        "experts-lora"
+    }
+
+    fn cpu_fwd(
+        &self,
+        s1: &CpuStorage,
+        l1: &Layout,
+        s2: &CpuStorage,
+        l2: &Layout,
+        s3: &CpuStorage,
+        l3: &Layout,
+    ) -> Result<(CpuStorage, Shape)> {
+        let y = self.run((cpu::slice(s1, l1)?, l1), (cpu::slice(s2, l2)?, l2), cpu::slice(s3, l3)?)?;
+        Ok((CpuStorage::F32(y), l1.shape().clone()))
+    }
+
+    fn bwd(
+        &self,
+        x: &Tensor,
+        weights: &Tensor,
+        lora: &Tensor,
+        _y: &Tensor,
+        dy: &Tensor,
+    ) -> Result<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
+        let k = weights.dim(1)?;
+        let [dx, dweights, dlora] = cpu::with_slice(x, |x| {
+            cpu::with_slice(weights, |weights| {
+                cpu::with_slice(lora, |lora| {
+                    cpu::with_slice(dy, |dy| self.run_backward(x, weights, k, lora, dy))
+                })
+            })
+        })?;
+        Ok((
+            Some(cpu::tensor(dx, x.shape())?),
+            Some(cpu::tensor(dweights, weights.shape())?),
+            Some(cpu::tensor(dlora, lora.shape())?),
+        ))
     }
 }

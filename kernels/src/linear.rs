@@ -4,7 +4,8 @@ use candle_core::{CpuStorage, CustomOp1, CustomOp2, DType, Layout, Result, Shape
 
 use crate::{
     Nf4,
-    cpu::{self, Matrix, Store},
+    cpu::{self, Matrix, Store, TILE_ROWS},
+    simd,
 };
 
 /// A projection whose weight is frozen: `y = x Wᵀ + b`.
@@ -45,16 +46,55 @@ impl FrozenLinear {
         Ok(Self { weight, bias: bias.map(Tensor::detach) })
     }
 
+    /// The same weight, shared, without its bias.
+    #[must_use]
+    pub fn without_bias(&self) -> Self {
+        Self { weight: self.weight.clone(), bias: None }
+    }
+
+    /// (O)
+    pub fn bias(&self) -> Option<&Tensor> {
+        self.bias.as_ref()
+    }
+
+    /// The norms of the rows of `W + scale · B A`, outside autograd.
+    ///
+    /// Shapes: A (R,C), B (O,R) -> (O). F32.
+    /// Source: DoRA, arXiv 2402.09353, section 4.3.
+    pub fn adapted_row_norms(&self, lora_a: &Tensor, lora_b: &Tensor, scale: f64) -> Result<Tensor> {
+        let (out_features, in_features) = self.shape();
+        let rank = lora_a.dim(0)?;
+        if lora_a.dims() != [rank, in_features] || lora_b.dims() != [out_features, rank] {
+            bail!(
+                "A {:?} and B {:?} do not fit the base {out_features} x {in_features}",
+                lora_a.dims(),
+                lora_b.dims()
+            );
+        }
+        let mut norms = Vec::with_capacity(out_features);
+        cpu::with_slice(lora_a, |a| {
+            cpu::with_slice(lora_b, |b| {
+                let a = Matrix::new(a, rank, in_features);
+                self.for_tiles(|outputs, weight| {
+                    for first in outputs.clone().step_by(TILE_ROWS) {
+                        let count = TILE_ROWS.min(outputs.end - first);
+                        let mut rows = weight.rows(first - outputs.start, count).to_vec();
+                        let b = Matrix::new(&b[first * rank..], count, rank);
+                        cpu::matmul(&mut rows, Store::Add, scale as f32, b, a);
+                        norms.extend(rows.chunks_exact(in_features).map(|row| simd::dot(row, row).sqrt()));
+                    }
+                })
+            })
+        })?;
+        cpu::tensor(norms, &out_features.into())
+    }
+
     /// (O, C). Errors: a weight held in NF4.
     pub fn weight(&self) -> Result<&Tensor> {
         match &self.weight {
             Weight::Dense(weight) => Ok(weight),
             Weight::Nf4(_) => bail!("a weight held in NF4 is no tensor"),
         }
-    }
-
-    pub(crate) fn has_bias(&self) -> bool {
-        self.bias.is_some()
     }
 
     /// (O, C).

@@ -5,8 +5,8 @@ use std::sync::Arc;
 
 use candle_core::{DType, Device, Result, Tensor, Var};
 use lathe_kernels::{
-    Attention, ClampedSwiGlu, Dropout, ExpertMatrices, Experts, FrozenLinear, LoraLinear, Mxfp4, Nf4,
-    RopeTable, Segment, linear, linear_cross_entropy, linear_cross_entropy_trainable, rms_norm,
+    Attention, ClampedSwiGlu, Dropout, ExpertLora, ExpertMatrices, Experts, FrozenLinear, LoraLinear, Mxfp4,
+    Nf4, RopeTable, Segment, linear, linear_cross_entropy, linear_cross_entropy_trainable, rms_norm,
     rms_norm_frozen, rope, route, swiglu,
 };
 
@@ -99,6 +99,32 @@ fn lora_linears() {
     let base = FrozenLinear::new(&w, None).unwrap();
     for dropout in [None, Some(Dropout { probability: 0.3, key: 5 })] {
         check("lora", &[&x, &a, &b], || Ok(weigh(&LoraLinear::forward(&base, &x, &a, &b, 1.7, dropout)?)));
+    }
+}
+
+#[test]
+fn a_dropout_drops_its_gradient_alike() {
+    let x = values(&[5, 6], 1);
+    let dropout = Dropout { probability: 0.4, key: 3 };
+    check("dropout", &[&x], || Ok(weigh(&dropout.forward(&x)?)));
+}
+
+#[test]
+fn norms_of_adapted_rows_are_those_of_the_merged_weight() {
+    // More rows than exist at a time, dense and in NF4.
+    let (out_features, in_features) = (300, 64);
+    let (a, b) = (values(&[2, in_features], 3), values(&[out_features, 2], 4));
+    let w = values(&[out_features, in_features], 2);
+    let identity = Tensor::eye(in_features, candle_core::DType::F32, &Device::Cpu).unwrap();
+    let packed = FrozenLinear::nf4(Nf4::quantize(&w).unwrap(), None).unwrap();
+    for base in [FrozenLinear::new(&w, None).unwrap(), packed] {
+        let merged = base.forward(&identity).unwrap().t().unwrap();
+        let merged = (merged + (b.matmul(&a).unwrap() * 1.7).unwrap()).unwrap();
+        let expected = merged.sqr().unwrap().sum(1).unwrap().sqrt().unwrap().to_vec1::<f32>().unwrap();
+        let actual = base.adapted_row_norms(&a, &b, 1.7).unwrap().to_vec1::<f32>().unwrap();
+        for (actual, expected) in actual.iter().zip(expected) {
+            assert!((actual - expected).abs() <= 1e-5 * expected, "{actual}, not {expected}");
+        }
     }
 }
 
@@ -264,6 +290,50 @@ fn routing_and_experts() {
         let (x, logits) = (values(&[5, 32], 1), values(&[5, 4], 2));
         check("experts", &[&x, &logits], || Ok(weigh(&experts.forward(&x, &route(&logits, 2)?)?)));
     }
+}
+
+#[test]
+fn experts_with_low_rank_updates() {
+    let unclamped = ClampedSwiGlu { alpha: 1.702, limit: 100.0, offset: 1.0 };
+    // Rank 3 on gate and up, 2 and another 2 on down.
+    let a = [values(&[4, 3, 32], 21), values(&[4, 2, 32], 22), values(&[4, 2, 32], 23)];
+    let b = [values(&[4, 64, 3], 24), values(&[4, 32, 2], 25), values(&[4, 32, 2], 26)];
+    for experts in experts(unclamped) {
+        let (x, logits) = (values(&[5, 32], 1), values(&[5, 4], 2));
+        let update = |i: usize| ExpertLora {
+            a: a[i].as_tensor().clone(),
+            b: b[i].as_tensor().clone(),
+            scale: 0.2 + 0.1 * i as f64,
+        };
+        let forward = || {
+            let routing = route(&logits, 2)?;
+            Ok(weigh(&experts.forward_adapted(&x, &routing, &[update(0)], &[update(1), update(2)])?))
+        };
+        let vars = [&x, &logits, &a[0], &a[1], &a[2], &b[0], &b[1], &b[2]];
+        check("adapted experts", &vars, forward);
+    }
+}
+
+#[test]
+fn an_update_is_that_of_its_own_expert() {
+    let experts = &experts(ClampedSwiGlu::PLAIN)[0];
+    let (x, logits) = (values(&[6, 32], 1), values(&[6, 4], 2));
+    let routing = route(&logits, 1).unwrap();
+    let chosen: std::collections::BTreeSet<u32> = routing.experts.iter().copied().collect();
+    assert!(chosen.len() < 4, "some expert is to be left out");
+    let (a, b) = (values(&[4, 2, 32], 3), values(&[4, 32, 2], 4));
+    let update = ExpertLora { a: a.as_tensor().clone(), b: b.as_tensor().clone(), scale: 1.0 };
+    let y = experts.forward_adapted(&x, &routing, &[], &[update]).unwrap();
+    let gradients = weigh(&y).backward().unwrap();
+    for var in [&a, &b] {
+        for expert in 0..4 {
+            let gradient = gradients.get(var).unwrap().get(expert).unwrap().abs().unwrap().sum_all().unwrap();
+            let learns = gradient.to_scalar::<f32>().unwrap() > 0.0;
+            assert_eq!(learns, chosen.contains(&(expert as u32)), "expert {expert}");
+        }
+    }
+    let wrong = ExpertLora { a: a.as_tensor().clone(), b: b.as_tensor().clone(), scale: 1.0 };
+    assert!(experts.forward_adapted(&x, &routing, &[wrong], &[]).is_err());
 }
 
 #[test]

@@ -52,11 +52,17 @@ pub struct LoraConfig {
     pub alpha: f64,
     /// Probability of dropping an input of A.
     pub dropout: f64,
-    /// Module names to adapt, e.g. `q_proj`; empty means the family's default, `all-linear` every linear of the blocks.
+    /// Module names to adapt, e.g. `q_proj`; or one of: `regex:` and a pattern of whole paths, `all-linear` (every
+    /// linear of the blocks), `none`. Empty means the family's default.
     pub targets: Vec<String>,
-    /// Expert tensors to adapt (mixture-of-experts models).
+    /// Expert tensors to adapt (mixture-of-experts models), e.g. `mlp.experts.down_proj`.
     pub target_parameters: Vec<String>,
+    /// Layers to adapt, PEFT's `layers_to_transform`; empty means all.
+    pub layers: Vec<usize>,
+    /// Modules that learn whole and are saved with the adapter: `embed_tokens`, `lm_head`, norms.
+    pub modules_to_save: Vec<String>,
     pub use_rslora: bool,
+    /// Learns the length of each row of a weight apart from its direction (DoRA).
     pub use_dora: bool,
 }
 
@@ -68,6 +74,8 @@ impl Default for LoraConfig {
             dropout: 0.0,
             targets: Vec::new(),
             target_parameters: Vec::new(),
+            layers: Vec::new(),
+            modules_to_save: Vec::new(),
             use_rslora: false,
             use_dora: false,
         }
@@ -235,8 +243,18 @@ pub const CONFIG_KEYS: &[ConfigKey] = &[
     key("lora.r", "1..=4096", "Rank of the adapter"),
     key("lora.alpha", "> 0", "Scale of the update, alpha / r"),
     key("lora.dropout", "0..1", "Dropout on the adapter's input"),
-    key("lora.targets", "names, or all-linear", "Linears to adapt; empty means the family's default"),
-    key("lora.target_parameters", "names", "Expert tensors to adapt"),
+    key(
+        "lora.targets",
+        "names, all-linear, none, or regex:PATTERN",
+        "Linears to adapt; empty means the family's default",
+    ),
+    key("lora.target_parameters", "names, e.g. mlp.experts.down_proj", "Expert tensors to adapt"),
+    key("lora.layers", "layers, e.g. 0-7, 12", "Layers to adapt; empty means all"),
+    key(
+        "lora.modules_to_save",
+        "names, e.g. embed_tokens, lm_head, norm",
+        "Learn whole, saved with the adapter",
+    ),
     key("lora.use_rslora", "true | false", "Scale by alpha / sqrt(r)"),
     key("lora.use_dora", "true | false", "Learn magnitudes too (DoRA)"),
 ];

@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::{LoraConfig, Method, Quant, RunConfig};
+use crate::{LoraConfig, LoraTargets, Method, Quant, RunConfig, is_saved};
 
 /// Bytes of a value, weight, gradient or moment: everything is f32 on the CPU.
 const F32: u64 = 4;
@@ -140,15 +140,39 @@ impl ModelShape {
         F32 * (self.parameters() - of_experts) + of_experts * block_bytes / 32 - saved
     }
 
-    /// Weights of an adapter: A and B of every linear it targets.
+    /// Weights of an adapter: A and B of all it targets, DoRA's magnitudes, and what learns whole.
     pub fn adapter_parameters(&self, lora: &LoraConfig) -> u64 {
-        let of_layer = |layer| {
-            self.linears().map(move |(module, inputs, outputs)| {
-                let adapted = is_target(&format!("model.layers.{layer}.{module}"), lora);
-                if adapted { lora.r as u64 * (inputs + outputs) } else { 0 }
-            })
-        };
-        (0..self.num_layers).flat_map(of_layer).sum()
+        let AdapterSizes { linears, magnitudes, experts, norms, .. } = self.adapter_sizes(lora);
+        linears + magnitudes + experts + norms + learnt_tables(lora) * self.embedding_parameters()
+    }
+
+    /// A config that cannot be has no adapter.
+    fn adapter_sizes(&self, lora: &LoraConfig) -> AdapterSizes {
+        let mut sizes = AdapterSizes::default();
+        let Ok(targets) = LoraTargets::new(lora) else { return sizes };
+        let (rank, num_experts) = (lora.r as u64, self.num_experts() as u64);
+        let matrices =
+            [("gate_up_proj", self.hidden(), 2 * self.mlp()), ("down_proj", self.mlp(), self.hidden())];
+        for layer in 0..self.num_layers {
+            for (module, inputs, outputs) in self.linears() {
+                if targets.has_linear(&format!("model.layers.{layer}.{module}")) {
+                    sizes.linears += rank * (inputs + outputs);
+                    sizes.magnitudes += if lora.use_dora { outputs } else { 0 };
+                }
+            }
+            for (name, inputs, outputs) in matrices.iter().filter(|_| num_experts > 0) {
+                if targets.has_parameter(&format!("model.layers.{layer}.mlp.experts.{name}")) {
+                    sizes.experts += num_experts * rank * (inputs + outputs);
+                    sizes.expert_outputs += num_experts * rank * outputs;
+                }
+            }
+            for norm in ["input_layernorm", "post_attention_layernorm"] {
+                let learns = is_saved(&format!("model.layers.{layer}.{norm}"), &lora.modules_to_save);
+                sizes.norms += if learns { self.hidden() } else { 0 };
+            }
+        }
+        sizes.norms += if is_saved("model.norm", &lora.modules_to_save) { self.hidden() } else { 0 };
+        sizes
     }
 
     /// Values that a block's forward leaves for the backward of one token: the two norms' outputs, q and k before and
@@ -177,12 +201,23 @@ impl ModelShape {
     }
 }
 
-/// PEFT's rule: a target names a module by its whole path or its last parts; none means every linear of the blocks.
-fn is_target(module: &str, lora: &LoraConfig) -> bool {
-    let names = |target: &String| {
-        module.strip_suffix(target.as_str()).is_some_and(|rest| rest.is_empty() || rest.ends_with('.'))
-    };
-    lora.targets.is_empty() || lora.targets == ["all-linear"] || lora.targets.iter().any(names)
+/// How many of embedding and output projection learn whole.
+fn learnt_tables(lora: &LoraConfig) -> u64 {
+    let learns = |module: &&str| is_saved(module, &lora.modules_to_save);
+    ["model.embed_tokens", "lm_head"].into_iter().filter(learns).count() as u64
+}
+
+/// Values of the parts of an adapter; per-head norms, which are few, left out.
+#[derive(Default)]
+struct AdapterSizes {
+    /// A and B of linears.
+    linears: u64,
+    magnitudes: u64,
+    /// A and B of experts.
+    experts: u64,
+    /// B of them alone.
+    expert_outputs: u64,
+    norms: u64,
 }
 
 /// Peak memory of a training run by part, in bytes.
@@ -231,19 +266,29 @@ pub fn training_memory(shape: &ModelShape, config: &RunConfig, longest_row_token
     let at_hand =
         if config.gradient_checkpointing { learned.div_ceil(shape.layers().max(1)) } else { learned };
     // The output projection's gradient exists twice, once as the loss leaves it, once scaled.
-    let of_head = if full { 2 * shape.embedding_parameters() } else { 0 };
-    let a_layer = shape.activations_a_layer(config);
-    let activations = if config.gradient_checkpointing {
-        // Every block's input, and all of one block.
-        (shape.layers() + 1) * shape.hidden() + a_layer
+    let learns_head = full || is_saved("lm_head", &config.lora.modules_to_save);
+    let of_head = if learns_head { 2 * shape.embedding_parameters() } else { 0 };
+    // A table that learns whole takes the frozen one's place, unless that is still needed as the other.
+    let learnt_tables = if full { 0 } else { learnt_tables(&config.lora) };
+    let replaced_tables = learnt_tables.saturating_sub(u64::from(shape.tie_word_embeddings));
+    let sizes = if full { AdapterSizes::default() } else { shape.adapter_sizes(&config.lora) };
+    // Every block's activations, or every block's input and all of one block.
+    let (blocks_kept, inputs) = if config.gradient_checkpointing {
+        (1, (shape.layers() + 1) * shape.hidden())
     } else {
-        shape.layers() * a_layer
+        (shape.layers(), 0)
     };
+    let of_blocks = |values: u64| values.div_ceil(shape.layers().max(1)) * blocks_kept;
+    // DoRA keeps a product before it is scaled.
+    let activations = inputs + blocks_kept * shape.activations_a_layer(config) + of_blocks(sizes.magnitudes);
+    // Experts' updates are laid out expert by expert for a step, B twice.
+    let laid_out = of_blocks(sizes.experts + sizes.expert_outputs);
     // Beside a chunk of logits: the trained tokens' last states, normed, and the gradients of both.
     let logits = LOGITS_ROWS.min(tokens) * shape.vocab() + 4 * tokens * shape.hidden();
     MemoryEstimate {
-        weights: shape.weight_bytes(config.base_quant()),
-        adapter: F32 * adapter,
+        weights: shape.weight_bytes(config.base_quant())
+            - F32 * replaced_tables * shape.embedding_parameters(),
+        adapter: F32 * (adapter + laid_out),
         gradients: F32 * (learned + at_hand + of_head),
         optimizer: F32 * 2 * learned,
         activations: F32 * tokens * activations,
@@ -261,14 +306,18 @@ pub fn training_flops(shape: &ModelShape, config: &RunConfig, tokens: u64, row_t
     let learns = config.method == Method::Full;
     let again = f64::from(u8::from(config.gradient_checkpointing));
     let (linears, head) = (shape.linear_parameters() as f64, shape.embedding_parameters() as f64);
-    let adapter = if learns { 0.0 } else { shape.adapter_parameters(&config.lora) as f64 };
+    let sizes = if learns { AdapterSizes::default() } else { shape.adapter_sizes(&config.lora) };
+    // A token sees the updates of its own experts.
+    let share = shape.experts.map_or(0.0, |e| e.experts_per_token as f64 / e.num_experts.max(1) as f64);
+    let adapter = sizes.linears as f64 + sizes.experts as f64 * share;
+    let of_head = f64::from(u8::from(!learns && is_saved("lm_head", &config.lora.modules_to_save)));
     let frozen_passes = if learns { 3.0 } else { 2.0 };
     // Experts do gate and up once more in the backward.
     let experts =
         shape.expert_parameters(shape.experts.map_or(0, |experts| experts.experts_per_token)) as f64;
     let products = linears * (frozen_passes + again)
         + experts * (2.0 + 2.0 / 3.0 + again)
-        + head * frozen_passes
+        + head * (frozen_passes + of_head)
         + adapter * (3.0 + again);
     // Scores and weighted values forward; five such products backward, which recomputes the scores.
     let attention = shape.layers() * shape.q_width() * row_tokens.min(config.max_seq_len) as u64;
@@ -355,6 +404,34 @@ mod tests {
         assert_eq!(count(&["mlp.down_proj"]), 30 * 16 * (1536 + 576));
         assert_eq!(count(&["model.layers.0.self_attn.k_proj"]), 16 * (576 + 192));
         assert_eq!(count(&["proj"]), 0);
+        assert_eq!(count(&["regex:.*(q|v)_proj"]), count(&["q_proj", "v_proj"]));
+        assert_eq!(count(&["regex:("]), 0);
+    }
+
+    #[test]
+    fn an_adapter_counts_all_that_learns() {
+        let few = LoraConfig { layers: vec![0, 3], ..lora_on(&["q_proj"]) };
+        assert_eq!(SMOLLM2.adapter_parameters(&few), 2 * 16 * (576 + 576));
+        let dora = LoraConfig { use_dora: true, ..few.clone() };
+        assert_eq!(SMOLLM2.adapter_parameters(&dora), 2 * (16 * (576 + 576) + 576));
+        let names = |names: &[&str]| names.iter().map(|name| (*name).to_owned()).collect::<Vec<_>>();
+        let experts = LoraConfig {
+            target_parameters: names(&["mlp.experts.gate_up_proj", "mlp.experts.down_proj"]),
+            ..lora_on(&["none"])
+        };
+        // A of 32 · 16 rows for each stack, B as many columns.
+        assert_eq!(GPT_OSS_20B.adapter_parameters(&experts), 24 * 512 * (2880 + 5760 + 2880 + 2880));
+        assert_eq!(SMOLLM2.adapter_parameters(&experts), 0, "it has none");
+        let whole = LoraConfig { modules_to_save: names(&["embed_tokens", "norm"]), ..few.clone() };
+        let tables = 49_152 * 576;
+        assert_eq!(SMOLLM2.adapter_parameters(&whole), 2 * 16 * (576 + 576) + tables + 61 * 576);
+        // Of two tables that were one, the frozen one is gone when both learn.
+        let weights = |modules: &[&str]| {
+            let lora = LoraConfig { modules_to_save: names(modules), ..few.clone() };
+            training_memory(&SMOLLM2, &RunConfig { lora, ..config(512, 1, 16, false) }, 512).weights
+        };
+        assert_eq!(weights(&["embed_tokens"]), weights(&[]));
+        assert_eq!(weights(&[]) - weights(&["embed_tokens", "lm_head"]), 4 * tables);
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! What the two sides say to each other: the window (or the command line) to the host, and the host to a worker.
 //!
-//! Plain data with serde, nothing else: it builds for wasm and knows neither a tensor nor a file.
+//! Plain data with serde, and the rules of LoRA's targets: it builds for wasm and knows neither a tensor nor a file.
 
 mod chat;
 mod command;
@@ -13,6 +13,7 @@ mod job;
 mod link;
 mod report;
 mod settings;
+mod targets;
 
 pub use chat::{
     ChatEntry, ChatLane, ChatNode, ChatRecord, ChatStats, Message, REASONING_EFFORTS, ReplyChannel,
@@ -34,6 +35,7 @@ pub use report::{
     ModelFile, ModelProblem, Place, RowIssue, RowView, RunDetails, RunEntry, RunStatus, StopThen, TokenView,
 };
 pub use settings::{Secret, Settings, SettingsView, Theme, TokenStatus};
+pub use targets::{LoraTargets, REGEX_PREFIX, ends_in, is_saved, layers_text, matches_pattern, parse_layers};
 
 /// Version of the frames between host and worker; the worker's first line of stdout carries it.
 pub const PROTOCOL_VERSION: u32 = 1;

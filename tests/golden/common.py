@@ -5,7 +5,7 @@ tests compare with. Nothing in the repository needs Python: run a script again o
 
     python3 -m venv /opt/peers-venv && /opt/peers-venv/bin/pip install -r tests/golden/requirements.txt
     /opt/peers-venv/bin/python tests/golden/models.py
-    # then lora.py, train.py, full.py, nf4.py, experts.py, templates.py, tokenizers_gguf.py
+    # then lora.py, train.py, full.py, nf4.py, experts.py, kinds.py, templates.py, tokenizers_gguf.py
 """
 
 import json
@@ -60,12 +60,14 @@ def add_lora(model, name, targets, **options):
 
 
 def save_adapter(model, folder):
-    """PEFT's own folder, without its README and with the targets, a Python set, in a fixed order."""
+    """PEFT's own folder, without its README and with the targets, Python sets, in a fixed order."""
     model.save_pretrained(folder, save_embedding_layers=False)
     (folder / "README.md").unlink()
     path = folder / "adapter_config.json"
     config = json.loads(path.read_text())
-    config["target_modules"].sort()
+    for key in ("target_modules", "target_parameters", "modules_to_save"):
+        if isinstance(config[key], list):
+            config[key].sort()
     write_json(path, config, indent=2)
 
 

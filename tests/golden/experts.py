@@ -12,7 +12,7 @@ expected_gradients.safetensors   of the mean loss of row 0, from an adapter whos
 |--------------------|------------|-----------------------------------------------------------------------------------|
 | tiny-gpt-oss       | dense fp32 | truncated YaRN; config.json in transformers v5 spelling                           |
 | tiny-gpt-oss-mxfp4 | MXFP4      | YaRN as gpt-oss has it; v4 spelling; layer types that do not alternate; low clamp |
-| tiny-qwen3-moe     | one linear an expert, fp32 | logits only: router and experts of Qwen3, tied embeddings          |
+| tiny-qwen3-moe     | one linear an expert, fp32 | logits and rows only: router and experts of Qwen3, tied embeddings |
 
 The first two have windows shorter than their rows and sinks large enough to matter. MXFP4 is quantised here, plainly; what is
 measured is the model that transformers makes of it, dequantised.
@@ -166,3 +166,4 @@ if __name__ == "__main__":
         rope_parameters={"rope_type": "default", "rope_theta": 1000000.0},
     )  # fmt: skip
     dump_model("tiny-qwen3-moe", 33, qwen3, num_tokens=40)
+    write_json(DATA / "tiny-qwen3-moe" / "expected_tokens.json", random_rows(33))

@@ -1,6 +1,6 @@
 //! Keys of a [`RunConfig`] by name, as text: what the window's fields show and take.
 
-use lathe_protocol::{CONFIG_KEYS, ConfigKey, RunConfig};
+use lathe_protocol::{CONFIG_KEYS, ConfigKey, REGEX_PREFIX, RunConfig, layers_text, parse_layers};
 use serde_json::{Map, Number, Value};
 
 /// What lies between prompts in a text.
@@ -19,6 +19,7 @@ pub fn get(config: &RunConfig, name: &str) -> Value {
 /// A key's value as a person would write it.
 pub fn text(config: &RunConfig, name: &str) -> String {
     match get(config, name) {
+        Value::Array(_) if name == "lora.layers" => layers_text(&config.lora.layers),
         Value::String(text) => text,
         Value::Number(number) => match number.as_f64().filter(|_| number.is_f64()) {
             Some(value) => value.to_string(),
@@ -110,6 +111,8 @@ fn parse(old: &Value, key: &ConfigKey, written: &str) -> Option<Value> {
             in_range(key, number as f64).then(|| number.into())
         }
         Value::Array(_) if key.name == "sample_prompts" => Some(list(PROMPT_SEPARATOR).into()),
+        Value::Array(_) if key.name == "lora.layers" => parse_layers(written).map(Value::from),
+        Value::Array(_) if written.starts_with(REGEX_PREFIX) => Some(vec![written].into()),
         Value::Array(_) => {
             let names = list(",");
             names.iter().all(|name| !name.contains(char::is_whitespace)).then(|| names.into())
@@ -161,6 +164,17 @@ mod tests {
     fn what_is_written_is_taken_in_the_type_of_the_key() {
         assert_eq!(set_to("lora.r", " 8 ").unwrap().lora.r, 8);
         assert_eq!(set_to("lora.targets", "q_proj, v_proj").unwrap().lora.targets, ["q_proj", "v_proj"]);
+        let pattern = r"regex:.*\.(q|v)_proj, \w{1,2}";
+        let config = set_to("lora.targets", pattern).unwrap();
+        assert_eq!(
+            (config.lora.targets.as_slice(), text(&config, "lora.targets")),
+            (&[pattern.to_owned()][..], pattern.into())
+        );
+        let config = set_to("lora.layers", "12, 0-3").unwrap();
+        assert_eq!(
+            (config.lora.layers.as_slice(), text(&config, "lora.layers")),
+            (&[0, 1, 2, 3, 12][..], "0-3, 12".into())
+        );
         assert_eq!(set_to("sample_prompts", "Hi, you | Bye").unwrap().sample_prompts, ["Hi, you", "Bye"]);
         assert_eq!(set_to("columns", "prompt=question").unwrap().columns["prompt"], "question");
         assert!((set_to("learning_rate", "1e-3").unwrap().learning_rate - 1e-3).abs() < 1e-12);
@@ -181,6 +195,7 @@ mod tests {
             ("eval_ratio", "0.6", "From 0 to 0.5"),
             ("schedule", "step", "One of linear, cosine, constant"),
             ("columns", "question", "Takes role=column, …"),
+            ("lora.layers", "3-1", "Takes layers, e.g. 0-7, 12"),
         ] {
             assert_eq!(set_to(name, written), Err(message.to_owned()), "{name} = {written}");
         }

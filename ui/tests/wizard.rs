@@ -316,6 +316,30 @@ fn a_bad_value_blocks_and_says_why() {
 }
 
 #[test]
+fn what_lora_adapts_is_written_in_the_window_and_settings_that_exclude_each_other_block() {
+    let (mut harness, _) = open();
+    click(&mut harness, MODEL);
+    click(&mut harness, "Continue");
+    choose_data(&mut harness);
+    click(&mut harness, "Continue");
+    click(&mut harness, "Advanced");
+    type_into(&mut harness, "Find a setting", "lora.");
+    for (key, written, blocks) in [
+        ("lora.targets", r"regex:.*\.(q|v)_proj", false),
+        ("lora.layers", "0-7, 12", true), // an expression names its layers itself
+        ("lora.targets", "q_proj, v_proj", false),
+        ("lora.modules_to_save", "embed_tokens", false),
+        ("lora.target_parameters", "mlp.experts.down_proj", false),
+        ("lora.dropout", "0.1", true),
+        ("lora.dropout", "0", false),
+        ("lora.layers", "12-0", true),
+    ] {
+        type_into(&mut harness, key, written);
+        assert_eq!(is_enabled(&harness, "Continue"), !blocks, "{key} = {written}");
+    }
+}
+
+#[test]
 fn nothing_to_learn_blocks_the_start() {
     let nothing = |command: &Command, script: &mut Script| {
         let is_check = matches!(command.body, CommandBody::DataCheck { .. });

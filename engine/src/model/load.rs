@@ -4,8 +4,8 @@ use candle_core::{DType, Device, Tensor, Var, quantized::QTensor};
 use lathe_kernels::{Attention, ExpertMatrices, Experts, FrozenLinear, Mxfp4, Nf4};
 
 use super::{
-    BaseLinear, Block, Embedding, ExpertsConfig, MixtureOfExperts, Mlp, Model, ModelConfig, Norm, OutputHead,
-    Projection, nf4,
+    BaseLinear, Block, Embedding, ExpertParameter, ExpertsConfig, MixtureOfExperts, Mlp, Model, ModelConfig,
+    Norm, OutputHead, Projection, nf4,
 };
 use crate::{Error, Result, family::ModelFamily, gguf::QuantizedWeight, weights::Weights};
 
@@ -233,7 +233,7 @@ impl Loader<'_, '_> {
                     up: projection("mlp.up_proj", intermediate_size, hidden_size)?,
                     down: projection("mlp.down_proj", hidden_size, intermediate_size)?,
                 },
-                Some(experts) => Mlp::Experts(self.experts(&format!("{prefix}.mlp"), experts)?),
+                Some(experts) => Mlp::Experts(self.experts(layer, &format!("{prefix}.mlp"), experts)?),
             },
             input_norm: self.norm(&format!("{prefix}.input_layernorm.weight"), hidden_size)?,
             post_attention_norm: self
@@ -243,7 +243,7 @@ impl Loader<'_, '_> {
         })
     }
 
-    fn experts(&self, module: &str, config: &ExpertsConfig) -> Result<MixtureOfExperts> {
+    fn experts(&self, layer: usize, module: &str, config: &ExpertsConfig) -> Result<MixtureOfExperts> {
         let ModelConfig { hidden_size, intermediate_size, .. } = *self.config;
         let ExpertsConfig { num_experts, experts_per_token, activation } = *config;
         let (router, experts) = if self.config.family == ModelFamily::Qwen3Moe {
@@ -271,7 +271,23 @@ impl Loader<'_, '_> {
             let experts = Experts::new((gate_up, &gate_up_bias), (down, &down_bias), activation)?;
             (FrozenLinear::new(&router, Some(&router_bias))?, experts)
         };
-        Ok(MixtureOfExperts { router, experts: Arc::new(experts), experts_per_token })
+        let parameter = |name: &str, out_features, in_features, index| ExpertParameter {
+            name: format!("{module}.experts.{name}"),
+            num_experts,
+            out_features,
+            in_features,
+            in_halves: self.config.family == ModelFamily::Qwen3Moe && name == "gate_up_proj",
+            lora: Vec::new(),
+            // The places that gate and up have in a dense block.
+            index: layer as u64 * 7 + index,
+        };
+        Ok(MixtureOfExperts {
+            router,
+            experts: Arc::new(experts),
+            experts_per_token,
+            gate_up: parameter("gate_up_proj", 2 * intermediate_size, hidden_size, 5),
+            down: parameter("down_proj", hidden_size, intermediate_size, 6),
+        })
     }
 
     /// Gate and up (E, C, 2I) in turns, and down (E, I, C), of experts that are stored one linear after the other.

@@ -1,9 +1,9 @@
 use std::sync::Arc;
 
 use candle_core::Tensor;
-use lathe_kernels::{Experts, FrozenLinear, route, swiglu};
+use lathe_kernels::{ExpertLora, Experts, FrozenLinear, route, swiglu};
 
-use super::Projection;
+use super::{LoraWeights, Projection};
 use crate::Result;
 
 /// What follows attention in a block.
@@ -13,12 +13,51 @@ pub enum Mlp {
     Experts(MixtureOfExperts),
 }
 
-/// A router and the experts it chooses from, all frozen.
+/// A router and the experts it chooses from, all frozen but for the adapters.
 pub struct MixtureOfExperts {
     /// (T,C) -> (T,E).
     pub router: FrozenLinear,
     pub experts: Arc<Experts>,
     pub experts_per_token: usize,
+    /// C -> 2I.
+    pub gate_up: ExpertParameter,
+    /// I -> C.
+    pub down: ExpertParameter,
+}
+
+/// A matrix (O, C) of every expert, as PEFT adapts it, with the adapters on it.
+pub struct ExpertParameter {
+    /// Path of the stack of matrices, e.g. `model.layers.0.mlp.experts.down_proj`.
+    pub name: String,
+    pub num_experts: usize,
+    pub out_features: usize,
+    pub in_features: usize,
+    /// Whether its outputs are all gates, then all ups, where ours are in turns.
+    pub in_halves: bool,
+    /// A is (R·E, C), an expert's rows together; B (O, R·E), an expert's columns E apart.
+    pub lora: Vec<LoraWeights>,
+    /// Its place among the model's projections.
+    pub index: u64,
+}
+
+impl ExpertParameter {
+    /// The adapters as the kernel takes them: A (E,R,C) and B (E,O,R), outputs in our order.
+    fn updates(&self) -> Result<Vec<ExpertLora>> {
+        let Self { num_experts, out_features, in_features, .. } = *self;
+        self.lora
+            .iter()
+            .map(|LoraWeights { a, b, scale, .. }| {
+                let rank = a.dim(0)? / num_experts;
+                let mut b = b.reshape((out_features, rank, num_experts))?;
+                if self.in_halves {
+                    let halves = b.reshape((2, out_features / 2, rank * num_experts))?;
+                    b = halves.transpose(0, 1)?.contiguous()?.reshape((out_features, rank, num_experts))?;
+                }
+                let a = a.reshape((num_experts, rank, in_features))?;
+                Ok(ExpertLora { a, b: b.permute((2, 0, 1))?.contiguous()?, scale: *scale })
+            })
+            .collect()
+    }
 }
 
 impl Mlp {
@@ -29,9 +68,12 @@ impl Mlp {
                 let inner = swiglu(&gate.forward(x, dropout_key)?, &up.forward(x, dropout_key)?)?;
                 down.forward(&inner, dropout_key)
             }
-            Self::Experts(MixtureOfExperts { router, experts, experts_per_token }) => {
+            Self::Experts(MixtureOfExperts { router, experts, experts_per_token, gate_up, down }) => {
                 let routing = route(&router.forward(x)?, *experts_per_token)?;
-                Ok(experts.forward(x, &routing)?)
+                if gate_up.lora.is_empty() && down.lora.is_empty() {
+                    return Ok(experts.forward(x, &routing)?);
+                }
+                Ok(experts.forward_adapted(x, &routing, &gate_up.updates()?, &down.updates()?)?)
             }
         }
     }

@@ -9,6 +9,7 @@ mod mlp;
 mod nf4;
 mod projection;
 mod rope_scaling;
+mod whole;
 
 use std::sync::Arc;
 
@@ -20,9 +21,10 @@ use lathe_kernels::{
 
 pub use config::{ExpertsConfig, ModelConfig};
 pub use load::LoadFor;
-pub use mlp::{MixtureOfExperts, Mlp};
-pub use projection::{BaseLinear, LoraWeights, Projection};
+pub use mlp::{ExpertParameter, MixtureOfExperts, Mlp};
+pub use projection::{BaseLinear, Dora, LoraWeights, Projection};
 pub use rope_scaling::{RopeScaling, Yarn};
+pub use whole::Trainable;
 
 use crate::{Error, Result, gguf::QuantizedWeight};
 
@@ -300,5 +302,33 @@ impl Model {
             let Block { q, k, v, o, mlp, .. } = block;
             [q, k, v, o].into_iter().chain(mlp.projections_mut())
         })
+    }
+
+    /// The experts of every block that has some.
+    pub fn experts(&self) -> impl Iterator<Item = &MixtureOfExperts> {
+        self.blocks.iter().filter_map(|block| match &block.mlp {
+            Mlp::Experts(experts) => Some(experts),
+            Mlp::Dense { .. } => None,
+        })
+    }
+
+    pub fn experts_mut(&mut self) -> impl Iterator<Item = &mut MixtureOfExperts> {
+        self.blocks.iter_mut().filter_map(|block| match &mut block.mlp {
+            Mlp::Experts(experts) => Some(experts),
+            Mlp::Dense { .. } => None,
+        })
+    }
+
+    /// Takes the norms that DoRA divides by once and for all: nothing of the model changes from here on.
+    pub fn fix_dora_norms(&mut self) -> Result<()> {
+        for Projection { base, lora, .. } in self.projections_mut() {
+            for weights in lora {
+                if weights.dora.is_some() {
+                    let norms = base.adapted_row_norms(weights)?;
+                    weights.dora.iter_mut().for_each(|dora| dora.norms = Some(norms.clone()));
+                }
+            }
+        }
+        Ok(())
     }
 }

@@ -27,6 +27,16 @@ pub struct LoraWeights {
     /// `alpha / r`, or `alpha / sqrt(r)`.
     pub scale: f64,
     pub dropout: f64,
+    pub dora: Option<Dora>,
+}
+
+/// What DoRA adds to an adapter: the length of each row of the adapted weight, learned apart from its direction.
+#[derive(Clone)]
+pub struct Dora {
+    /// (O)
+    pub magnitude: Var,
+    /// The rows' norms (O), once A and B are final.
+    pub norms: Option<Tensor>,
 }
 
 /// A linear of a block, with the adapters on it.
@@ -61,6 +71,20 @@ impl BaseLinear {
         }
     }
 
+    /// The norms (O) of the rows of `W + scale · B A`, outside autograd.
+    pub fn adapted_row_norms(&self, lora: &LoraWeights) -> Result<Tensor> {
+        let LoraWeights { a, b, scale, .. } = lora;
+        Ok(match self {
+            Self::Dense(frozen) => frozen.adapted_row_norms(a, b, *scale)?,
+            Self::Trainable { weight, .. } => {
+                FrozenLinear::new(weight, None)?.adapted_row_norms(a, b, *scale)?
+            }
+            Self::Gguf { weight, .. } => {
+                FrozenLinear::new(&weight.dequantize()?, None)?.adapted_row_norms(a, b, *scale)?
+            }
+        })
+    }
+
     /// (O, C).
     pub fn shape(&self) -> Result<(usize, usize)> {
         Ok(match self {
@@ -75,18 +99,69 @@ impl Projection {
     /// (T,C) -> (T,O), adapters included.
     pub fn forward(&self, x: &Tensor, dropout_key: Option<u64>) -> Result<Tensor> {
         match (&self.base, self.lora.as_slice()) {
-            (BaseLinear::Dense(base), [lora]) => {
-                let LoraWeights { a, b, scale, dropout } = lora;
-                let dropout = dropout_key.filter(|_| *dropout > 0.0).map(|key| Dropout {
-                    probability: *dropout as f32,
-                    key: key ^ self.index.wrapping_mul(0xd6e8_feb8_6659_fd93),
-                });
-                Ok(LoraLinear::forward(base, x, a, b, *scale, dropout)?)
+            (base, [lora @ LoraWeights { dora: Some(dora), .. }]) => {
+                lora.with_magnitudes(dora, base, x, self.dropout(lora, dropout_key))
             }
-            (base, adapters) => adapters.iter().try_fold(base.forward(x)?, |y, lora| {
-                let low = x.matmul(&lora.a.t()?)?;
-                Ok((y + (low.matmul(&lora.b.t()?)? * lora.scale)?)?)
-            }),
+            (BaseLinear::Dense(base), [lora]) => {
+                let LoraWeights { a, b, scale, .. } = lora;
+                Ok(LoraLinear::forward(base, x, a, b, *scale, self.dropout(lora, dropout_key))?)
+            }
+            (base, adapters) => {
+                adapters.iter().try_fold(base.forward(x)?, |y, lora| Ok((y + lora.update(x)?)?))
+            }
         }
+    }
+
+    fn dropout(&self, lora: &LoraWeights, key: Option<u64>) -> Option<Dropout> {
+        key.filter(|_| lora.dropout > 0.0).map(|key| Dropout {
+            probability: lora.dropout as f32,
+            key: key ^ self.index.wrapping_mul(0xd6e8_feb8_6659_fd93),
+        })
+    }
+}
+
+impl LoraWeights {
+    /// `scale · (x Aᵀ) Bᵀ`: (T,C) -> (T,O).
+    fn update(&self, x: &Tensor) -> Result<Tensor> {
+        Ok((x.matmul(&self.a.t()?)?.matmul(&self.b.t()?)? * self.scale)?)
+    }
+
+    /// `m/‖V‖ · V x + b` with V = W + scale · B A; with dropout `m/‖V‖ · V d + W (x − d) + b`, d the rest of x.
+    ///
+    /// Gradient: reaches x, A, B and m; the norms are constants to it.
+    /// Source: DoRA, arXiv 2402.09353, as PEFT's `DoraLinearLayer` has it.
+    fn with_magnitudes(
+        &self,
+        dora: &Dora,
+        base: &BaseLinear,
+        x: &Tensor,
+        dropout: Option<Dropout>,
+    ) -> Result<Tensor> {
+        let norms = match &dora.norms {
+            Some(norms) => norms.clone(),
+            None => base.adapted_row_norms(self)?,
+        };
+        let factors = (dora.magnitude.as_tensor() / norms)?;
+        let dropped = dropout.map(|dropout| dropout.forward(x)).transpose()?;
+        let input = dropped.as_ref().unwrap_or(x);
+        let (product, bias) = match base {
+            BaseLinear::Dense(frozen) => {
+                let plain = frozen.without_bias();
+                let product = LoraLinear::forward(&plain, input, &self.a, &self.b, self.scale, None)?;
+                (product, frozen.bias())
+            }
+            BaseLinear::Trainable { weight, bias } => {
+                ((linear(input, weight)? + self.update(input)?)?, bias.as_ref().map(Var::as_tensor))
+            }
+            BaseLinear::Gguf { weight, bias } => {
+                ((weight.forward(input)? + self.update(input)?)?, bias.as_ref())
+            }
+        };
+        let y = product.broadcast_mul(&factors)?;
+        Ok(match (&dropped, bias) {
+            (Some(dropped), _) => (y + base.forward(&(x - dropped)?)?)?,
+            (None, Some(bias)) => y.broadcast_add(bias)?,
+            (None, None) => y,
+        })
     }
 }

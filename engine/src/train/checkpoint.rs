@@ -7,10 +7,10 @@ use lathe_kernels::AdamW;
 use lathe_protocol::ErrorCode;
 use serde::{Deserialize, Serialize};
 
-use super::step::Trainable;
 use crate::{
     Error, Result, adapter,
     files::{self, Values},
+    model::Trainable,
     weights::SafetensorsFolder,
 };
 

@@ -20,9 +20,10 @@ use lathe_protocol::{
 };
 use sha2::{Digest as _, Sha256};
 
+pub use crate::model::Trainable;
 pub use plan::{Plan, Window};
 pub use samples::Samples;
-pub use step::{PassOptions, Trainable, accumulate, evaluate, trainables};
+pub use step::{PassOptions, accumulate, evaluate, trainables};
 
 use crate::{
     Error, Result,
@@ -289,7 +290,7 @@ fn load_model(job: &TrainJob) -> Result<(Model, Option<PeftConfig>)> {
                 adapter::attach(&mut model, Path::new(folder))?
             } else {
                 lora::attach_fresh(&mut model, &config.lora, config.seed)?;
-                PeftConfig::new(&config.lora, model.config.family, &job.model_name)
+                PeftConfig::new(&config.lora, &model, &job.model_name)
             };
             peft_config.base_model_name_or_path = Some(job.model_name.clone());
             peft_config.inference_mode = true;

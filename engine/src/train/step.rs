@@ -7,64 +7,12 @@ use lathe_protocol::Method;
 use crate::{
     Result, adapter,
     batch::Batch,
-    model::{BaseLinear, Context, Embedding, Model, Norm, OutputHead},
+    model::{Context, Model, Trainable},
 };
-
-/// A tensor that learns.
-pub struct Trainable {
-    /// PEFT's name of an adapter tensor, Hugging Face's of a weight.
-    pub name: String,
-    pub var: Var,
-    /// Whether weight decay applies (all but norms and biases).
-    pub decays: bool,
-}
 
 /// Everything that learns under `method`, in a fixed order.
 pub fn trainables(model: &Model, method: Method) -> Vec<Trainable> {
-    let mut found = Vec::new();
-    let mut push =
-        |name: String, var: &Var, decays: bool| found.push(Trainable { name, var: var.clone(), decays });
-    if method != Method::Full {
-        for projection in model.projections() {
-            for lora in &projection.lora {
-                let (a_name, b_name) = adapter::tensor_names(projection);
-                push(a_name, &lora.a, true);
-                push(b_name, &lora.b, true);
-            }
-        }
-        return found;
-    }
-    if let Embedding::Trainable(table) = &model.embedding {
-        push("model.embed_tokens.weight".into(), table, true);
-    }
-    for (layer, block) in model.blocks.iter().enumerate() {
-        let norms = [
-            (Some(&block.input_norm), "input_layernorm"),
-            (Some(&block.post_attention_norm), "post_attention_layernorm"),
-            (block.q_norm.as_ref(), "self_attn.q_norm"),
-            (block.k_norm.as_ref(), "self_attn.k_norm"),
-        ];
-        for (norm, name) in norms {
-            if let Some(Norm::Trainable(weight)) = norm {
-                push(format!("model.layers.{layer}.{name}.weight"), weight, false);
-            }
-        }
-    }
-    for projection in model.projections() {
-        if let BaseLinear::Trainable { weight, bias } = &projection.base {
-            push(format!("{}.weight", projection.name), weight, true);
-            if let Some(bias) = bias {
-                push(format!("{}.bias", projection.name), bias, false);
-            }
-        }
-    }
-    if let Norm::Trainable(weight) = &model.final_norm {
-        push("model.norm.weight".into(), weight, false);
-    }
-    if let OutputHead::Own(BaseLinear::Trainable { weight, .. }) = &model.head {
-        push("lm_head.weight".into(), weight, true);
-    }
-    found
+    if method == Method::Full { model.whole_weights() } else { adapter::trainables(model) }
 }
 
 /// How one forward and backward is to be done.

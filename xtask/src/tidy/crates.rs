@@ -19,8 +19,8 @@ const ALLOWED: [(&str, &[&str]); 7] = [
 const FREE: [&str; 2] = ["xtask", "tests"];
 /// Crates that are not to be in these folders' programs, however far down.
 const WITHOUT_TENSORS: [&str; 3] = ["protocol", "host", "ui"];
-/// `protocol` is plain data: it builds for wasm.
-const PROTOCOL_USES: [&str; 2] = ["serde", "serde_json"];
+/// `protocol` is plain data and the rules of LoRA targets: it builds for wasm.
+const PROTOCOL_USES: [&str; 3] = ["fancy-regex", "serde", "serde_json"];
 
 /// Every folder of the workspace.
 pub fn folders() -> impl Iterator<Item = &'static str> {

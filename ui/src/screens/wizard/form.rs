@@ -1,7 +1,7 @@
 use std::collections::BTreeMap;
 
 use egui::{Response, Role, TextEdit, Ui, WidgetInfo, vec2};
-use lathe_protocol::{CONFIG_KEYS, ConfigKey, RunConfig};
+use lathe_protocol::{CONFIG_KEYS, ConfigKey, LoraTargets, RunConfig};
 use serde_json::Value;
 
 use crate::{
@@ -25,6 +25,8 @@ const GROUPS: [(&str, &[&str]); 6] = [
             "lora.dropout",
             "lora.targets",
             "lora.target_parameters",
+            "lora.layers",
+            "lora.modules_to_save",
             "lora.use_rslora",
             "lora.use_dora",
         ],
@@ -48,20 +50,15 @@ const GROUPS: [(&str, &[&str]); 6] = [
     ("Checkpoints", &["save_steps", "save_total_limit"]),
 ];
 
-/// Why a value belongs to a later version, by key and value; an empty value is any but the default.
-const LATER: [(&str, &str, &str); 3] = [
-    ("optimizer", "adamw8bit", "This version has no 8-bit optimizer yet"),
-    ("lora.use_dora", "true", "This version cannot train DoRA yet"),
-    ("lora.target_parameters", "", "This version cannot adapt experts yet"),
-];
+/// Why a value belongs to a later version, by key and value.
+const LATER: [(&str, &str, &str); 1] =
+    [("optimizer", "adamw8bit", "This version has no 8-bit optimizer yet")];
 
-/// Why the config holds something this version cannot do.
+/// Why the config cannot be: something this version cannot do, or settings that exclude each other.
 pub(super) fn refused(config: &RunConfig) -> Option<String> {
-    let held = |(key, value, _): &&(&str, &str, &str)| {
-        let text = text(config, key);
-        if value.is_empty() { !text.is_empty() } else { text == *value }
-    };
-    LATER.iter().find(held).map(|(key, _, why)| format!("{key}: {why}"))
+    let held = LATER.iter().find(|(key, value, _)| text(config, key) == *value);
+    held.map(|(key, _, why)| format!("{key}: {why}"))
+        .or_else(|| LoraTargets::new(&config.lora).err().map(|error| error.message))
 }
 
 fn later(key: &str, value: &str) -> Option<&'static str> {
@@ -102,17 +99,12 @@ impl ConfigForm {
         let options = options(key);
         match value {
             Value::Bool(mut on) => {
-                let why = later(key.name, "true");
-                let enabled = why.is_none() || on;
-                let response = ui.add_enabled_ui(enabled, |ui| switch(ui, &mut on, "")).inner;
-                response.widget_info(|| WidgetInfo::selected(Role::Switch, enabled, on, name));
+                let response = switch(ui, &mut on, "");
+                response.widget_info(|| WidgetInfo::selected(Role::Switch, true, on, name));
                 if response.changed() {
                     put(config, key, &on.to_string());
                 }
-                match why {
-                    Some(why) => response.on_disabled_hover_text(why),
-                    None => response,
-                }
+                response
             }
             Value::String(value) if !options.is_empty() => {
                 let mut chosen = None;
@@ -151,7 +143,6 @@ impl ConfigForm {
         let draft = self.drafts.get(key.name);
         let mut written = draft.map_or_else(|| text(config, key.name), |draft| draft.text.clone());
         let is_wrong = draft.is_some_and(|draft| draft.problem.is_some());
-        let why = later(key.name, "");
         let response = ui
             .scope(|ui| {
                 if is_wrong {
@@ -164,13 +155,13 @@ impl ConfigForm {
                 let edit = TextEdit::singleline(&mut written)
                     .id_salt(key.name)
                     .desired_width(width)
-                    .hint_text(if why.is_some() { "Not in this version" } else { "None" })
+                    .hint_text("None")
                     .margin(vec2(space::S + 2.0, 7.0))
                     .min_size(vec2(width, CONTROL_HEIGHT));
-                ui.add_enabled(why.is_none(), edit)
+                ui.add(edit)
             })
             .inner;
-        response.widget_info(|| WidgetInfo::labeled(Role::TextInput, why.is_none(), name));
+        response.widget_info(|| WidgetInfo::labeled(Role::TextInput, true, name));
         if response.changed() {
             let problem = set(config, key, &written).err();
             self.drafts.insert(key.name, Draft { text: written, problem });
@@ -178,10 +169,7 @@ impl ConfigForm {
             // From here on it reads as the config has it.
             self.drafts.remove(key.name);
         }
-        match why {
-            Some(why) => response.on_disabled_hover_text(why),
-            None => response,
-        }
+        response
     }
 
     /// Why what is written for the key cannot be.
