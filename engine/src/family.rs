@@ -1,5 +1,9 @@
 //! What follows from a model's architecture: the one place that tells the families apart.
 
+mod explain;
+
+pub use explain::explain;
+
 use crate::{Error, Result};
 
 /// The architectures that Lathe trains and runs.

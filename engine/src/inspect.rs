@@ -7,7 +7,7 @@ use lathe_protocol::{
 };
 
 use crate::{
-    Error, Result, adapter, data, files,
+    Error, Result, adapter, data, family, files,
     model::{LoadFor, Model},
     preflight, prepare,
     text_files::TextFiles,
@@ -53,6 +53,7 @@ pub fn describe(path: &Path) -> Result<ModelDetails> {
         dtypes: weights.dtypes(),
         has_chat_template: text_files.template.is_some(),
         default_targets: config.family.default_targets().iter().copied().map(String::from).collect(),
+        consequences: family::explain(&config, &weights, &text_files),
         files,
     })
 }

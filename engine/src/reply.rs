@@ -9,7 +9,7 @@ use lathe_protocol::{ReplyChannel, ReplyDelta};
 use tokenizers::Tokenizer;
 
 pub use self::{
-    harmony::{ANSWER_AT_ONCE, HarmonySplitter, MESSAGE_END, STOPS},
+    harmony::{ANSWER_AT_ONCE, HarmonySplitter, MESSAGE_END, SIGNS as HARMONY_SIGNS, STOPS},
     tags::TagSplitter,
 };
 use crate::{

@@ -16,11 +16,20 @@ use crate::{
     data::Chat,
     files::{read_json, read_maybe_gzip},
     gguf_tokenizer::GgufTokenizer,
-    reply::{MESSAGE_END, ReplyForm, STOPS},
+    reply::{HARMONY_SIGNS, MESSAGE_END, ReplyForm, STOPS},
     template::{ChatTemplate, RenderOptions},
 };
 
-/// ChatML with generation tags, for models that bring no template.
+/// Templates for models that bring none: what knows these tokens writes so.
+const BY_TOKENS: [(&[&str], &str, &str); 2] = [
+    (&HARMONY_SIGNS, include_str!("../../chat_templates/gptoss.jinja"), "Harmony"),
+    (
+        &["<|im_start|>", "<think>", "</think>"],
+        include_str!("../../chat_templates/qwen3.jinja"),
+        "ChatML with thoughts",
+    ),
+];
+/// For all others.
 const CHATML: &str = include_str!("../../chat_templates/chatml_training.jinja");
 const CHATML_END: &str = "<|im_end|>";
 
@@ -138,13 +147,9 @@ impl TextFiles {
         let (bos, eos) = (special("bos_token"), special("eos_token"));
         let template =
             template.map(|(source, origin)| ChatTemplate::new(&source, origin, &specials)).transpose()?;
-        // A model that never saw ChatML's end token has no single token for it; its own end token is one.
-        let chatml = match &eos {
-            Some(eos) if tokenizer.token_to_id(CHATML_END).is_none() => CHATML.replace(CHATML_END, &eos.text),
-            _ => CHATML.to_string(),
-        };
-        let fallback_template =
-            ChatTemplate::new(&chatml, "ChatML, as the model brings no template", &specials)?;
+        let (source, name) = fallback_template(&tokenizer, eos.as_ref());
+        let origin = format!("{name}, as the model brings no template");
+        let fallback_template = ChatTemplate::new(&source, origin, &specials)?;
         let mut text_files = Self {
             tokenizer: Arc::new(tokenizer),
             template,
@@ -169,7 +174,7 @@ impl TextFiles {
         Ok(text_files)
     }
 
-    /// The model's template, or ChatML for a model without one.
+    /// The model's template, or the one its tokens ask for, which is ChatML for most.
     pub fn chat_template(&self) -> &ChatTemplate {
         self.template.as_ref().unwrap_or(&self.fallback_template)
     }
@@ -208,6 +213,19 @@ impl TextFiles {
 pub fn is_special(tokenizer: &Tokenizer, id: u32) -> bool {
     let vocabulary = tokenizer.get_added_vocabulary();
     vocabulary.simple_id_to_token(id).is_some_and(|text| vocabulary.is_special_token(&text))
+}
+
+/// Source and name of what a model without a template is taken to speak.
+fn fallback_template(tokenizer: &Tokenizer, eos: Option<&SpecialToken>) -> (String, &'static str) {
+    let knows = |token: &&str| tokenizer.token_to_id(token).is_some();
+    if let Some((_, source, name)) = BY_TOKENS.iter().find(|(tokens, ..)| tokens.iter().all(knows)) {
+        return ((*source).to_owned(), name);
+    }
+    match eos {
+        // A model that never saw ChatML's end token has no single token for it; its own end token is one.
+        Some(eos) if !knows(&CHATML_END) => (CHATML.replace(CHATML_END, &eos.text), "ChatML"),
+        _ => (CHATML.to_owned(), "ChatML"),
+    }
 }
 
 /// What the tokenizer's post-processor puts before and after a text.
@@ -328,6 +346,36 @@ mod tests {
             "<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\nHello<|im_end|>\n"
         );
         assert_eq!(text_files.stop_ids, [2]);
+    }
+
+    #[test]
+    fn a_model_without_a_template_speaks_as_its_tokens_tell() {
+        let hello_with = |tokens: &[&str]| {
+            let model = folder(&[]);
+            let path = model.path().join("tokenizer.json");
+            let mut tokenizer: Value = read_json(&path).unwrap();
+            let added = tokenizer["added_tokens"].as_array_mut().unwrap();
+            for (index, token) in tokens.iter().enumerate() {
+                let mut entry = added[0].clone();
+                (entry["id"], entry["content"]) = (json!(5000 + index), json!(token));
+                added.push(entry);
+            }
+            std::fs::write(&path, tokenizer.to_string()).unwrap();
+            let text_files = TextFiles::open(model.path()).unwrap();
+            (hello(&text_files), text_files.reply_form(), text_files.supports_effort())
+        };
+        let (text, form, has_effort) = hello_with(&["<|start|>", "<|channel|>", "<|message|>", "<|return|>"]);
+        assert!(text.ends_with(
+            "<|start|>user<|message|>Hi<|end|><|start|>assistant<|channel|>final<|message|>Hello<|return|>"
+        ));
+        assert_eq!((form, has_effort), (ReplyForm::Harmony, true));
+        let (text, form, has_effort) = hello_with(&["<think>", "</think>"]);
+        assert_eq!(
+            text,
+            "<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n<think>\n\n</think>\n\nHello<|im_end|>\n"
+        );
+        assert_eq!((form, has_effort), (ReplyForm::Tagged, false));
+        assert_eq!(hello_with(&["<|start|>", "<|message|>"]).1, ReplyForm::Plain);
     }
 
     #[test]

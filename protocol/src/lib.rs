@@ -30,9 +30,9 @@ pub use frame::{handshake, read_frame, write_frame};
 pub use job::{ChatJob, DataJob, EvalJob, Job, LogitsJob, Request, TrainJob};
 pub use link::EngineLink;
 pub use report::{
-    AdapterEntry, AdapterUpdate, CheckStatus, ColumnView, DataReport, DatasetShape, DoctorCheck, FolderEntry,
-    FolderView, Gpu, Hardware, LengthStats, LogLine, MetricPoint, ModelDetails, ModelEntry, ModelFile,
-    ModelProblem, Place, RowIssue, RowView, RunDetails, RunEntry, RunStatus, StopThen, TokenView,
+    AdapterEntry, AdapterUpdate, CheckStatus, ColumnView, Consequence, DataReport, DatasetShape, DoctorCheck,
+    FolderEntry, FolderView, Gpu, Hardware, LengthStats, LogLine, MetricPoint, ModelDetails, ModelEntry,
+    ModelFile, ModelProblem, Place, RowIssue, RowView, RunDetails, RunEntry, RunStatus, StopThen, TokenView,
 };
 pub use settings::{Secret, Settings, SettingsView, Theme, TokenStatus};
 pub use targets::{LoraTargets, REGEX_PREFIX, ends_in, is_saved, layers_text, matches_pattern, parse_layers};

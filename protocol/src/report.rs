@@ -73,7 +73,17 @@ pub struct ModelDetails {
     pub has_chat_template: bool,
     /// What LoRA adapts by default.
     pub default_targets: Vec<String>,
+    /// What else its choice decides.
+    pub consequences: Vec<Consequence>,
     pub files: Vec<ModelFile>,
+}
+
+/// Something that follows from the choice of a model, in plain words.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Consequence {
+    /// E.g. `Weights`.
+    pub topic: String,
+    pub text: String,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

@@ -11,8 +11,8 @@ use egui_kittest::{
     kittest::{NodeT, Queryable},
 };
 use lathe_protocol::{
-    Command, CommandBody, ErrorCode, ErrorInfo, EventBody, ModelEntry, RunConfig, Schedule, TrainRequest,
-    TrainStart,
+    Command, CommandBody, Consequence, ErrorCode, ErrorInfo, EventBody, ModelDetails, ModelEntry, RunConfig,
+    Schedule, TrainRequest, TrainStart,
 };
 use lathe_ui::Route;
 use support::{
@@ -473,4 +473,39 @@ fn the_steps_fit_other_windows() {
     pictures(Theme::Light, Vec2::new(1920.0, 1080.0), "large", false);
     pictures(Theme::Dark, Vec2::new(1000.0, 1400.0), "narrow", false);
     pictures(Theme::Light, Vec2::new(1280.0, 2600.0), "tall", false);
+}
+
+#[test]
+fn what_follows_from_a_model_is_told_once_it_is_chosen() {
+    let told = |name: &str| {
+        let entry = fixtures::models().into_iter().find(|entry| entry.name == name)?;
+        Some(ModelDetails {
+            name: entry.name,
+            path: entry.path,
+            architecture: entry.architecture?,
+            parameters: entry.parameters?,
+            size_bytes: entry.size_bytes,
+            shape: entry.shape?,
+            dtypes: [("BF16".to_owned(), 272)].into(),
+            has_chat_template: true,
+            default_targets: vec!["q_proj".into()],
+            consequences: vec![Consequence {
+                topic: "Replies".into(),
+                text: "All of a reply is the answer.".into(),
+            }],
+            files: Vec::new(),
+        })
+    };
+    let answer = move |command: &Command, script: &mut Script| {
+        let CommandBody::ModelsShow { model } = &command.body else { return false };
+        script.answer(command.job, EventBody::ModelDetails(Box::new(told(model).unwrap())));
+        true
+    };
+    let (mut harness, link) = open_with(Theme::Light, Vec2::new(1280.0, 1700.0), answer);
+    assert!(harness.query_by_label("All of a reply is the answer.").is_none());
+    click(&mut harness, MODEL);
+    harness.get_by_label("What follows from SmolLM2-135M-Instruct");
+    harness.get_by_label("All of a reply is the answer.");
+    let asked = |command: &Command| matches!(command.body, CommandBody::ModelsShow { .. });
+    assert_eq!(link.script.borrow().sent.iter().filter(|command| asked(command)).count(), 1);
 }

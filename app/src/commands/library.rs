@@ -82,6 +82,14 @@ pub fn model(session: &mut Session, model: String) -> Outcome {
         ("LoRA adapts", model.default_targets.join(", ")),
         ("Path", model.path.clone()),
     ];
+    // The targets have a line of their own.
+    lines.extend(
+        model
+            .consequences
+            .iter()
+            .filter(|told| told.topic != "LoRA")
+            .map(|told| (told.topic.as_str(), told.text.clone())),
+    );
     for (index, file) in model.files.iter().enumerate() {
         let name = if index == 0 { "Files" } else { "" };
         lines.push((name, format!("{}  {}", file.name, bytes(file.size_bytes))));

@@ -20,7 +20,7 @@ const CALL: &str = "<|call|>";
 pub(super) const MARKERS: [&str; 7] = [START, CHANNEL, MESSAGE, CONSTRAIN, END, RETURN, CALL];
 
 /// A model that knows these writes Harmony.
-pub(super) const SIGNS: [&str; 3] = [START, CHANNEL, MESSAGE];
+pub const SIGNS: [&str; 3] = [START, CHANNEL, MESSAGE];
 /// These end a reply.
 pub const STOPS: [&str; 2] = [RETURN, CALL];
 /// This ends a message: the next one follows.

@@ -31,6 +31,16 @@ impl Wizard {
             "Fine-tuning teaches a model that already speaks. Bigger ones know more and answer better; smaller ones train and answer faster, and fit more machines.",
         );
         text(ui, "Start small: if a small model learns your task halfway, a bigger one will learn it well.");
+        if let Some(details) = &self.details.value {
+            topic(ui, &format!("What follows from {}", format::file_name(&details.name)));
+            for told in &details.consequences {
+                ui.vertical(|ui| {
+                    ui.spacing_mut().item_spacing.y = 1.0;
+                    ui.label(&told.topic);
+                    ui.label(theme::small(ui, &told.text));
+                });
+            }
+        }
         topic(ui, "The badges");
         let memory = store.memory_bytes().map_or_else(|| "this machine’s memory".into(), format::gib);
         text(

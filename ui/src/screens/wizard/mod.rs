@@ -15,7 +15,7 @@ mod review;
 mod rows;
 
 use egui::{CentralPanel, Frame, Margin, Panel, ScrollArea, Ui};
-use lathe_protocol::{CommandBody, DataReport, Event, EventBody, RunConfig};
+use lathe_protocol::{CommandBody, DataReport, Event, EventBody, ModelDetails, RunConfig};
 
 use self::{
     files::Purpose,
@@ -92,6 +92,9 @@ pub struct Wizard {
     furthest: Step,
     choices: Choices,
     model_search: String,
+    /// The chosen model, by name, and what its choice decides.
+    explained: Option<String>,
+    details: Asked<Box<ModelDetails>>,
     /// Of the model imported last.
     import: Asked<String>,
     preflight: Preflight,
@@ -114,6 +117,10 @@ impl Wizard {
         }
         self.preflight.apply(event);
         self.rows.apply(event);
+        self.details.apply(event, |body| match body {
+            EventBody::ModelDetails(details) => Some(details.clone()),
+            _ => None,
+        });
         let import_ended = self.import.apply(event, |body| match body {
             EventBody::Models { models } => models.first().map(|model| model.name.clone()),
             _ => None,
@@ -205,8 +212,16 @@ impl Wizard {
         self.furthest = self.furthest.max(step);
     }
 
-    /// Asks what the choices make necessary: the data's report, and the rows around the one in sight.
+    /// Asks what the choices make necessary: what the model decides, the data's report, and the rows around the one in sight.
     fn follow_choices(&mut self, ui: &Ui, store: &Store, out: &mut Outbox) {
+        let usable = self.choices.model.clone().filter(|_| self.blocked(Step::Model, store).is_none());
+        if self.explained != usable {
+            self.explained.clone_from(&usable);
+            self.details.clear(out);
+            if let Some(model) = usable {
+                self.details.ask(out, CommandBody::ModelsShow { model });
+            }
+        }
         let question = self.question(store);
         self.preflight.follow(ui, question.as_ref(), out);
         self.rows.follow(question.as_ref(), self.preflight.report(), out);
