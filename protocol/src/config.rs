@@ -248,7 +248,11 @@ pub const CONFIG_KEYS: &[ConfigKey] = &[
         "names, all-linear, none, or regex:PATTERN",
         "Linears to adapt; empty means the family's default",
     ),
-    key("lora.target_parameters", "names, e.g. mlp.experts.down_proj", "Tensors of experts and router to adapt"),
+    key(
+        "lora.target_parameters",
+        "names, e.g. mlp.experts.down_proj",
+        "Tensors of experts and router to adapt",
+    ),
     key("lora.layers", "layers, e.g. 0-7, 12", "Layers to adapt; empty means all"),
     key(
         "lora.modules_to_save",

@@ -7,7 +7,6 @@ use super::{LoraWeights, Projection};
 use crate::Result;
 
 /// What follows attention in a block.
-#[expect(clippy::large_enum_variant, reason = "there is one a layer, and most are dense")]
 pub enum Mlp {
     Dense { gate: Projection, up: Projection, down: Projection },
     Experts(MixtureOfExperts),
