@@ -71,9 +71,9 @@ impl PeftConfig {
     pub fn new(config: &LoraConfig, model: &Model, base_model: &str) -> Self {
         let LoraConfig { layers, target_parameters, modules_to_save, .. } = config;
         // PEFT's layers are for modules alone, so parameters of some layers are named in full.
-        let adapted = model.experts().flat_map(|experts| [&experts.gate_up, &experts.down]);
-        let adapted = adapted.filter(|parameter| !parameter.lora.is_empty());
-        let in_full: Vec<String> = adapted.map(|parameter| parameter.name.clone()).collect();
+        let adapted = model.experts().flat_map(MixtureOfExperts::parameters);
+        let adapted = adapted.filter(|(_, adapters)| !adapters.is_empty());
+        let in_full: Vec<String> = adapted.map(|(name, _)| name).collect();
         let some = |names: &[String]| (!names.is_empty()).then(|| names.to_vec());
         Self {
             peft_type: "LORA".into(),
@@ -134,7 +134,8 @@ pub fn trainables(model: &Model) -> Vec<Trainable> {
     let mut found = Vec::new();
     let mut push =
         |name, var: &candle_core::Var| found.push(Trainable { name, var: var.clone(), decays: true });
-    for projection in model.projections() {
+    let routers = model.experts().map(|experts| &experts.router);
+    for projection in model.projections().chain(routers) {
         if let Some(lora) = projection.lora.first() {
             let [a, b, magnitude] = tensor_names(&projection.name);
             push(a, &lora.a);

@@ -7,7 +7,7 @@ use rand::Rng as _;
 use crate::{
     Error, Result, adapter,
     family::ModelFamily,
-    model::{Dora, LoraWeights, Model},
+    model::{Dora, LoraWeights, MixtureOfExperts, Model},
     rng,
 };
 
@@ -63,6 +63,12 @@ pub fn attach_fresh(model: &mut Model, config: &LoraConfig, seed: u64) -> Result
         projection.lora.push(lora);
     }
     for experts in model.experts_mut() {
+        let [(router, _), ..] = experts.parameters();
+        if targets.has_parameter(&router) {
+            let (num_experts, hidden_size) = experts.router.base.shape()?;
+            let lora = fresh(config.r, hidden_size, num_experts, experts.router.index)?;
+            experts.router.lora.push(lora);
+        }
         for parameter in [&mut experts.gate_up, &mut experts.down] {
             if targets.has_parameter(&parameter.name) {
                 let rows = config.r * parameter.num_experts;
@@ -86,11 +92,9 @@ pub fn attach_fresh(model: &mut Model, config: &LoraConfig, seed: u64) -> Result
 /// Errors: a name in the config that nothing of the model has, with what there is.
 fn check_matches(model: &Model, config: &LoraConfig) -> Result<()> {
     let linears: Vec<&str> = model.projections().map(|projection| projection.name.as_str()).collect();
-    let parameters: Vec<&str> = model
-        .experts()
-        .flat_map(|experts| [&experts.gate_up, &experts.down])
-        .map(|parameter| parameter.name.as_str())
-        .collect();
+    let parameters: Vec<String> =
+        model.experts().flat_map(MixtureOfExperts::parameters).map(|(name, _)| name).collect();
+    let parameters: Vec<&str> = parameters.iter().map(String::as_str).collect();
     let refuse = |message: String, existing: &[&str], parts: usize| {
         let mut existing: Vec<&str> = existing.iter().map(|path| last_parts(path, parts)).collect();
         existing.sort_unstable();
@@ -108,7 +112,7 @@ fn check_matches(model: &Model, config: &LoraConfig) -> Result<()> {
     }
     for name in &config.target_parameters {
         if !parameters.iter().any(|parameter| ends_in(parameter, name)) {
-            let message = format!("lora.target_parameters: {name:?} matches no expert tensor of the model");
+            let message = format!("lora.target_parameters: {name:?} matches no tensor of the experts");
             if parameters.is_empty() {
                 return Err(Error::invalid(ErrorCode::Usage, message)
                     .hint("it has no experts: name linears in lora.targets"));

@@ -66,6 +66,11 @@ fn kinds() -> Vec<(&'static str, &'static str, LoraConfig)> {
                 ..rank_4(&["q_proj"])
             },
         ),
+        (
+            "tiny-gpt-oss",
+            "router",
+            LoraConfig { target_parameters: names(&["mlp.router.weight"]), ..rank_4(&["q_proj"]) },
+        ),
         ("tiny-qwen3-moe", "attention", rank_4(&["all-linear"])),
         ("tiny-gpt-oss", "dora-bias", LoraConfig { use_dora: true, use_rslora: true, ..rank_4(&attention) }),
         ("tiny-qwen3", "layers", LoraConfig { layers: vec![1], ..rank_4(&["k_proj", "o_proj"]) }),
@@ -209,13 +214,13 @@ fn what_matches_nothing_is_refused_with_what_there_is() {
     check(
         "tiny-gpt-oss",
         parameters("experts.gate_proj"),
-        "lora.target_parameters: \"experts.gate_proj\" matches no expert tensor of the model",
-        "it has mlp.experts.down_proj, mlp.experts.gate_up_proj",
+        "lora.target_parameters: \"experts.gate_proj\" matches no tensor of the experts",
+        "it has mlp.experts.down_proj, mlp.experts.gate_up_proj, mlp.router.weight",
     );
     check(
         "tiny-qwen3",
         parameters("mlp.experts.down_proj"),
-        "lora.target_parameters: \"mlp.experts.down_proj\" matches no expert tensor of the model",
+        "lora.target_parameters: \"mlp.experts.down_proj\" matches no tensor of the experts",
         "it has no experts: name linears in lora.targets",
     );
     check(

@@ -104,13 +104,15 @@ fn lora_logits_equal_those_of_peft() {
 }
 
 /// (model, adapter of tests/golden/kinds.py, what the base is loaded for while it learns).
-const KINDS: [(&str, &str, LoadFor); 16] = [
+const KINDS: [(&str, &str, LoadFor); 18] = [
     ("tiny-gpt-oss", "experts", LoadFor::Lora),
     ("tiny-gpt-oss", "experts-down", LoadFor::Lora),
+    ("tiny-gpt-oss", "router", LoadFor::Lora),
     ("tiny-gpt-oss", "dora-bias", LoadFor::Lora),
     ("tiny-gpt-oss", "whole", LoadFor::Lora),
     ("tiny-gpt-oss-mxfp4", "experts", LoadFor::Lora),
     ("tiny-qwen3-moe", "attention", LoadFor::Lora),
+    ("tiny-qwen3-moe", "all-linear", LoadFor::Lora),
     ("tiny-qwen3-moe", "experts", LoadFor::Lora),
     ("tiny-qwen3-moe", "experts-in", LoadFor::Lora),
     ("tiny-qwen3-moe", "whole-tied", LoadFor::Lora),

@@ -132,12 +132,14 @@ fn eight_steps_of_gpt_oss_equal_those_of_peft() {
 }
 
 /// (model, adapter of tests/golden/kinds.py).
-const KINDS: [(&str, &str); 11] = [
+const KINDS: [(&str, &str); 13] = [
     ("tiny-gpt-oss", "experts"),
+    ("tiny-gpt-oss", "router"),
     ("tiny-gpt-oss", "dora-bias"),
     ("tiny-gpt-oss", "whole"),
     ("tiny-gpt-oss-mxfp4", "experts"),
     ("tiny-qwen3-moe", "attention"),
+    ("tiny-qwen3-moe", "all-linear"),
     ("tiny-qwen3-moe", "experts"),
     ("tiny-qwen3-moe", "whole-tied"),
     ("tiny-qwen3-moe", "whole-tied-both"),

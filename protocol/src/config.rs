@@ -55,7 +55,7 @@ pub struct LoraConfig {
     /// Module names to adapt, e.g. `q_proj`; or one of: `regex:` and a pattern of whole paths, `all-linear` (every
     /// linear of the blocks), `none`. Empty means the family's default.
     pub targets: Vec<String>,
-    /// Expert tensors to adapt (mixture-of-experts models), e.g. `mlp.experts.down_proj`.
+    /// Tensors of experts and router to adapt (mixture-of-experts models), e.g. `mlp.experts.down_proj`.
     pub target_parameters: Vec<String>,
     /// Layers to adapt, PEFT's `layers_to_transform`; empty means all.
     pub layers: Vec<usize>,
@@ -248,7 +248,11 @@ pub const CONFIG_KEYS: &[ConfigKey] = &[
         "names, all-linear, none, or regex:PATTERN",
         "Linears to adapt; empty means the family's default",
     ),
-    key("lora.target_parameters", "names, e.g. mlp.experts.down_proj", "Expert tensors to adapt"),
+    key(
+        "lora.target_parameters",
+        "names, e.g. mlp.experts.down_proj",
+        "Tensors of experts and router to adapt",
+    ),
     key("lora.layers", "layers, e.g. 0-7, 12", "Layers to adapt; empty means all"),
     key(
         "lora.modules_to_save",

@@ -178,6 +178,11 @@ impl ModelShape {
                     sizes.expert_outputs += num_experts * rank * outputs;
                 }
             }
+            let adapts_router = ["gate", "router"]
+                .iter()
+                .any(|name| targets.has_parameter(&format!("model.layers.{layer}.mlp.{name}.weight")));
+            sizes.linears +=
+                if adapts_router && num_experts > 0 { rank * (self.hidden() + num_experts) } else { 0 };
             for norm in ["input_layernorm", "post_attention_layernorm"] {
                 let learns = is_saved(&format!("model.layers.{layer}.{norm}"), &lora.modules_to_save);
                 sizes.norms += if learns { self.hidden() } else { 0 };

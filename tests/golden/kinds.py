@@ -11,6 +11,8 @@ expected_train.json                              {config, steps: [{loss, grad_no
 | experts       | `target_parameters`: both stacks of expert matrices                             |
 | experts-down  | the down matrices alone, of layer 1, with attention                             |
 | experts-in    | gate and up alone                                                               |
+| router        | the router, a parameter to PEFT, with attention                                 |
+| all-linear    | what PEFT makes of it for Qwen3: attention, router, and experts of twice the rank |
 | rslora        | q, v with `use_rslora`                                                          |
 | dora          | q, v, down with `use_dora`; -bias: attention with biases, and rsLoRA            |
 | dora-nf4      | the same on weights rounded to NF4                                              |
@@ -45,6 +47,8 @@ LEARNT = [
     Kind("tiny-qwen3", "dora-nf4", ["q_proj", "v_proj", "down_proj"], dict(use_dora=True), "qlora"),
     Kind("tiny-gpt-oss", "dora-bias", ATTENTION, dict(use_dora=True, use_rslora=True)),
     Kind("tiny-gpt-oss", "whole", ["q_proj"], dict(modules_to_save=WHOLE)),
+    Kind("tiny-gpt-oss", "router", ["q_proj"], dict(target_parameters=["mlp.router.weight"])),
+    Kind("tiny-qwen3-moe", "all-linear", "all-linear"),
     Kind("tiny-qwen3-moe", "whole-tied", ["q_proj"], dict(modules_to_save=["embed_tokens"])),
     Kind("tiny-qwen3-moe", "whole-tied-both", ["q_proj"], dict(modules_to_save=["embed_tokens", "lm_head"])),
 ]

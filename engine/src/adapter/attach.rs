@@ -36,6 +36,13 @@ pub fn attach(model: &mut Model, folder: &Path) -> Result<PeftConfig> {
     let targets = config.target_parameters.as_deref().unwrap_or_default();
     for experts in model.experts_mut() {
         let is_target = |parameter: &str| targets.iter().any(|target| ends_in(parameter, target));
+        let [(router, _), ..] = experts.parameters();
+        if is_target(&router) {
+            let (num_experts, hidden_size) = experts.router.base.shape()?;
+            let lora = stored.lora(&experts.router.name, &router, [1, num_experts, hidden_size])?;
+            num_attached += usize::from(lora.is_some());
+            experts.router.lora.extend(lora);
+        }
         let modules = expert_modules(experts, is_target(&experts.down.name));
         for (parameter, module) in [&mut experts.gate_up, &mut experts.down].into_iter().zip(&modules) {
             let shape = [parameter.num_experts, parameter.out_features, parameter.in_features];

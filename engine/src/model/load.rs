@@ -271,6 +271,7 @@ impl Loader<'_, '_> {
             let experts = Experts::new((gate_up, &gate_up_bias), (down, &down_bias), activation)?;
             (FrozenLinear::new(&router, Some(&router_bias))?, experts)
         };
+        let router_name = if self.config.family == ModelFamily::Qwen3Moe { "gate" } else { "router" };
         let parameter = |name: &str, out_features, in_features, index| ExpertParameter {
             name: format!("{module}.experts.{name}"),
             num_experts,
@@ -278,11 +279,16 @@ impl Loader<'_, '_> {
             in_features,
             in_halves: self.config.family == ModelFamily::Qwen3Moe && name == "gate_up_proj",
             lora: Vec::new(),
-            // The places that gate and up have in a dense block.
+            // The places that a dense block's linears have.
             index: layer as u64 * 7 + index,
         };
         Ok(MixtureOfExperts {
-            router,
+            router: Projection {
+                name: format!("{module}.{router_name}"),
+                base: BaseLinear::Dense(router),
+                lora: Vec::new(),
+                index: layer as u64 * 7 + 7,
+            },
             experts: Arc::new(experts),
             experts_per_token,
             gate_up: parameter("gate_up_proj", 2 * intermediate_size, hidden_size, 5),

@@ -1,13 +1,12 @@
 use std::sync::Arc;
 
 use candle_core::Tensor;
-use lathe_kernels::{ExpertLora, Experts, FrozenLinear, route, swiglu};
+use lathe_kernels::{ExpertLora, Experts, route, swiglu};
 
 use super::{LoraWeights, Projection};
 use crate::Result;
 
 /// What follows attention in a block.
-#[expect(clippy::large_enum_variant, reason = "there is one a layer, and most are dense")]
 pub enum Mlp {
     Dense { gate: Projection, up: Projection, down: Projection },
     Experts(MixtureOfExperts),
@@ -16,7 +15,7 @@ pub enum Mlp {
 /// A router and the experts it chooses from, all frozen but for the adapters.
 pub struct MixtureOfExperts {
     /// (T,C) -> (T,E).
-    pub router: FrozenLinear,
+    pub router: Projection,
     pub experts: Arc<Experts>,
     pub experts_per_token: usize,
     /// C -> 2I.
@@ -38,6 +37,18 @@ pub struct ExpertParameter {
     pub lora: Vec<LoraWeights>,
     /// Its place among the model's projections.
     pub index: u64,
+}
+
+impl MixtureOfExperts {
+    /// What PEFT adapts as parameters, by name, with the adapters on it: the router is no linear to it.
+    pub fn parameters(&self) -> [(String, &[LoraWeights]); 3] {
+        let Self { router, gate_up, down, .. } = self;
+        [
+            (format!("{}.weight", router.name), &router.lora),
+            (gate_up.name.clone(), &gate_up.lora),
+            (down.name.clone(), &down.lora),
+        ]
+    }
 }
 
 impl ExpertParameter {
@@ -69,7 +80,7 @@ impl Mlp {
                 down.forward(&inner, dropout_key)
             }
             Self::Experts(MixtureOfExperts { router, experts, experts_per_token, gate_up, down }) => {
-                let routing = route(&router.forward(x)?, *experts_per_token)?;
+                let routing = route(&router.forward(x, None)?, *experts_per_token)?;
                 if gate_up.lora.is_empty() && down.lora.is_empty() {
                     return Ok(experts.forward(x, &routing)?);
                 }
@@ -97,9 +108,8 @@ impl Mlp {
     pub(super) fn num_expert_parameters(&self) -> usize {
         match self {
             Self::Dense { .. } => 0,
-            Self::Experts(MixtureOfExperts { router, experts, .. }) => {
-                let (num_experts, hidden_size) = router.shape();
-                num_experts * hidden_size + experts.num_parameters()
+            Self::Experts(MixtureOfExperts { gate_up, experts, .. }) => {
+                gate_up.num_experts * gate_up.in_features + experts.num_parameters()
             }
         }
     }

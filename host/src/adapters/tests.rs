@@ -33,6 +33,23 @@ pub(crate) fn write_safetensors(path: &Path, tensors: &[(&str, &[u64])]) {
 }
 
 #[test]
+fn stacked_ranks_of_experts_are_sound_where_parameters_are_targeted() {
+    let dir = tempfile::tempdir().unwrap();
+    write_adapter(dir.path());
+    let experts = "base_model.model.model.layers.0.mlp.experts";
+    let (a, b) = (format!("{experts}.lora_A.weight"), format!("{experts}.lora_B.weight"));
+    write_safetensors(&dir.path().join(WEIGHTS), &[(&a, &[8, 3]), (&b, &[5, 8])]);
+    let found = || entry("experts", dir.path());
+    assert!(found().problem.unwrap().contains("does not fit r = 2"));
+    let config = r#"{"peft_type": "LORA", "r": 2, "lora_alpha": 4, "target_modules": null,
+        "target_parameters": ["mlp.experts.down_proj"]}"#;
+    fs::write(dir.path().join(CONFIG), config).unwrap();
+    assert_eq!((found().problem, found().targets), (None, vec!["mlp.experts.down_proj".to_owned()]));
+    write_safetensors(&dir.path().join(WEIGHTS), &[(&a, &[7, 3]), (&b, &[5, 7])]);
+    assert!(found().problem.unwrap().contains("does not fit r = 2"));
+}
+
+#[test]
 fn an_adapter_is_imported_found_listed_and_removed() {
     let dir = tempfile::tempdir().unwrap();
     let paths = Paths::in_folder(dir.path());
