@@ -12,12 +12,23 @@ use crate::{
     family::ModelFamily,
     files, lora,
     model::{LoraWeights, Model, Projection},
+    styles,
     weights::SafetensorsFolder,
 };
 
 pub const CONFIG_FILE: &str = "adapter_config.json";
 pub const WEIGHTS_FILE: &str = "adapter_model.safetensors";
 const PREFIX: &str = "base_model.model.";
+/// The rows of [`TokenIndices`].
+pub const TOKEN_ROWS: &str = "base_model.model.model.embed_tokens.token_adapter.trainable_tokens_delta";
+/// What PEFT writes beside them for a model whose tables were resized: these tables whole, and a tied head's rows again.
+const RESIZED_TABLES: [&str; 5] = [
+    "base_model.model.model.embed_tokens.weight",
+    "base_model.model.model.embed_tokens.token_adapter.base_layer.weight",
+    "base_model.model.lm_head.weight",
+    "base_model.model.lm_head.token_adapter.base_layer.weight",
+    "base_model.model.lm_head.token_adapter.trainable_tokens_delta",
+];
 
 /// `adapter_config.json`, the keys that matter for LoRA.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -51,6 +62,16 @@ pub struct PeftConfig {
     pub rank_pattern: BTreeMap<String, usize>,
     #[serde(default)]
     pub alpha_pattern: BTreeMap<String, f64>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub trainable_token_indices: Option<TokenIndices>,
+}
+
+/// Tokens whose rows of the embedding table an adapter replaces.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(untagged)]
+pub enum TokenIndices {
+    OfEmbedding(Vec<u32>),
+    ByModule(BTreeMap<String, Vec<u32>>),
 }
 
 fn no_bias() -> String {
@@ -76,6 +97,18 @@ impl PeftConfig {
             inference_mode: true,
             rank_pattern: BTreeMap::new(),
             alpha_pattern: BTreeMap::new(),
+            trainable_token_indices: None,
+        }
+    }
+
+    /// Tokens that the adapter has rows for.
+    pub fn token_ids(&self) -> &[u32] {
+        match &self.trainable_token_indices {
+            None => &[],
+            Some(TokenIndices::OfEmbedding(ids)) => ids,
+            Some(TokenIndices::ByModule(by_module)) => {
+                by_module.get("embed_tokens").map_or(&[], Vec::as_slice)
+            }
         }
     }
 
@@ -101,6 +134,11 @@ impl PeftConfig {
                     "target_parameters",
                 ),
                 (!config.alpha_pattern.is_empty(), "alpha_pattern"),
+                (
+                    matches!(&config.trainable_token_indices, Some(TokenIndices::ByModule(modules))
+                        if modules.keys().any(|module| module != "embed_tokens")),
+                    "trainable_token_indices of other modules than embed_tokens",
+                ),
             ]
             .into_iter()
             .find_map(|(present, what)| present.then_some(what.to_owned()))
@@ -159,6 +197,17 @@ pub fn attach(model: &mut Model, folder: &Path) -> Result<PeftConfig> {
         });
         num_attached += 1;
     }
+    if !config.token_ids().is_empty() {
+        styles::check_base(model, folder)?;
+        model
+            .set_token_rows(config.token_ids().to_vec(), &weights.read(TOKEN_ROWS)?)
+            .map_err(|error| wrong(error.to_string()).hint("it was trained on another base model"))?;
+        unused.remove(TOKEN_ROWS);
+        for name in RESIZED_TABLES {
+            unused.remove(name);
+        }
+        num_attached += 1;
+    }
     if let Some(name) = unused.first() {
         return Err(wrong(format!(
             "The adapter has {} tensors the model has no place for, first {name:?}",
@@ -179,6 +228,8 @@ pub fn tensor_names(projection: &Projection) -> (String, String) {
 
 /// The model's (only) adapter under PEFT's names.
 pub fn tensors(model: &Model) -> BTreeMap<String, Tensor> {
+    let token_rows = model.token_rows.as_ref();
+    let token_rows = token_rows.map(|own| (TOKEN_ROWS.to_owned(), own.rows.as_tensor().clone()));
     model
         .projections()
         .filter_map(|projection| {
@@ -189,6 +240,7 @@ pub fn tensors(model: &Model) -> BTreeMap<String, Tensor> {
                 .map(|lora| [(a_name, lora.a.as_tensor().clone()), (b_name, lora.b.as_tensor().clone())])
         })
         .flatten()
+        .chain(token_rows)
         .collect()
 }
 

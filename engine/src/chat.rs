@@ -19,7 +19,8 @@ use crate::{
     data::Chat,
     model::{KvCache, LoadFor, Model},
     reply::{ANSWER_AT_ONCE, Parser, ReplyForm},
-    sample::Sampler,
+    sample::{Sampler, forbid},
+    styles,
     template::RenderOptions,
     text_files::TextFiles,
     tokenize,
@@ -51,11 +52,11 @@ impl ChatSession {
     /// Loads a model and puts the adapters on it. `clock` tells seconds.
     pub fn load(model_path: &Path, adapters: &[PathBuf], clock: &dyn Fn() -> f64) -> Result<Self> {
         let started = clock();
+        let text_files = TextFiles::open_with(model_path, adapters)?;
         let mut model = Model::load(model_path, LoadFor::Inference)?;
         for folder in adapters {
             adapter::attach(&mut model, folder)?;
         }
-        let text_files = TextFiles::open(model_path)?;
         let capacity = model.config.max_position_embeddings.min(MAX_CONTEXT_TOKENS);
         let reading = Reading::new(&model, capacity)?;
         Ok(Self { model, text_files, reading, load_seconds: clock() - started })
@@ -93,7 +94,7 @@ impl ChatSession {
 
 /// A conversation as the template writes it, up to where the answer begins, and its tokens.
 ///
-/// Errors: no messages; a reasoning effort the model does not have; a template that refuses them.
+/// Errors: no messages; a reasoning effort or style the model does not have; a template that refuses them.
 pub(crate) fn render_prompt(text_files: &TextFiles, request: &ReplyRequest) -> Result<(String, Vec<u32>)> {
     let ReplyRequest { messages, thinking, effort, .. } = request;
     if messages.is_empty() {
@@ -115,7 +116,9 @@ pub(crate) fn render_prompt(text_files: &TextFiles, request: &ReplyRequest) -> R
         reasoning_effort: effort.clone(),
         ..RenderOptions::default()
     };
-    let mut prompt = text_files.chat_template().prompt(&Chat::new(messages.clone()), &options)?;
+    let mut chat = Chat::new(messages.clone());
+    styles::apply(&text_files.styles, &mut chat.messages)?;
+    let mut prompt = text_files.chat_template().prompt(&chat, &options)?;
     if *thinking == Thinking::Off && text_files.reply_form() == ReplyForm::Harmony {
         // Its template has no word for it.
         prompt.push_str(ANSWER_AT_ONCE);
@@ -226,7 +229,12 @@ impl Reading {
             }
             let (id, is_forced) = match thought.ending.pop_front() {
                 Some(id) => (id, true),
-                None => (sampler.next_token(&logits), false),
+                None => {
+                    if output_tokens < sampling.min_tokens {
+                        forbid(&mut logits, &text_files.stop_ids);
+                    }
+                    (sampler.next_token(&logits), false)
+                }
             };
             output_tokens += 1;
             if output_tokens == 1 {

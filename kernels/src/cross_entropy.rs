@@ -51,6 +51,65 @@ pub fn linear_cross_entropy_trainable(
     Ok((loss, stats))
 }
 
+/// [`linear_cross_entropy`] with a frozen output projection of which some rows are replaced by others that learn, or
+/// follow its end.
+///
+/// Shapes: h (N,C), W (V,C), rows (K,C), which are rows `ids` (K) of the projection. Gradient: reaches h and rows.
+/// Errors: an id that leaves rows without weights between it and W.
+pub fn linear_cross_entropy_with_rows(
+    h: &Tensor,
+    weight: &Tensor,
+    (ids, rows): (&[u32], &Tensor),
+    targets: &[u32],
+) -> Result<(Tensor, CrossEntropyStats)> {
+    let op = LinearCrossEntropy::new(targets, h.track_op());
+    let stats = op.stats.clone();
+    let op = WithRows { op, weight: weight.clone(), ids: ids.to_vec() };
+    let loss = h.contiguous()?.apply_op2(&rows.contiguous()?, op)?;
+    let stats = *stats.lock().map_err(|_| candle_core::Error::Msg("poisoned".into()))?;
+    Ok((loss, stats))
+}
+
+/// The output projection, (V,C), and what of it learns.
+#[derive(Clone, Copy)]
+enum Projection<'a> {
+    Frozen(&'a [f32]),
+    Trainable(&'a [f32]),
+    /// Frozen but for `rows` (K,C), which stand in for the rows `ids` or follow the last.
+    WithRows {
+        weight: &'a [f32],
+        ids: &'a [u32],
+        rows: &'a [f32],
+    },
+}
+
+impl Projection<'_> {
+    fn weight(&self) -> &[f32] {
+        match self {
+            Self::Frozen(weight) | Self::Trainable(weight) | Self::WithRows { weight, .. } => weight,
+        }
+    }
+
+    fn num_learned(&self) -> usize {
+        match self {
+            Self::Frozen(_) => 0,
+            Self::Trainable(weight) => weight.len(),
+            Self::WithRows { rows, .. } => rows.len(),
+        }
+    }
+
+    /// Rows, those after the end of the weight included.
+    fn vocab_size(&self, width: usize) -> Result<usize> {
+        let own = self.weight().len() / width;
+        let Self::WithRows { ids, rows, .. } = self else { return Ok(own) };
+        let vocab_size = ids.iter().map(|id| *id as usize + 1).fold(own, usize::max);
+        if rows.len() != ids.len() * width || (own..vocab_size).any(|id| !ids.contains(&(id as u32))) {
+            bail!("{} values of width {width} for rows {ids:?} beside {own}", rows.len());
+        }
+        Ok(vocab_size)
+    }
+}
+
 struct LinearCrossEntropy {
     targets: Vec<u32>,
     needs_gradient: bool,
@@ -60,7 +119,7 @@ struct LinearCrossEntropy {
 
 struct Gradients {
     dh: Vec<f32>,
-    /// Empty for a frozen projection.
+    /// Of what learns of the projection; empty for a frozen one.
     dweight: Vec<f32>,
 }
 
@@ -69,27 +128,35 @@ impl LinearCrossEntropy {
         Self { targets: targets.to_vec(), needs_gradient, stats: Arc::default(), gradients: OnceLock::new() }
     }
 
-    fn run(&self, h: &[f32], weight: &[f32], width: usize, weight_learns: bool) -> Result<f32> {
+    fn run(&self, h: &[f32], projection: Projection<'_>, width: usize) -> Result<f32> {
         let num_rows = self.targets.len();
-        let vocab_size = weight.len() / width;
+        let vocab_size = projection.vocab_size(width)?;
         if h.len() != num_rows * width {
             bail!("{} hidden values of width {width} for {num_rows} targets", h.len());
         }
         if let Some(target) = self.targets.iter().find(|target| **target as usize >= vocab_size) {
             bail!("target {target} lies beyond the vocabulary of {vocab_size}");
         }
-        let weight = Matrix::new(weight, vocab_size, width);
+        let own_size = projection.weight().len() / width;
+        let weight = Matrix::new(projection.weight(), own_size, width);
         let mut dh = vec![0.0; if self.needs_gradient { h.len() } else { 0 }];
-        let mut dweight = vec![0.0; if weight_learns { vocab_size * width } else { 0 }];
+        let mut dweight = vec![0.0; if self.needs_gradient { projection.num_learned() } else { 0 }];
         let mut logits = vec![0.0; CHUNK_ROWS.min(num_rows) * vocab_size];
         let mut stats = CrossEntropyStats { num_tokens: num_rows, ..Default::default() };
         for first in (0..num_rows).step_by(CHUNK_ROWS) {
             let last = (first + CHUNK_ROWS).min(num_rows);
-            let rows = last - first;
-            let h_chunk = Matrix::new(&h[first * width..last * width], rows, width);
-            let logits = &mut logits[..rows * vocab_size];
-            // 1. Logits: (n, C) x (C, V)
-            cpu::matmul(logits, Store::Overwrite, 1.0, h_chunk, weight.t());
+            let rows_of_chunk = last - first;
+            let h_chunk = Matrix::new(&h[first * width..last * width], rows_of_chunk, width);
+            let logits = &mut logits[..rows_of_chunk * vocab_size];
+            // 1. Logits: (n, C) x (C, V), and (n, C) x (C, K) in the columns of the rows that learn
+            let threads = cpu::all_threads();
+            cpu::matmul_strided(logits, vocab_size, Store::Overwrite, 1.0, h_chunk, weight.t(), threads);
+            if let Projection::WithRows { ids, rows, .. } = projection {
+                let mut columns = vec![0.0; rows_of_chunk * ids.len()];
+                let rows = Matrix::new(rows, ids.len(), width);
+                cpu::matmul(&mut columns, Store::Overwrite, 1.0, h_chunk, rows.t());
+                put_columns(logits, vocab_size, ids, &columns);
+            }
             // 2. Losses, and in the logits' place their gradient: softmax − onehot
             let losses: Vec<(f64, bool)> = logits
                 .par_chunks_exact_mut(vocab_size)
@@ -104,10 +171,23 @@ impl LinearCrossEntropy {
                 continue;
             }
             // 3. dh = dlogits W; dW += dlogitsᵀ h
-            let dlogits = Matrix::new(logits, rows, vocab_size);
-            cpu::matmul(&mut dh[first * width..last * width], Store::Overwrite, 1.0, dlogits, weight);
-            if weight_learns {
-                cpu::matmul(&mut dweight, Store::Add, 1.0, dlogits.t(), h_chunk);
+            let dh = &mut dh[first * width..last * width];
+            let columns = match projection {
+                Projection::WithRows { ids, .. } => take_columns(logits, vocab_size, ids),
+                _ => Vec::new(),
+            };
+            let dlogits = Matrix::strided(logits, rows_of_chunk, own_size, vocab_size);
+            cpu::matmul(dh, Store::Overwrite, 1.0, dlogits, weight);
+            match projection {
+                Projection::Frozen(_) => {}
+                Projection::Trainable(_) => {
+                    cpu::matmul(&mut dweight, Store::Add, 1.0, dlogits.t(), h_chunk);
+                }
+                Projection::WithRows { ids, rows, .. } => {
+                    let columns = Matrix::new(&columns, rows_of_chunk, ids.len());
+                    cpu::matmul(dh, Store::Add, 1.0, columns, Matrix::new(rows, ids.len(), width));
+                    cpu::matmul(&mut dweight, Store::Add, 1.0, columns.t(), h_chunk);
+                }
             }
         }
         *self.stats.lock().map_err(|_| candle_core::Error::Msg("poisoned".into()))? = stats;
@@ -142,6 +222,22 @@ fn loss_and_gradient(logits: &mut [f32], target: usize) -> (f64, bool) {
     )
 }
 
+/// Puts (n, K) into the columns `ids` of `logits`, whose rows have `width` values.
+fn put_columns(logits: &mut [f32], width: usize, ids: &[u32], columns: &[f32]) {
+    for (row, values) in logits.chunks_exact_mut(width).zip(columns.chunks_exact(ids.len())) {
+        for (id, value) in ids.iter().zip(values) {
+            row[*id as usize] = *value;
+        }
+    }
+}
+
+/// The columns `ids` of `logits` as (n, K); zeros stay in their place.
+fn take_columns(logits: &mut [f32], width: usize, ids: &[u32]) -> Vec<f32> {
+    let rows = logits.chunks_exact_mut(width);
+    rows.flat_map(|row| ids.iter().map(|id| std::mem::take(&mut row[*id as usize])).collect::<Vec<_>>())
+        .collect()
+}
+
 fn scale(values: &[f32], by: f32, shape: &Shape) -> Result<Tensor> {
     cpu::tensor(values.iter().map(|value| value * by).collect(), shape)
 }
@@ -159,7 +255,7 @@ impl CustomOp1 for Frozen {
     fn cpu_fwd(&self, storage: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
         let h = cpu::slice(storage, layout)?;
         let width = layout.shape().dims2()?.1;
-        let loss = cpu::with_slice(&self.weight, |weight| self.op.run(h, weight, width, false))?;
+        let loss = cpu::with_slice(&self.weight, |weight| self.op.run(h, Projection::Frozen(weight), width))?;
         Ok((CpuStorage::F32(vec![loss]), ().into()))
     }
 
@@ -186,7 +282,8 @@ impl CustomOp2 for Trainable {
         l2: &Layout,
     ) -> Result<(CpuStorage, Shape)> {
         let width = l1.shape().dims2()?.1;
-        let loss = self.op.run(cpu::slice(s1, l1)?, cpu::slice(s2, l2)?, width, true)?;
+        let weight = Projection::Trainable(cpu::slice(s2, l2)?);
+        let loss = self.op.run(cpu::slice(s1, l1)?, weight, width)?;
         Ok((CpuStorage::F32(vec![loss]), ().into()))
     }
 
@@ -199,5 +296,43 @@ impl CustomOp2 for Trainable {
     ) -> Result<(Option<Tensor>, Option<Tensor>)> {
         let (by, gradients) = self.op.scaled(seed)?;
         Ok((Some(scale(&gradients.dh, by, h.shape())?), Some(scale(&gradients.dweight, by, weight.shape())?)))
+    }
+}
+
+struct WithRows {
+    op: LinearCrossEntropy,
+    weight: Tensor,
+    ids: Vec<u32>,
+}
+
+impl CustomOp2 for WithRows {
+    fn name(&self) -> &'static str {
+        "linear-cross-entropy-with-rows"
+    }
+
+    fn cpu_fwd(
+        &self,
+        s1: &CpuStorage,
+        l1: &Layout,
+        s2: &CpuStorage,
+        l2: &Layout,
+    ) -> Result<(CpuStorage, Shape)> {
+        let width = l1.shape().dims2()?.1;
+        let (h, rows) = (cpu::slice(s1, l1)?, cpu::slice(s2, l2)?);
+        let loss = cpu::with_slice(&self.weight, |weight| {
+            self.op.run(h, Projection::WithRows { weight, ids: &self.ids, rows }, width)
+        })?;
+        Ok((CpuStorage::F32(vec![loss]), ().into()))
+    }
+
+    fn bwd(
+        &self,
+        h: &Tensor,
+        rows: &Tensor,
+        _loss: &Tensor,
+        seed: &Tensor,
+    ) -> Result<(Option<Tensor>, Option<Tensor>)> {
+        let (by, gradients) = self.op.scaled(seed)?;
+        Ok((Some(scale(&gradients.dh, by, h.shape())?), Some(scale(&gradients.dweight, by, rows.shape())?)))
     }
 }

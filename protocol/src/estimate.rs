@@ -225,7 +225,8 @@ pub fn training_memory(shape: &ModelShape, config: &RunConfig, longest_row_token
     let row_tokens = if config.packing { config.max_seq_len } else { longest_row_tokens };
     let tokens = config.batch_size as u64 * row_tokens.min(config.max_seq_len) as u64;
     let full = config.method == Method::Full;
-    let adapter = if full { 0 } else { shape.adapter_parameters(&config.lora) };
+    let style_rows = config.styles.len() as u64 * shape.hidden();
+    let adapter = if full { 0 } else { shape.adapter_parameters(&config.lora) + style_rows };
     let learned = if full { shape.parameters() } else { adapter };
     // One sum over the step's batches, and the gradients of the batch (with checkpointing of the block) at hand.
     let at_hand =
@@ -294,6 +295,7 @@ pub fn chat_memory(shape: &ModelShape, model_bytes: u64, context_tokens: usize) 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::Style;
 
     const SMOLLM2: ModelShape = ModelShape {
         num_layers: 30,
@@ -412,6 +414,14 @@ mod tests {
         };
         assert_eq!(estimate, expected);
         assert_eq!(estimate.total(), 1_365_074_432);
+    }
+
+    #[test]
+    fn a_style_takes_a_row_with_its_gradients_and_moments() {
+        let lora = config(512, 1, 16, false);
+        let styled = RunConfig { styles: Style::terse_and_detailed(), ..lora.clone() };
+        let total = |config: &RunConfig| training_memory(&SMOLLM2, config, 512).total();
+        assert_eq!(total(&styled) - total(&lora), 2 * 576 * 4 * (1 + 2 + 2));
     }
 
     #[test]

@@ -13,6 +13,7 @@ mod job;
 mod link;
 mod report;
 mod settings;
+mod style;
 
 pub use chat::{
     ChatEntry, ChatLane, ChatNode, ChatRecord, ChatStats, Message, REASONING_EFFORTS, ReplyChannel,
@@ -34,6 +35,7 @@ pub use report::{
     ModelProblem, Place, RowIssue, RowView, RunDetails, RunEntry, RunStatus, StopThen, TokenView,
 };
 pub use settings::{Secret, Settings, SettingsView, Theme, TokenStatus};
+pub use style::{Style, StylesFile};
 
 /// Version of the frames between host and worker; the worker's first line of stdout carries it.
 pub const PROTOCOL_VERSION: u32 = 1;

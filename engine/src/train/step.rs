@@ -32,6 +32,9 @@ pub fn trainables(model: &Model, method: Method) -> Vec<Trainable> {
                 push(b_name, &lora.b, true);
             }
         }
+        if let Some(own) = &model.token_rows {
+            push(adapter::TOKEN_ROWS.into(), &own.rows, true);
+        }
         return found;
     }
     if let Embedding::Trainable(table) = &model.embedding {
@@ -154,7 +157,7 @@ pub fn accumulate(
         add_gradients(trainables, &store, gradients)?;
         dy = store.remove(&input);
     }
-    // 4. The embedding table, where it learns.
+    // 4. The embeddings, where they learn.
     if let Some(seed) = dy
         && embeddings.track_op()
     {
