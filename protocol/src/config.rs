@@ -184,6 +184,11 @@ impl RunConfig {
             ..Self::default()
         }
     }
+
+    /// What the verbosity sample needs on the starter model: some ten seconds on two cores.
+    pub fn for_the_verbosity_sample() -> Self {
+        Self { epochs: 12.0, styles: Style::terse_and_detailed(), ..Self::for_the_samples() }
+    }
 }
 
 /// One key of [`RunConfig`] as a person meets it.
