@@ -111,6 +111,13 @@ impl Wizard {
         );
         topic(ui, "Batch");
         text(ui, "Sixteen rows make one step, so that a single odd row does not lead the model astray.");
+        if !self.choices.config.styles.is_empty() {
+            topic(ui, "Styles");
+            text(
+                ui,
+                "Each is a token behind the question that asks for a way of answering. The rows say which by a field named style; in chat you choose.",
+            );
+        }
         if Preset::of(&self.choices.config).is_none() {
             topic(ui, "Custom");
             text(ui, "You changed something a preset sets. Choosing a preset sets it back.");

@@ -1,4 +1,4 @@
-use lathe_protocol::{RunConfig, Schedule};
+use lathe_protocol::{RunConfig, Schedule, Style};
 
 /// Rows a step of the optimizer learns from.
 const EFFECTIVE_BATCH: usize = 16;
@@ -12,6 +12,9 @@ pub(super) struct Preset {
     pub r: usize,
     pub alpha: f64,
     pub epochs: f64,
+    pub learning_rate: f64,
+    /// Whether it teaches terse and detailed answers, each by a token of its own.
+    pub has_styles: bool,
     pub good_for: &'static str,
 }
 
@@ -20,6 +23,8 @@ pub(super) const QUICK: Preset = Preset {
     r: 8,
     alpha: 16.0,
     epochs: 1.0,
+    learning_rate: LEARNING_RATE,
+    has_styles: false,
     good_for: "To see whether the data works at all, or for a light change of tone",
 };
 pub(super) const BALANCED: Preset = Preset {
@@ -27,6 +32,8 @@ pub(super) const BALANCED: Preset = Preset {
     r: 16,
     alpha: 32.0,
     epochs: 2.0,
+    learning_rate: LEARNING_RATE,
+    has_styles: false,
     good_for: "The usual choice: a style, a format or a narrow task",
 };
 pub(super) const THOROUGH: Preset = Preset {
@@ -34,15 +41,27 @@ pub(super) const THOROUGH: Preset = Preset {
     r: 32,
     alpha: 64.0,
     epochs: 3.0,
+    learning_rate: LEARNING_RATE,
+    has_styles: false,
     good_for: "For much data or a new skill; watch that it does not learn by heart",
 };
-pub(super) const PRESETS: [Preset; 3] = [QUICK, BALANCED, THOROUGH];
+pub(super) const VERBOSITY: Preset = Preset {
+    name: "Verbosity control",
+    r: 16,
+    alpha: 32.0,
+    epochs: 5.0,
+    learning_rate: 1e-3,
+    has_styles: true,
+    good_for: "Terse or detailed, chosen in chat; for rows with a style, as in verbosity.jsonl",
+};
+pub(super) const PRESETS: [Preset; 4] = [QUICK, BALANCED, THOROUGH, VERBOSITY];
 
 impl Preset {
     /// Rows are not packed: with short ones, sixteen full sequences would be too few steps.
     pub(super) fn apply(&self, config: &mut RunConfig) {
         (config.lora.r, config.lora.alpha, config.epochs) = (self.r, self.alpha, self.epochs);
-        (config.learning_rate, config.warmup_ratio) = (LEARNING_RATE, WARMUP_RATIO);
+        (config.learning_rate, config.warmup_ratio) = (self.learning_rate, WARMUP_RATIO);
+        config.styles = if self.has_styles { Style::terse_and_detailed() } else { Vec::new() };
         (config.batch_size, config.grad_accum, config.packing) = (1, EFFECTIVE_BATCH, false);
         (config.schedule, config.warmup_steps, config.max_steps) = (Schedule::Cosine, 0, 0);
     }
