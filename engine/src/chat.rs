@@ -227,15 +227,11 @@ impl Reading {
             if sampling.thinking_budget.is_some_and(|budget| thought.is_over(budget)) {
                 thought.ending = tokenize::encode_plain(text_files, parser.end_of_thinking())?.into();
             }
-            let (id, is_forced) = match thought.ending.pop_front() {
-                Some(id) => (id, true),
-                None => {
-                    if output_tokens < sampling.min_tokens {
-                        forbid(&mut logits, &text_files.stop_ids);
-                    }
-                    (sampler.next_token(&logits), false)
-                }
-            };
+            let forced = thought.ending.pop_front();
+            if output_tokens < sampling.min_tokens {
+                forbid(&mut logits, &text_files.stop_ids);
+            }
+            let id = forced.unwrap_or_else(|| sampler.next_token(&logits));
             output_tokens += 1;
             if output_tokens == 1 {
                 first_token_at = clock();
@@ -246,7 +242,7 @@ impl Reading {
             }
             parser.push(id).into_iter().for_each(&mut *emit);
             let is_thinking = parser.is_thinking();
-            thought.tokens += usize::from(is_thinking && thought.since.is_some() && !is_forced);
+            thought.tokens += usize::from(is_thinking && thought.since.is_some() && forced.is_none());
             thought.note(is_thinking, clock());
             if self.cache.num_tokens() == self.cache.capacity() {
                 break;

@@ -15,7 +15,8 @@ use crate::{
     data::{Conversation, RawText},
     files,
     model::Model,
-    text_files::{TOKENIZER_FILE, TextFiles},
+    template::ChatTemplate,
+    text_files::{SpecialToken, TOKENIZER_FILE, TextFiles},
     tokenize,
 };
 
@@ -131,12 +132,11 @@ pub fn save(text_files: &TextFiles, model_path: &Path, base_vocab_size: usize, f
 
 /// A `tokenizer_config.json` for a model that has none.
 fn config_of(text_files: &TextFiles) -> Value {
-    let text =
-        |token: &Option<crate::text_files::SpecialToken>| token.as_ref().map(|token| token.text.clone());
+    let text = |token: &Option<SpecialToken>| token.as_ref().map(|token| token.text.clone());
     json!({
         "tokenizer_class": "PreTrainedTokenizerFast",
         "bos_token": text(&text_files.bos),
         "eos_token": text(&text_files.eos),
-        "chat_template": text_files.template.as_ref().map(|template| template.source()),
+        "chat_template": text_files.template.as_ref().map(ChatTemplate::source),
     })
 }

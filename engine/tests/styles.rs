@@ -2,6 +2,7 @@
 #![expect(clippy::unwrap_used, reason = "a test may panic")]
 
 use std::{
+    collections::BTreeMap,
     path::{Path, PathBuf},
     sync::atomic::{AtomicBool, Ordering},
 };
@@ -207,7 +208,7 @@ fn the_token_ends_the_users_turn_and_is_not_learned() {
         TextFiles::open(&golden("tiny-qwen3")).unwrap().with_styles(&style_config().styles).unwrap();
     let shown = |row: &str| {
         let path = write_rows(folder.path(), &[row]);
-        let dataset = data::read_examples(Path::new(&path), &Default::default()).unwrap();
+        let dataset = data::read_examples(Path::new(&path), &BTreeMap::default()).unwrap();
         let view = preflight::show_row(&text_files, &dataset, 0, 128).unwrap();
         let text = view.tokens.iter().map(|token| token.text.as_str()).collect::<String>();
         let learned = view.tokens.iter().filter(|token| token.loss);
@@ -228,7 +229,7 @@ fn the_token_ends_the_users_turn_and_is_not_learned() {
 fn an_unknown_style_names_its_line_and_a_style_without_rows_is_pointed_out() {
     let folder = tempfile::tempdir().unwrap();
     let path = PathBuf::from(write_rows(folder.path(), &[TERSE, &TERSE.replace("terse", "long")]));
-    let dataset = data::read_examples(&path, &Default::default()).unwrap();
+    let dataset = data::read_examples(&path, &BTreeMap::default()).unwrap();
     let plain = || TextFiles::open(&golden("tiny-qwen3")).unwrap();
     let text_files = plain().with_styles(&style_config().styles).unwrap();
     let error = prepare::rows(&text_files, &dataset, 128).unwrap_err();
@@ -238,7 +239,7 @@ fn an_unknown_style_names_its_line_and_a_style_without_rows_is_pointed_out() {
     assert_eq!(hint.as_deref(), Some("there are terse, detailed"));
 
     write_rows(folder.path(), &[TERSE]);
-    let dataset = data::read_examples(&path, &Default::default()).unwrap();
+    let dataset = data::read_examples(&path, &BTreeMap::default()).unwrap();
     let report = preflight::check(&text_files, &dataset, &style_config()).unwrap();
     assert_eq!(report.warnings, ["No row is of style \"detailed\": nothing of it is learned"]);
     let report = preflight::check(&plain(), &dataset, &RunConfig::default()).unwrap();
@@ -381,7 +382,7 @@ fn the_verbosity_sample_tells_terse_answers_from_detailed_ones() {
     let mut session = ChatSession::load(&starter, &[folder.path().into()], &|| 0.0).unwrap();
     let text = std::fs::read_to_string(samples.join("verbosity_eval.jsonl")).unwrap();
     let rows = text.lines().map(|line| serde_json::from_str::<Value>(line).unwrap());
-    let mut tokens = std::collections::BTreeMap::new();
+    let mut tokens = BTreeMap::new();
     for row in rows {
         let (style, question) =
             (row["style"].as_str().unwrap(), row["prompt"][0]["content"].as_str().unwrap());
