@@ -110,7 +110,10 @@ impl Wizard {
             "How often each row is seen. Once changes the tone, two or three times teach. More, and it learns by heart: watch the held-out loss.",
         );
         topic(ui, "Batch");
-        text(ui, "Sixteen rows make one step, so that a single odd row does not lead the model astray.");
+        let config = &self.choices.config;
+        let rows = format::plural(config.batch_size * config.grad_accum, "row");
+        let several = "with several, a single odd one does not lead the model astray";
+        text(ui, &format!("A step learns from {rows} at once: {several}."));
         if !self.choices.config.styles.is_empty() {
             topic(ui, "Styles");
             text(
