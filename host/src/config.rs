@@ -222,7 +222,12 @@ fn as_styles(given: Given<'_>, old: &Value) -> Option<Value> {
         return serde_json::from_value::<Vec<Style>>(tables.clone()).is_ok().then(|| tables.clone());
     }
     let known: Vec<Style> = serde_json::from_value(old.clone()).ok()?;
-    serde_json::to_value(Style::from_pairs(&as_list(given, names)?, &known)?).ok()
+    // Brackets may be a token's.
+    let pairs = |text: &str| {
+        let pairs = text.split(',').map(|pair| pair.trim().to_owned());
+        pairs.filter(|pair| !pair.is_empty()).collect::<Vec<_>>()
+    };
+    serde_json::to_value(Style::from_pairs(&as_list(given, pairs)?, &known)?).ok()
 }
 
 /// Names between commas, brackets and quotes or not.
@@ -392,8 +397,8 @@ mod tests {
         let path = dir.path().join("run.toml");
         let table = "[[styles]]\nname = \"terse\"\ntoken = \"[T]\"\nmax_new_tokens = 9\n";
         std::fs::write(&path, table).unwrap();
-        let config = build(Some(&path), &["styles=terse, formal=<f>".into()]).unwrap();
-        let expected = [("terse", "[T]", Some(9)), ("formal", "<f>", None)];
+        let config = build(Some(&path), &["styles=terse, formal=[f]".into()]).unwrap();
+        let expected = [("terse", "[T]", Some(9)), ("formal", "[f]", None)];
         let found = config.styles.iter();
         let found: Vec<_> = found.map(|s| (s.name.as_str(), s.token.as_str(), s.max_new_tokens)).collect();
         assert_eq!(found, expected);

@@ -11,8 +11,8 @@ use egui_kittest::{
     kittest::{NodeT, Queryable},
 };
 use lathe_protocol::{
-    Command, CommandBody, ErrorCode, ErrorInfo, EventBody, ModelEntry, RunConfig, Schedule, TrainRequest,
-    TrainStart,
+    Command, CommandBody, ErrorCode, ErrorInfo, EventBody, ModelEntry, RunConfig, Schedule, Style,
+    TrainRequest, TrainStart,
 };
 use lathe_ui::Route;
 use support::{
@@ -313,6 +313,24 @@ fn a_bad_value_blocks_and_says_why() {
     harness.get_by_label(custom);
     click(&mut harness, "Reset lora.r");
     assert!(harness.query_by_label(custom).is_none(), "16 is what Balanced sets");
+}
+
+#[test]
+fn verbosity_control_brings_its_styles_to_the_check_and_the_run() {
+    let (mut harness, link) = open_with(Theme::Light, Vec2::new(1280.0, 800.0), train_started);
+    fill_in(&mut harness);
+    click(&mut harness, "Back");
+    click(&mut harness, "Verbosity control");
+    harness.run_steps(40);
+    let checked = link.script.borrow().sent.iter().rev().find_map(|command| match &command.body {
+        CommandBody::DataCheck { config, .. } => Some(config.styles.clone()),
+        _ => None,
+    });
+    assert_eq!(checked, Some(Style::terse_and_detailed()));
+    click(&mut harness, "Continue");
+    harness.get_by_label_contains("terse, detailed");
+    click(&mut harness, "Start");
+    assert_eq!(sent_requests(&link)[0].config.styles, Style::terse_and_detailed());
 }
 
 #[test]
