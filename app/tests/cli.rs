@@ -207,7 +207,7 @@ fn styles_are_trained_kept_shown_and_asked_for() {
     let told = ["--style", "terse", "--min-tokens", "8", "--max-tokens", "9"];
     assert_eq!(output_tokens(&told), 9, "what is said wins over the style");
     let said = bench.fails(1, &[&chat[..], &["--style", "formal"]].concat());
-    assert!(said.stderr.contains("No style \"formal\": there are terse, detailed"), "{said:?}");
+    assert!(said.stderr.contains("No style \"formal\": known are terse, detailed"), "{said:?}");
     let said = bench.fails(1, &["chat", "--model", "starter", "-p", "Hi", "--style", "terse"]);
     assert!(said.stderr.contains("without an adapter there are no styles"), "{said:?}");
 }

@@ -61,7 +61,7 @@ fn find<'a>(styles: &'a [Style], name: &str) -> Result<&'a Style> {
         let hint = if names.is_empty() {
             "no adapter here has styles: leave it out".into()
         } else {
-            format!("there are {}", names.join(", "))
+            format!("known styles: {}", names.join(", "))
         };
         Error::invalid(ErrorCode::Usage, format!("There is no style {name:?}")).hint(hint)
     })

@@ -236,7 +236,7 @@ fn an_unknown_style_names_its_line_and_a_style_without_rows_is_pointed_out() {
     let expected = format!("Row 1 (line 2): There is no style \"long\": {}", path.display());
     assert_eq!(error.to_string(), expected);
     let Error::Invalid { hint, .. } = error else { panic!() };
-    assert_eq!(hint.as_deref(), Some("there are terse, detailed"));
+    assert_eq!(hint.as_deref(), Some("known styles: terse, detailed"));
 
     write_rows(folder.path(), &[TERSE]);
     let dataset = data::read_examples(&path, &BTreeMap::default()).unwrap();

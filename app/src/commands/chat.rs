@@ -67,7 +67,7 @@ fn find_style(session: &mut Session, name: &str, adapters: &[String]) -> Result<
         let holder = match (adapters, names.as_slice()) {
             ([], _) => "without an adapter there are no styles".to_owned(),
             (_, []) => format!("the adapter holds no styles: {}", adapters.join(", ")),
-            (_, names) => format!("there are {}", names.join(", ")),
+            (_, names) => format!("known are {}", names.join(", ")),
         };
         let hint = if names.is_empty() { "leave --style out" } else { "choose one of them" };
         ErrorInfo::new(ErrorCode::Adapter, format!("No style {name:?}: {holder}")).hint(hint)
