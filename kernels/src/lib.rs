@@ -34,7 +34,7 @@ pub use adamw::{AdamW, AdamWParams, global_norm};
 pub use attention::{Attention, Segment};
 pub use cross_entropy::{CrossEntropyStats, linear_cross_entropy, linear_cross_entropy_trainable};
 pub use dropout::Dropout;
-pub use expert_lora::ExpertLora;
+pub use expert_lora::{ExpertLora, ExpertUpdates};
 pub use experts::{ClampedSwiGlu, ExpertMatrices, Experts};
 pub use linear::{FrozenLinear, linear};
 pub use lora::LoraLinear;
