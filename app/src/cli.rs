@@ -41,6 +41,14 @@ pub enum CommandLine {
     /// Models on disk
     #[command(subcommand)]
     Models(Models),
+    /// The memory a run takes, by part, and which cards it fits
+    Estimate {
+        /// As elsewhere, or one of the catalog that is not here yet (openai/gpt-oss-20b)
+        #[arg(long, value_name = "M")]
+        model: String,
+        #[command(flatten)]
+        config: ConfigArgs,
+    },
     /// Look at data as the model will see it
     #[command(subcommand)]
     Data(Data),

@@ -23,7 +23,8 @@ pub use command::{Command, CommandBody, JobId, TrainRequest, TrainStart};
 pub use config::{CONFIG_KEYS, ConfigKey, LoraConfig, Method, Optimizer, Quant, RunConfig, Schedule};
 pub use error::{ErrorCode, ErrorInfo};
 pub use estimate::{
-    ExpertFormat, ExpertsShape, MemoryEstimate, ModelShape, chat_memory, training_flops, training_memory,
+    ExpertFormat, ExpertsShape, MemoryEstimate, ModelShape, Placement, chat_memory, training_flops,
+    training_memory,
 };
 pub use event::{EvalMetrics, Event, EventBody, LogLevel, SampleText, StepMetrics, TrainSummary};
 pub use frame::{handshake, read_frame, write_frame};

@@ -1,7 +1,7 @@
 //! Whether a run fits this machine, and how long it takes.
 
 use lathe_protocol::{
-    MemoryEstimate, Method, ModelShape, RunConfig, RunEntry, training_flops, training_memory,
+    MemoryEstimate, Method, ModelShape, Placement, RunConfig, RunEntry, training_flops, training_memory,
 };
 
 use crate::{Store, format, in_catalog, theme::Tone};
@@ -69,7 +69,7 @@ pub fn memory(
     longest_row: Option<usize>,
     store: &Store,
 ) -> (MemoryEstimate, Option<Fit>) {
-    let estimate = training_memory(shape, config, longest_row.unwrap_or(config.max_seq_len));
+    let estimate = training_memory(shape, config, longest_row.unwrap_or(config.max_seq_len), Placement::Cpu);
     (estimate, store.memory_bytes().map(|bytes| Fit::of(estimate.total(), bytes)))
 }
 

@@ -1,5 +1,6 @@
 mod chat;
 mod data;
+mod estimate;
 mod library;
 mod quickstart;
 mod train;
@@ -33,6 +34,8 @@ pub fn run(session: &mut Session, command: CommandLine) -> Outcome {
         CommandLine::Models(Models::Rm { model }) => {
             library::remove(session, CommandBody::ModelsRemove { model })
         }
+
+        CommandLine::Estimate { model, config } => estimate::run(session, &model, &config),
 
         CommandLine::Data(Data::Check { model, file, config }) => data::check(session, model, &file, &config),
         CommandLine::Data(Data::Show { model, file, row, config }) => {

@@ -9,7 +9,7 @@ use std::{
 
 use anyhow::{Context as _, Result};
 use half::bf16;
-use lathe_protocol::{ExpertFormat, ExpertsShape, ModelShape, RunConfig, training_memory};
+use lathe_protocol::{ExpertFormat, ExpertsShape, ModelShape, Placement, RunConfig, training_memory};
 use rand::{RngCore as _, SeedableRng as _};
 use rand_chacha::ChaCha8Rng;
 use safetensors::{Dtype, View, serialize_to_file};
@@ -99,7 +99,7 @@ fn run(setup: &Setup, lathe: &Path, model: &Path, data: &Path, file_bytes: f64) 
     }
     let (events, training_bytes) = process::json_lines(&mut train)?;
     let config = RunConfig { packing: true, batch_size: 1, max_seq_len: MAX_SEQ_LEN, ..RunConfig::default() };
-    let estimate = training_memory(&shape(), &config, MAX_SEQ_LEN);
+    let estimate = training_memory(&shape(), &config, MAX_SEQ_LEN, Placement::Cpu);
     let activations = (estimate.activations + estimate.logits + estimate.workspace) as f64;
     Ok(Measurement {
         chat_memory: chat_bytes as f64 / file_bytes,

@@ -1,0 +1,228 @@
+use super::*;
+
+const SMOLLM2: ModelShape = ModelShape {
+    num_layers: 30,
+    hidden_size: 576,
+    intermediate_size: 1536,
+    num_attention_heads: 9,
+    num_key_value_heads: 3,
+    head_dim: 64,
+    vocab_size: 49_152,
+    context_length: 8192,
+    tie_word_embeddings: true,
+    experts: None,
+};
+const STARTER: ModelShape = ModelShape {
+    num_layers: 5,
+    hidden_size: 256,
+    intermediate_size: 704,
+    num_attention_heads: 8,
+    num_key_value_heads: 4,
+    head_dim: 32,
+    vocab_size: 4096,
+    context_length: 256,
+    tie_word_embeddings: true,
+    experts: None,
+};
+
+const GPT_OSS_20B: ModelShape = ModelShape {
+    num_layers: 24,
+    hidden_size: 2880,
+    intermediate_size: 2880,
+    num_attention_heads: 64,
+    num_key_value_heads: 8,
+    head_dim: 64,
+    vocab_size: 201_088,
+    context_length: 131_072,
+    tie_word_embeddings: false,
+    experts: Some(ExpertsShape { num_experts: 32, experts_per_token: 4, format: ExpertFormat::Mxfp4 }),
+};
+
+fn config(max_seq_len: usize, batch_size: usize, r: usize, gradient_checkpointing: bool) -> RunConfig {
+    let lora = LoraConfig { r, ..LoraConfig::default() };
+    RunConfig { max_seq_len, batch_size, gradient_checkpointing, lora, ..RunConfig::default() }
+}
+
+fn lora_on(targets: &[&str]) -> LoraConfig {
+    LoraConfig {
+        targets: targets.iter().map(|target| (*target).to_owned()).collect(),
+        ..LoraConfig::default()
+    }
+}
+
+#[test]
+fn parameters_are_those_of_the_models() {
+    assert_eq!([SMOLLM2.parameters(), STARTER.parameters()], [134_515_008, 4_737_792]);
+    let count = |targets: &[&str]| SMOLLM2.adapter_parameters(&lora_on(targets));
+    assert_eq!(count(&[]), 30 * 16 * 10_176);
+    assert_eq!(count(&["all-linear"]), count(&[]));
+    assert_eq!(count(&["q_proj", "v_proj"]), 30 * 16 * (576 + 576 + 576 + 192));
+    assert_eq!(count(&["mlp.down_proj"]), 30 * 16 * (1536 + 576));
+    assert_eq!(count(&["model.layers.0.self_attn.k_proj"]), 16 * (576 + 192));
+    assert_eq!(count(&["proj"]), 0);
+    assert_eq!(count(&["regex:.*(q|v)_proj"]), count(&["q_proj", "v_proj"]));
+    assert_eq!(count(&["regex:("]), 0);
+}
+
+#[test]
+fn an_adapter_counts_all_that_learns() {
+    let few = LoraConfig { layers: vec![0, 3], ..lora_on(&["q_proj"]) };
+    assert_eq!(SMOLLM2.adapter_parameters(&few), 2 * 16 * (576 + 576));
+    let dora = LoraConfig { use_dora: true, ..few.clone() };
+    assert_eq!(SMOLLM2.adapter_parameters(&dora), 2 * (16 * (576 + 576) + 576));
+    let names = |names: &[&str]| names.iter().map(|name| (*name).to_owned()).collect::<Vec<_>>();
+    let experts = LoraConfig {
+        target_parameters: names(&["mlp.experts.gate_up_proj", "mlp.experts.down_proj"]),
+        ..lora_on(&["none"])
+    };
+    // A of 32 · 16 rows for each stack, B as many columns.
+    assert_eq!(GPT_OSS_20B.adapter_parameters(&experts), 24 * 512 * (2880 + 5760 + 2880 + 2880));
+    assert_eq!(SMOLLM2.adapter_parameters(&experts), 0, "it has none");
+    let whole = LoraConfig { modules_to_save: names(&["embed_tokens", "norm"]), ..few.clone() };
+    let tables = 49_152 * 576;
+    assert_eq!(SMOLLM2.adapter_parameters(&whole), 2 * 16 * (576 + 576) + tables + 61 * 576);
+    // Of two tables that were one, the frozen one is gone when both learn.
+    let weights = |modules: &[&str]| {
+        let lora = LoraConfig { modules_to_save: names(modules), ..few.clone() };
+        training_memory(&SMOLLM2, &RunConfig { lora, ..config(512, 1, 16, false) }, 512, Placement::Cpu)
+            .weights
+    };
+    assert_eq!(weights(&["embed_tokens"]), weights(&[]));
+    assert_eq!(weights(&[]) - weights(&["embed_tokens", "lm_head"]), 4 * tables);
+}
+
+#[test]
+fn experts_count_as_they_are_held() {
+    // Its own files say 20 914 757 184, biases of attention and router and sinks included.
+    let missing = 20_914_757_184 - GPT_OSS_20B.parameters();
+    assert_eq!(missing, 24 * (4096 + 2 * 512 + 2880 + 64 + 32));
+    let (packed, dense) =
+        (GPT_OSS_20B.weight_bytes(Quant::None, Placement::Cpu), 4 * GPT_OSS_20B.parameters());
+    let tables = 2 * GPT_OSS_20B.embedding_parameters();
+    assert_eq!(dense - packed, GPT_OSS_20B.expert_parameters(32) * 111 / 32 + 2 * tables);
+    // On a card it is its file, without the few biases.
+    let on_a_card = GPT_OSS_20B.weight_bytes(Quant::None, Placement::Cuda);
+    assert_eq!(13_761_264_768 - on_a_card, 2 * missing);
+    assert_eq!(GPT_OSS_20B.adapter_parameters(&lora_on(&[])), 24 * 16 * (2 * 6976 + 2 * 3392));
+    assert_eq!(GPT_OSS_20B.adapter_parameters(&lora_on(&["gate_proj"])), 0);
+    assert!(chat_memory(&GPT_OSS_20B, 13_800_000_000, 100) < packed + 500_000_000);
+}
+
+/// Peak resident memory of training workers on two threads, in MB: rows longer than the context, one batch a step.
+#[test]
+fn training_memory_is_within_ten_percent_of_what_was_measured() {
+    let check = |shape: &ModelShape, config: &RunConfig, measured_mb: f64| {
+        let predicted_mb = training_memory(shape, config, 10_000, Placement::Cpu).total() as f64 / 1e6;
+        assert!((predicted_mb / measured_mb - 1.0).abs() < 0.1, "{predicted_mb} MB, not {measured_mb} MB");
+    };
+    check(&SMOLLM2, &config(256, 1, 16, false), 1010.0);
+    check(&SMOLLM2, &config(512, 1, 16, false), 1346.0);
+    check(&SMOLLM2, &config(1024, 1, 16, false), 2019.0);
+    check(&SMOLLM2, &config(512, 2, 16, false), 2015.0);
+    check(&SMOLLM2, &config(512, 1, 64, false), 1667.0);
+    check(&SMOLLM2, &config(512, 1, 16, true), 745.0);
+    check(&SMOLLM2, &config(1024, 2, 16, true), 1017.0);
+    check(&STARTER, &config(256, 1, 16, false), 81.0);
+    check(&STARTER, &config(256, 4, 16, false), 172.0);
+    check(&STARTER, &config(256, 4, 16, true), 103.0);
+    let full = |config: RunConfig| RunConfig { method: Method::Full, ..config };
+    check(&SMOLLM2, &full(config(256, 1, 16, false)), 3309.0);
+    check(&SMOLLM2, &full(config(512, 1, 16, true)), 2666.0);
+    check(&STARTER, &full(config(256, 1, 16, false)), 157.0);
+    check(&STARTER, &full(config(256, 4, 16, true)), 163.0);
+    let some = RunConfig { lora: lora_on(&["q_proj", "v_proj"]), ..config(512, 1, 16, false) };
+    check(&SMOLLM2, &some, 1267.0);
+}
+
+#[test]
+fn the_parts_of_a_training_runs_memory_are_these() {
+    let estimate = training_memory(&SMOLLM2, &config(512, 1, 16, false), 512, Placement::Cpu);
+    let expected = MemoryEstimate {
+        weights: 538_060_032,
+        adapter: 19_537_920,
+        gradients: 39_075_840,
+        optimizer: 39_075_840,
+        activations: 644_444_160,
+        logits: 29_884_416,
+        workspace: 54_996_224,
+    };
+    assert_eq!(estimate, expected);
+    assert_eq!(estimate.total(), 1_365_074_432);
+}
+
+#[test]
+fn linears_in_nf4_take_four_and_a_half_bits_a_weight() {
+    let lora = config(512, 2, 16, false);
+    let qlora = RunConfig { method: Method::Qlora, ..lora.clone() };
+    let weights = |config: &RunConfig| training_memory(&SMOLLM2, config, 512, Placement::Cpu).weights;
+    assert_eq!(weights(&lora) - weights(&qlora), 106_168_320 * 4 - 106_168_320 * 9 / 16);
+    assert_eq!(weights(&qlora), weights(&RunConfig { quant: Quant::Nf4, ..lora }));
+}
+
+#[test]
+fn more_of_anything_takes_more() {
+    let total =
+        |config: &RunConfig, row: usize| training_memory(&SMOLLM2, config, row, Placement::Cpu).total();
+    let base = config(512, 2, 16, false);
+    let unpacked = RunConfig { packing: false, ..base.clone() };
+    assert!(total(&unpacked, 100) < total(&unpacked, 101));
+    assert_eq!(total(&unpacked, 512), total(&unpacked, 513), "longer rows are cut");
+    assert_eq!(total(&base, 100), total(&unpacked, 512), "packed sequences are full");
+    for more in [config(513, 2, 16, false), config(512, 3, 16, false), config(512, 2, 17, false)] {
+        assert!(total(&base, 512) < total(&more, 512));
+        let flops = |config: &RunConfig| training_flops(&SMOLLM2, config, 1000, 512);
+        assert!(flops(&base) <= flops(&more));
+    }
+    let recomputed = config(512, 2, 16, true);
+    assert!(total(&recomputed, 512) < total(&base, 512));
+    let flops = |config: &RunConfig, tokens, row| training_flops(&SMOLLM2, config, tokens, row);
+    assert!(flops(&base, 1000, 512) < flops(&recomputed, 1000, 512));
+    assert!(flops(&base, 1000, 511) < flops(&base, 1000, 512));
+    assert!(flops(&base, 1000, 512) < flops(&base, 1001, 512));
+    let deeper = ModelShape { num_layers: 31, ..SMOLLM2 };
+    assert!(total(&base, 512) < training_memory(&deeper, &base, 512, Placement::Cpu).total());
+    assert!(chat_memory(&SMOLLM2, 538_000_000, 100) < chat_memory(&SMOLLM2, 538_000_000, 101));
+    assert!(chat_memory(&SMOLLM2, 98_000_000, 100) < chat_memory(&SMOLLM2, 99_000_000, 100));
+}
+
+#[test]
+fn operations_are_counted_a_product_at_a_time() {
+    let lora = config(512, 1, 16, false);
+    let full = RunConfig { method: Method::Full, ..lora.clone() };
+    let check = |config: &RunConfig, expected: u64| {
+        let flops = training_flops(&SMOLLM2, config, 1, 100);
+        assert!((flops - expected as f64).abs() < 1.0, "{flops}, not {expected}");
+    };
+    let (linears, head, adapter, attention) = (106_168_320, 28_311_552, 4_884_480, 30 * 576 * 100);
+    check(&lora, 4 * (linears + head) + 6 * adapter + 7 * attention);
+    check(&full, 6 * (linears + head) + 7 * attention);
+    let recomputed = config(512, 1, 16, true);
+    check(&recomputed, 6 * linears + 4 * head + 8 * adapter + 9 * attention);
+}
+
+/// As above: after one reply.
+#[test]
+fn chat_memory_is_within_ten_percent_of_what_was_measured() {
+    let check = |model_bytes: u64, context_tokens: usize, measured_mb: f64| {
+        let predicted_mb = chat_memory(&SMOLLM2, model_bytes, context_tokens) as f64 / 1e6;
+        assert!((predicted_mb / measured_mb - 1.0).abs() < 0.1, "{predicted_mb} MB, not {measured_mb} MB");
+    };
+    check(98_362_432, 67, 166.0);
+    check(98_362_432, 2047, 272.0);
+    check(538_090_216, 67, 599.0);
+    check(538_090_216, 2047, 704.0);
+}
+
+#[test]
+fn a_card_holds_bf16_where_the_cpu_holds_f32() {
+    let on = |config: &RunConfig, placement| training_memory(&SMOLLM2, config, 512, placement);
+    let lora = config(512, 1, 16, false);
+    let (cpu, card) = (on(&lora, Placement::Cpu), on(&lora, Placement::Cuda));
+    assert_eq!(cpu.weights, 2 * card.weights);
+    assert_eq!(cpu.activations, 2 * card.activations);
+    // What learns is f32 everywhere.
+    assert_eq!((cpu.adapter, cpu.gradients, cpu.optimizer), (card.adapter, card.gradients, card.optimizer));
+    assert_eq!(cpu.logits, card.logits);
+    let full = RunConfig { method: Method::Full, ..lora };
+    assert_eq!(on(&full, Placement::Cpu).weights, on(&full, Placement::Cuda).weights);
+}
