@@ -159,6 +159,10 @@ pub struct Train {
     /// Start from an adapter's weights
     #[arg(long, value_name = "A", conflicts_with = "resume")]
     pub init_adapter: Option<String>,
+    /// A way of answering to learn, of the rows whose `style` it is; may be given several times [default token:
+    /// <|NAME|>]
+    #[arg(long, value_name = "NAME[=TOKEN]")]
+    pub style: Vec<String>,
     /// Optimizer steps, whatever `epochs` says
     #[arg(long, value_name = "N")]
     pub max_steps: Option<usize>,
@@ -252,16 +256,21 @@ pub struct Chat {
     /// A style that the adapter was trained with
     #[arg(long, value_name = "NAME")]
     pub style: Option<String>,
-    #[arg(long, value_name = "N", default_value_t = 512)]
-    pub max_tokens: usize,
-    /// 0 takes the likeliest token
-    #[arg(long, value_name = "T", default_value_t = 0.0)]
-    pub temperature: f64,
-    #[arg(long, value_name = "P", default_value_t = 1.0)]
-    pub top_p: f64,
-    /// 0 keeps every token
-    #[arg(long, value_name = "K", default_value_t = 0)]
-    pub top_k: usize,
+    /// [default: the style's, or 512]
+    #[arg(long, value_name = "N")]
+    pub max_tokens: Option<usize>,
+    /// Before N tokens the reply does not end [default: the style's, or 0]
+    #[arg(long, value_name = "N")]
+    pub min_tokens: Option<usize>,
+    /// 0 takes the likeliest token [default: the style's, or 0]
+    #[arg(long, value_name = "T")]
+    pub temperature: Option<f64>,
+    /// [default: the style's, or 1]
+    #[arg(long, value_name = "P")]
+    pub top_p: Option<f64>,
+    /// 0 keeps every token [default: the style's, or 0]
+    #[arg(long, value_name = "K")]
+    pub top_k: Option<usize>,
     #[arg(long, value_name = "N", default_value_t = 42)]
     pub seed: u64,
 }

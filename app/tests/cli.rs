@@ -66,7 +66,7 @@ impl Bench {
     /// Sample data in the working folder, under short names.
     fn with_samples(self) -> Self {
         let samples = Path::new(env!("CARGO_MANIFEST_DIR")).join("../resources/samples");
-        for name in ["pirate.jsonl", "pirate_eval.jsonl"] {
+        for name in ["pirate.jsonl", "pirate_eval.jsonl", "verbosity.jsonl"] {
             fs::copy(samples.join(name), self.path(name)).unwrap();
         }
         self
@@ -180,6 +180,36 @@ fn reports_are_one_json_object() {
     assert!(bench.path("l.safetensors").exists());
     let doctor = bench.ok(&["doctor"]).stdout;
     assert!(doctor.contains("ok    worker"), "{doctor}");
+}
+
+#[test]
+fn styles_are_trained_kept_shown_and_asked_for() {
+    let bench = Bench::new().with_samples();
+    fs::write(
+        bench.path("run.toml"),
+        "max_seq_len = 128\nmax_steps = 2\n[[styles]]\nname = \"terse\"\ntoken = \"[T]\"\nmax_new_tokens = 3\n",
+    )
+    .unwrap();
+    let train =
+        ["train", "--model", "starter", "--data", "verbosity.jsonl", "--name", "styled", "--out", "out"];
+    let more = ["--config", "run.toml", "--style", "terse", "--style", "detailed=[D]"];
+    bench.ok(&[&train[..], &more].concat());
+    let shown = bench.ok(&["adapters", "show", "styled"]).stdout;
+    assert!(shown.contains("Style      terse  [T]  at most 3 tokens\n"), "{shown}");
+    assert!(shown.contains("Style      detailed  [D]\n"), "{shown}");
+
+    let chat = ["chat", "--model", "starter", "--adapter", "styled", "-p", "Tell me a story", "--json"];
+    let output_tokens = |more: &[&str]| {
+        let lines = json_lines(&bench.ok(&[&chat[..], more].concat()).stdout);
+        of_kind(&lines, "stats")[0]["output_tokens"].as_u64().unwrap()
+    };
+    assert!(output_tokens(&["--style", "terse"]) <= 3);
+    let told = ["--style", "terse", "--min-tokens", "8", "--max-tokens", "9"];
+    assert_eq!(output_tokens(&told), 9, "what is said wins over the style");
+    let said = bench.fails(1, &[&chat[..], &["--style", "formal"]].concat());
+    assert!(said.stderr.contains("No style \"formal\": known are terse, detailed"), "{said:?}");
+    let said = bench.fails(1, &["chat", "--model", "starter", "-p", "Hi", "--style", "terse"]);
+    assert!(said.stderr.contains("without an adapter there are no styles"), "{said:?}");
 }
 
 #[test]

@@ -18,6 +18,16 @@ pub use attach::attach;
 pub const CONFIG_FILE: &str = "adapter_config.json";
 pub const WEIGHTS_FILE: &str = "adapter_model.safetensors";
 const PREFIX: &str = "base_model.model.";
+/// The rows of [`TokenIndices`].
+pub const TOKEN_ROWS: &str = "base_model.model.model.embed_tokens.token_adapter.trainable_tokens_delta";
+/// What PEFT writes beside them for a model whose tables were resized: these tables whole, and a tied head's rows again.
+const RESIZED_TABLES: [&str; 5] = [
+    "base_model.model.model.embed_tokens.weight",
+    "base_model.model.model.embed_tokens.token_adapter.base_layer.weight",
+    "base_model.model.lm_head.weight",
+    "base_model.model.lm_head.token_adapter.base_layer.weight",
+    "base_model.model.lm_head.token_adapter.trainable_tokens_delta",
+];
 
 /// `adapter_config.json`, the keys that matter for LoRA.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -60,6 +70,16 @@ pub struct PeftConfig {
     /// `lora_alpha` of modules whose path matches a regular expression; the first that does counts.
     #[serde(default)]
     pub alpha_pattern: Map<String, Value>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub trainable_token_indices: Option<TokenIndices>,
+}
+
+/// Tokens whose rows of the embedding table an adapter replaces.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(untagged)]
+pub enum TokenIndices {
+    OfEmbedding(Vec<u32>),
+    ByModule(BTreeMap<String, Vec<u32>>),
 }
 
 fn no_bias() -> String {
@@ -95,6 +115,18 @@ impl PeftConfig {
             inference_mode: true,
             rank_pattern: Map::new(),
             alpha_pattern: Map::new(),
+            trainable_token_indices: None,
+        }
+    }
+
+    /// Tokens that the adapter has rows for.
+    pub fn token_ids(&self) -> &[u32] {
+        match &self.trainable_token_indices {
+            None => &[],
+            Some(TokenIndices::OfEmbedding(ids)) => ids,
+            Some(TokenIndices::ByModule(by_module)) => {
+                by_module.get("embed_tokens").map_or(&[], Vec::as_slice)
+            }
         }
     }
 
@@ -113,6 +145,11 @@ impl PeftConfig {
                 (config.bias != "none", "a bias other than \"none\""),
                 (adapts_experts && config.use_dora, "use_dora and target_parameters"),
                 (adapts_experts && config.lora_dropout > 0.0, "lora_dropout and target_parameters"),
+                (
+                    matches!(&config.trainable_token_indices, Some(TokenIndices::ByModule(modules))
+                        if modules.keys().any(|module| module != "embed_tokens")),
+                    "trainable_token_indices of other modules than embed_tokens",
+                ),
             ]
             .into_iter()
             .find_map(|(present, what)| present.then_some(what.to_owned()))
@@ -155,6 +192,9 @@ pub fn trainables(model: &Model) -> Vec<Trainable> {
                 push(b, &lora.b);
             }
         }
+    }
+    if let Some(own) = &model.token_rows {
+        push(TOKEN_ROWS.into(), &own.rows);
     }
     let whole = model.whole_weights().into_iter();
     found.extend(whole.map(|weight| Trainable { name: format!("{PREFIX}{}", weight.name), ..weight }));

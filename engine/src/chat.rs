@@ -20,7 +20,8 @@ use crate::{
     data::Chat,
     model::{KvCache, LoadFor, Model},
     reply::{ANSWER_AT_ONCE, Parser, ReplyForm},
-    sample::Sampler,
+    sample::{Sampler, forbid},
+    styles,
     template::RenderOptions,
     text_files::TextFiles,
     tokenize,
@@ -54,12 +55,12 @@ impl ChatSession {
     /// Loads a model and puts the adapters on it. `clock` tells seconds.
     pub fn load(model_path: &Path, adapters: &[PathBuf], clock: &dyn Fn() -> f64) -> Result<Self> {
         let started = clock();
+        let text_files = TextFiles::open_with(model_path, adapters)?;
         let mut model = Model::load(model_path, LoadFor::Inference)?;
         for folder in adapters {
             adapter::attach(&mut model, folder)?;
         }
         model.fix_adapters()?;
-        let text_files = TextFiles::open(model_path)?;
         let capacity = model.config.max_position_embeddings.min(MAX_CONTEXT_TOKENS);
         let reading = Reading::new(&model, capacity)?;
         Ok(Self { model, text_files, reading, load_seconds: clock() - started })
@@ -97,7 +98,7 @@ impl ChatSession {
 
 /// A conversation as the template writes it, up to where the answer begins, and its tokens.
 ///
-/// Errors: no messages; a reasoning effort the model does not have; a template that refuses them.
+/// Errors: no messages; a reasoning effort or style the model does not have; a template that refuses them.
 pub(crate) fn render_prompt(text_files: &TextFiles, request: &ReplyRequest) -> Result<(String, Vec<u32>)> {
     let ReplyRequest { messages, thinking, effort, now, .. } = request;
     if messages.is_empty() {
@@ -119,7 +120,9 @@ pub(crate) fn render_prompt(text_files: &TextFiles, request: &ReplyRequest) -> R
         reasoning_effort: effort.clone(),
         now: *now,
     };
-    let mut prompt = text_files.chat_template().prompt(&Chat::new(messages.clone()), &options)?;
+    let mut chat = Chat::new(messages.clone());
+    styles::apply(&text_files.styles, &mut chat.messages)?;
+    let mut prompt = text_files.chat_template().prompt(&chat, &options)?;
     if *thinking == Thinking::Off && text_files.reply_form() == ReplyForm::Harmony {
         // Its template has no word for it.
         prompt.push_str(ANSWER_AT_ONCE);
@@ -228,10 +231,11 @@ impl Reading {
             if sampling.thinking_budget.is_some_and(|budget| thought.is_over(budget)) {
                 thought.ending = tokenize::encode_plain(text_files, parser.end_of_thinking())?.into();
             }
-            let (id, is_forced) = match thought.ending.pop_front() {
-                Some(id) => (id, true),
-                None => (sampler.next_token(&logits), false),
-            };
+            let forced = thought.ending.pop_front();
+            if output_tokens < sampling.min_tokens {
+                forbid(&mut logits, &text_files.stop_ids);
+            }
+            let id = forced.unwrap_or_else(|| sampler.next_token(&logits));
             output_tokens += 1;
             if output_tokens == 1 {
                 first_token_at = clock();
@@ -242,7 +246,7 @@ impl Reading {
             }
             parser.push(id).into_iter().for_each(&mut *emit);
             let is_thinking = parser.is_thinking();
-            thought.tokens += usize::from(is_thinking && thought.since.is_some() && !is_forced);
+            thought.tokens += usize::from(is_thinking && thought.since.is_some() && forced.is_none());
             thought.note(is_thinking, clock());
             if self.cache.num_tokens() == self.cache.capacity() {
                 break;

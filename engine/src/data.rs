@@ -126,6 +126,7 @@ pub struct RawText {
     /// Empty for rows of shape `text`.
     pub prompt: String,
     pub completion: String,
+    pub style: Option<String>,
 }
 
 /// An error about one place of the data: what, then row, line, field and path.

@@ -89,7 +89,7 @@ pub fn logits(job: &LogitsJob) -> Result<(usize, usize)> {
 pub fn eval(job: &EvalJob) -> Result<EvalMetrics> {
     let path = Path::new(&job.data.model);
     let config = &job.data.config;
-    let text_files = TextFiles::open(path)?;
+    let text_files = TextFiles::open_with(path, job.adapter.as_slice())?;
     let dataset = data::read_examples(Path::new(&job.data.data), &config.columns)?;
     let prepared = prepare::rows(&text_files, &dataset, config.max_seq_len)?;
     let report = preflight::report(&text_files, &dataset, &prepared, config)?;

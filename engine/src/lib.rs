@@ -19,6 +19,7 @@ pub mod prepare;
 pub mod reply;
 pub mod rng;
 pub mod sample;
+pub mod styles;
 pub mod template;
 pub mod text_files;
 pub mod tokenize;

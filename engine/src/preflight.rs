@@ -66,6 +66,11 @@ pub fn report(
     let uses_template = matches!(conversation, Some(Conversation::Chat(_)));
     report.warnings = warnings(&report, uses_template && text_files.template.is_none());
     report.warnings.extend(chat_difference(text_files, dataset)?);
+    for (style, id) in text_files.styles.iter().zip(text_files.style_ids()?) {
+        if !rows.iter().any(|row| row.ids.contains(&id)) {
+            report.warnings.push(format!("No row is of style {:?}: nothing of it is learned", style.name));
+        }
+    }
     Ok(report)
 }
 

@@ -7,7 +7,7 @@ use rayon::prelude::*;
 use crate::{
     Error, Result,
     data::{Chat, Conversation, Dataset, RawExample, RawText, parse_conversation},
-    rng,
+    rng, styles,
     template::{self, RenderOptions, Rendered},
     text_files::TextFiles,
     tokenize::{TokenizedRow, encode},
@@ -108,7 +108,7 @@ pub fn render(text_files: &TextFiles, conversation: &Conversation) -> Result<Ren
         Conversation::Chat(chat) => {
             template::render(text_files.chat_template(), chat, &RenderOptions::default())
         }
-        Conversation::Raw(RawText { prompt, completion }) => {
+        Conversation::Raw(RawText { prompt, completion, .. }) => {
             let mut text = format!("{prompt}{completion}");
             if let Some(eos) = text_files.eos.as_ref().filter(|_| text_files.suffix_ids.is_empty())
                 && !text.ends_with(&eos.text)
@@ -121,14 +121,18 @@ pub fn render(text_files: &TextFiles, conversation: &Conversation) -> Result<Ren
     }
 }
 
-/// Parses and renders one row; errors name it.
+/// Parses and renders one row, its style's token in place; errors name it.
 pub(crate) fn render_row(
     text_files: &TextFiles,
     dataset: &Dataset,
     example: &RawExample,
 ) -> Result<(Conversation, Rendered)> {
-    let conversation = parse_conversation(example, dataset.shape, &dataset.path)?;
-    let rendered = render(text_files, &conversation).map_err(|error| match error {
+    let mut conversation = parse_conversation(example, dataset.shape, &dataset.path)?;
+    let styled = match text_files.styles.as_slice() {
+        [] => Ok(()),
+        styles => styles::apply_to_row(styles, &mut conversation),
+    };
+    let rendered = styled.and_then(|()| render(text_files, &conversation)).map_err(|error| match error {
         Error::Invalid { code, message, hint } => {
             let (row, line, path) = (example.row, example.line, dataset.path.display());
             Error::Invalid { code, message: format!("Row {row} (line {line}): {message}: {path}"), hint }
@@ -153,6 +157,9 @@ fn read_row(
     let (conversation, rendered) = render_row(text_files, dataset, example)?;
     let tokens = encode(text_files, &rendered)?;
     let remark = match &conversation {
+        _ if text_files.styles.is_empty() && styles::of_row(&conversation).is_some() => {
+            Some("its style is left out: the run has no styles".into())
+        }
         Conversation::Chat(chat) => remark_on(text_files, chat, &rendered, markers),
         Conversation::Raw(_) => None,
     };
@@ -197,8 +204,9 @@ struct ControlTokens {
 impl ControlTokens {
     fn of(text_files: &TextFiles) -> Self {
         let added = text_files.tokenizer.get_added_tokens_decoder();
-        let mut texts: Vec<_> =
-            added.into_values().filter(|token| token.special).map(|token| token.content).collect();
+        let is_style = |text: &String| text_files.styles.iter().any(|style| style.token == *text);
+        let texts = added.into_values().filter(|token| token.special).map(|token| token.content);
+        let mut texts: Vec<_> = texts.filter(|text| !is_style(text)).collect();
         texts.sort_unstable();
         let mut first_chars: Vec<_> = texts.iter().filter_map(|text| text.chars().next()).collect();
         first_chars.dedup();

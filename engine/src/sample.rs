@@ -60,6 +60,15 @@ impl Sampler {
     }
 }
 
+/// Makes sure that none of these tokens is drawn.
+pub fn forbid(logits: &mut [f32], ids: &[u32]) {
+    for id in ids {
+        if let Some(logit) = logits.get_mut(*id as usize) {
+            *logit = f32::NEG_INFINITY;
+        }
+    }
+}
+
 fn argmax(logits: &[f32]) -> u32 {
     let mut best = 0;
     for (id, logit) in logits.iter().enumerate() {
@@ -86,6 +95,15 @@ mod tests {
     #[test]
     fn greedy_takes_the_likeliest_token() {
         assert_eq!(draws(SamplingParams::default(), &[0.0, 2.0, 1.0]), [0, 10_000, 0]);
+    }
+
+    #[test]
+    fn what_is_forbidden_is_not_drawn() {
+        let mut logits = [0.0, 2.0, 1.0];
+        forbid(&mut logits, &[1, 7]);
+        assert_eq!(draws(SamplingParams::default(), &logits), [0, 0, 10_000]);
+        let drawn = draws(SamplingParams { temperature: 1.0, ..Default::default() }, &logits);
+        assert!(drawn[1] == 0 && drawn[0] > 0, "{drawn:?}");
     }
 
     #[test]

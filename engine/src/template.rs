@@ -120,6 +120,11 @@ impl ChatTemplate {
         self.has_twin
     }
 
+    /// As the model's files have it.
+    pub fn source(&self) -> &str {
+        &self.source
+    }
+
     /// Whether the template's source holds `text`, as a sign of what it can write.
     pub fn mentions(&self, text: &str) -> bool {
         self.source.contains(text)
@@ -266,7 +271,7 @@ fn rewrite_generation_tags(source: &str) -> (String, bool) {
 
 /// A message as transformers hands it to a template: thinking goes by two names.
 fn message_value(message: &Message) -> Value {
-    let Message { role, content, thinking, tool_calls, name, tool_call_id } = message;
+    let Message { role, content, thinking, tool_calls, name, tool_call_id, style: _ } = message;
     let mut fields: Vec<(&str, Value)> = Vec::with_capacity(6);
     if let Some(thinking) = thinking {
         fields.push(("thinking", Value::from(thinking)));

@@ -7,16 +7,18 @@ use std::{
 };
 
 use candle_core::quantized::gguf_file::Content;
-use lathe_protocol::{Message, Role};
+use lathe_protocol::{ErrorCode, Message, Role, Style};
 use serde_json::{Map, Value};
-use tokenizers::{PostProcessorWrapper, Tokenizer};
+use tokenizers::{AddedToken, PostProcessorWrapper, Tokenizer};
 
 use crate::{
     Error, Result,
+    adapter::PeftConfig,
     data::Chat,
     files::{read_json, read_maybe_gzip},
     gguf_tokenizer::GgufTokenizer,
     reply::{HARMONY_SIGNS, MESSAGE_END, ReplyForm, STOPS},
+    styles,
     template::{ChatTemplate, RenderOptions},
 };
 
@@ -32,6 +34,8 @@ const BY_TOKENS: [(&[&str], &str, &str); 2] = [
 /// For all others.
 const CHATML: &str = include_str!("../../chat_templates/chatml_training.jinja");
 const CHATML_END: &str = "<|im_end|>";
+
+pub(crate) const TOKENIZER_FILE: &str = "tokenizer.json";
 
 /// The names under which a template may ask for special tokens.
 const SPECIAL_KEYS: [&str; 7] =
@@ -50,6 +54,8 @@ pub struct TextFiles {
     /// What the tokenizer itself puts before and after a bare text, usually BOS and nothing.
     pub prefix_ids: Vec<u32>,
     pub suffix_ids: Vec<u32>,
+    /// Ways of answering whose tokens the tokenizer knows.
+    pub styles: Vec<Style>,
     fallback_template: ChatTemplate,
 }
 
@@ -70,9 +76,8 @@ struct Parts {
     suffix_ids: Vec<u32>,
 }
 
-impl TextFiles {
-    /// Reads a model folder or a `.gguf` file.
-    pub fn open(model: &Path) -> Result<Self> {
+impl Parts {
+    fn open(model: &Path) -> Result<Self> {
         if model.is_dir() {
             return Self::from_folder(model);
         }
@@ -84,16 +89,15 @@ impl TextFiles {
         Self::from_gguf(&content, model)
     }
 
-    /// From a GGUF's metadata that is read already; `path` is for errors.
-    pub fn from_gguf(content: &Content, path: &Path) -> Result<Self> {
+    fn from_gguf(content: &Content, path: &Path) -> Result<Self> {
         let GgufTokenizer { tokenizer, specials, stop_ids, prefix_ids, suffix_ids, template } =
             GgufTokenizer::read(content, path)?;
         let template = template.map(|source| (source, "the GGUF's metadata".to_string()));
-        Self::new(Parts { tokenizer, template, specials, stop_ids, prefix_ids, suffix_ids })
+        Ok(Self { tokenizer, template, specials, stop_ids, prefix_ids, suffix_ids })
     }
 
     fn from_folder(folder: &Path) -> Result<Self> {
-        let path = folder.join("tokenizer.json");
+        let path = folder.join(TOKENIZER_FILE);
         if !path.exists() {
             let error = Error::model(format!("The model has no tokenizer.json: {}", folder.display()));
             return Err(if folder.join("tokenizer.model").exists() {
@@ -135,7 +139,73 @@ impl TextFiles {
             }
         }
         let template = folder_template(folder, &config)?;
-        Self::new(Parts { tokenizer, template, specials, stop_ids, prefix_ids, suffix_ids })
+        Ok(Self { tokenizer, template, specials, stop_ids, prefix_ids, suffix_ids })
+    }
+}
+
+impl TextFiles {
+    /// Reads a model folder or a `.gguf` file.
+    pub fn open(model: &Path) -> Result<Self> {
+        Self::new(Parts::open(model)?)
+    }
+
+    /// [`Self::open`] with what the adapters bring: the tokenizer and template of one that has tokens of its own.
+    ///
+    /// Errors: a tokenizer that is not the model's with tokens added; two such adapters.
+    pub fn open_with(model: &Path, adapters: &[impl AsRef<Path>]) -> Result<Self> {
+        let mut parts = Parts::open(model)?;
+        let mut styles = Vec::new();
+        for folder in adapters.iter().map(AsRef::as_ref).filter(|folder| folder.join(TOKENIZER_FILE).exists())
+        {
+            if PeftConfig::read(folder)?.token_ids().is_empty() {
+                // A copy of the model's own, as trainers leave it.
+                continue;
+            }
+            let own = Parts::from_folder(folder)?;
+            check_vocabulary(&parts.tokenizer, &own.tokenizer, folder)?;
+            parts.specials.extend(own.specials);
+            parts = Parts { tokenizer: own.tokenizer, template: own.template.or(parts.template), ..parts };
+            styles.extend(styles::read(folder)?.styles);
+        }
+        Ok(Self { styles, ..Self::new(parts)? })
+    }
+
+    /// Adds the styles' tokens to the tokenizer, behind all it has.
+    ///
+    /// Errors: a token that it has already.
+    pub fn with_styles(mut self, styles: &[Style]) -> Result<Self> {
+        let tokenizer = Arc::make_mut(&mut self.tokenizer);
+        for Style { name, token, .. } in styles {
+            if tokenizer.token_to_id(token).is_some() {
+                let message = format!(
+                    "The model's tokenizer has {token:?} already, style {name:?} needs a token of its own"
+                );
+                return Err(Error::invalid(ErrorCode::Usage, message).hint(format!("e.g. <|style:{name}|>")));
+            }
+            tokenizer
+                .add_special_tokens([AddedToken::from(token, true)])
+                .map_err(|error| Error::model(format!("The tokenizer does not take {token:?}: {error}")))?;
+        }
+        self.styles = styles.to_vec();
+        Ok(self)
+    }
+
+    /// Ids of the styles' tokens.
+    ///
+    /// Errors: the tokenizer lacks one.
+    pub fn style_ids(&self) -> Result<Vec<u32>> {
+        let id = |Style { name, token, .. }: &Style| {
+            self.tokenizer.token_to_id(token).ok_or_else(|| {
+                let message = format!("The tokenizer does not know {token:?}, the token of style {name:?}");
+                Error::invalid(ErrorCode::Adapter, message)
+            })
+        };
+        self.styles.iter().map(id).collect()
+    }
+
+    /// From a GGUF's metadata that is read already; `path` is for errors.
+    pub fn from_gguf(content: &Content, path: &Path) -> Result<Self> {
+        Self::new(Parts::from_gguf(content, path)?)
     }
 
     fn new(parts: Parts) -> Result<Self> {
@@ -158,6 +228,7 @@ impl TextFiles {
             eos,
             prefix_ids,
             suffix_ids,
+            styles: Vec::new(),
             fallback_template,
         };
         let mut seen = HashSet::new();
@@ -226,6 +297,22 @@ fn fallback_template(tokenizer: &Tokenizer, eos: Option<&SpecialToken>) -> (Stri
         Some(eos) if !knows(&CHATML_END) => (CHATML.replace(CHATML_END, &eos.text), "ChatML"),
         _ => (CHATML.to_owned(), "ChatML"),
     }
+}
+
+/// An error unless `own`, of the adapter in `folder`, is `base` with tokens added.
+fn check_vocabulary(base: &Tokenizer, own: &Tokenizer, folder: &Path) -> Result<()> {
+    let (base, own) = (base.get_vocab(true), own.get_vocab(true));
+    let Some((token, id)) = base.iter().find(|(token, id)| own.get(*token) != Some(id)) else {
+        return Ok(());
+    };
+    let there = own.get(token).map_or("is not in it".into(), |id| format!("is {id} there"));
+    let message = format!(
+        "The adapter's vocabulary ({} tokens) is not that of the model ({} tokens): {token:?}, the model's {id}, {there}: {}",
+        own.len(),
+        base.len(),
+        folder.display()
+    );
+    Err(Error::invalid(ErrorCode::Adapter, message).hint("it was trained on another base model"))
 }
 
 /// What the tokenizer's post-processor puts before and after a text.

@@ -6,7 +6,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use lathe_protocol::{AdapterEntry, AdapterUpdate, ErrorCode, ErrorInfo};
+use lathe_protocol::{AdapterEntry, AdapterUpdate, ErrorCode, ErrorInfo, StylesFile};
 use serde::Deserialize;
 use serde_json::Value;
 
@@ -23,6 +23,15 @@ const CONFIG: &str = "adapter_config.json";
 const WEIGHTS: &str = "adapter_model.safetensors";
 const PROVENANCE: &str = "lathe.json";
 const PREFIX: &str = "base_model.model.";
+/// What else belongs to an adapter: its styles, and the tokenizer that knows their tokens.
+const COMPANIONS: [&str; 6] = [
+    "README.md",
+    StylesFile::NAME,
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "chat_template.jinja",
+];
 
 /// What we read of `adapter_config.json`.
 #[derive(Deserialize)]
@@ -158,7 +167,7 @@ fn put_in_place(
 }
 
 fn copy_files(source: &Path, target: &Path, more: &[&str]) -> Result<()> {
-    for name in [CONFIG, WEIGHTS, "README.md"].iter().chain(more) {
+    for name in [CONFIG, WEIGHTS].iter().chain(&COMPANIONS).chain(more) {
         let from = source.join(name);
         if from.is_file() {
             files::copy_file(&from, &target.join(name), &mut |_| Ok(()))?;
@@ -290,6 +299,8 @@ fn entry(name: &str, path: &Path) -> AdapterEntry {
         Err(problem) => (None, Some(problem)),
     };
     let run = provenance.as_ref().map(|provenance| &provenance.run);
+    // Styles that cannot be read are told when they are used.
+    let StylesFile { styles, .. } = files::read_json(&path.join(StylesFile::NAME)).unwrap_or_default();
     AdapterEntry {
         name: name.to_owned(),
         path: path.display().to_string(),
@@ -299,6 +310,7 @@ fn entry(name: &str, path: &Path) -> AdapterEntry {
         targets: config.as_ref().map(PeftConfig::targets).unwrap_or_default(),
         size_bytes: [CONFIG, WEIGHTS, PROVENANCE]
             .iter()
+            .chain(&COMPANIONS)
             .filter_map(|name| fs::metadata(path.join(name)).ok())
             .map(|metadata| metadata.len())
             .sum(),
@@ -308,6 +320,7 @@ fn entry(name: &str, path: &Path) -> AdapterEntry {
         last_loss: run.and_then(|run| run.last_loss),
         notes,
         tags,
+        styles,
         problem,
     }
 }

@@ -3,8 +3,8 @@
 use std::path::Path;
 
 use lathe_protocol::{
-    CONFIG_KEYS, ConfigKey, ErrorInfo, LoraTargets, Method, Optimizer, Quant, REGEX_PREFIX, RunConfig,
-    parse_layers,
+    CONFIG_KEYS, ConfigKey, ErrorInfo, LoraTargets, Method, Optimizer, Quant, REGEX_PREFIX, RunConfig, Style,
+    is_saved, parse_layers,
 };
 use serde_json::{Map, Value};
 
@@ -113,6 +113,49 @@ pub fn validate(config: &RunConfig) -> Result<()> {
         }
     }
     LoraTargets::new(lora)?;
+    check_styles(config)
+}
+
+/// An error for styles that cannot be told apart, that nothing learns, or whose settings are out of range.
+fn check_styles(config: &RunConfig) -> Result<()> {
+    if config.styles.is_empty() {
+        return Ok(());
+    }
+    if config.method == Method::Full {
+        return Err(usage("Styles are learned beside a frozen model: method = \"full\" cannot have them")
+            .hint("use method = \"lora\""));
+    }
+    let saved = &config.lora.modules_to_save;
+    if let Some(table) = ["model.embed_tokens", "lm_head"].into_iter().find(|table| is_saved(table, saved)) {
+        return Err(usage(format!(
+            "Styles are rows beside a frozen table: {table} cannot learn whole with them"
+        ))
+        .hint("leave it out of lora.modules_to_save, or the styles out"));
+    }
+    for (index, style) in config.styles.iter().enumerate() {
+        let Style { name, token, max_new_tokens, min_new_tokens, temperature, top_p, .. } = style;
+        let wrong = |problem: &str, hint: &str| Err(usage(format!("Style {name:?} {problem}")).hint(hint));
+        if name.is_empty() || !name.chars().all(|c| c.is_alphanumeric() || "-_".contains(c)) {
+            return wrong("cannot be a style's name", "use letters, digits, - and _");
+        }
+        if token.chars().count() < 3 || token.contains(char::is_whitespace) {
+            let problem = format!("has the token {token:?}, which could be part of a text");
+            return wrong(&problem, "write e.g. <|terse|>: three characters or more, no spaces");
+        }
+        if config.styles[..index].iter().any(|other| other.name == *name || other.token == *token) {
+            return wrong("is there twice, or its token is", "give each style a name and a token of its own");
+        }
+        let longest = max_new_tokens.unwrap_or(usize::MAX);
+        if longest == 0 || min_new_tokens.is_some_and(|shortest| shortest > longest) {
+            return wrong("has max_new_tokens below 1 or below min_new_tokens", "raise max_new_tokens");
+        }
+        if temperature.is_some_and(|value| !(0.0..=10.0).contains(&value)) {
+            return wrong("has a temperature out of range", "temperature takes 0 to 10");
+        }
+        if top_p.is_some_and(|value| !(value > 0.0 && value <= 1.0)) {
+            return wrong("has a top_p out of range", "top_p takes more than 0, at most 1");
+        }
+    }
     Ok(())
 }
 
@@ -144,6 +187,7 @@ fn set(values: &mut Map<String, Value>, name: &str, given: Given<'_>) -> Result<
             as_f64(given).and_then(|number| serde_json::Number::from_f64(number).map(Value::Number))
         }
         Value::Number(_) => as_u64(given).map(Value::from),
+        Value::Array(_) if key.name == "styles" => as_styles(given, place),
         Value::Array(_) if key.name == "sample_prompts" => as_list(given, prompts).map(Value::from),
         Value::Array(_) if key.name == "lora.layers" => as_layers(given).map(Value::from),
         Value::Array(_) => as_list(given, names).map(Value::from),
@@ -200,6 +244,20 @@ fn as_layers(given: Given<'_>) -> Option<Vec<usize>> {
         }
         Given::Text(text) => parse_layers(text.trim_start_matches('[').trim_end_matches(']')),
     }
+}
+
+/// A list of tables, or `name=token` pairs, which keep the settings of styles that are there already.
+fn as_styles(given: Given<'_>, old: &Value) -> Option<Value> {
+    if let Given::Typed(tables @ Value::Array(_)) = given {
+        return serde_json::from_value::<Vec<Style>>(tables.clone()).is_ok().then(|| tables.clone());
+    }
+    let known: Vec<Style> = serde_json::from_value(old.clone()).ok()?;
+    // Brackets may be a token's.
+    let pairs = |text: &str| {
+        let pairs = text.split(',').map(|pair| pair.trim().to_owned());
+        pairs.filter(|pair| !pair.is_empty()).collect::<Vec<_>>()
+    };
+    serde_json::to_value(Style::from_pairs(&as_list(given, pairs)?, &known)?).ok()
 }
 
 /// Names between commas, brackets and quotes or not. A regular expression is one, whatever it holds.
@@ -365,6 +423,43 @@ mod tests {
         assert_eq!(build(Some(&path), &[]).unwrap(), config);
         assert!(differences(&config, &config).is_empty());
         assert_eq!(differences(&config, &RunConfig::default()).len(), 5);
+    }
+
+    #[test]
+    fn styles_come_as_pairs_and_as_tables_and_go_back() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("run.toml");
+        let table = "[[styles]]\nname = \"terse\"\ntoken = \"[T]\"\nmax_new_tokens = 9\n";
+        std::fs::write(&path, table).unwrap();
+        let config = build(Some(&path), &["styles=terse, formal=[f]".into()]).unwrap();
+        let expected = [("terse", "[T]", Some(9)), ("formal", "[f]", None)];
+        let found = config.styles.iter();
+        let found: Vec<_> = found.map(|s| (s.name.as_str(), s.token.as_str(), s.max_new_tokens)).collect();
+        assert_eq!(found, expected);
+        validate(&config).unwrap();
+        std::fs::write(&path, to_toml(&config).unwrap()).unwrap();
+        assert_eq!(build(Some(&path), &[]).unwrap(), config);
+        std::fs::write(&path, "[[styles]]\nname = \"terse\"\n").unwrap();
+        assert!(build(Some(&path), &[]).unwrap_err().message.contains("styles cannot be"));
+    }
+
+    #[test]
+    fn styles_that_cannot_be_are_refused() {
+        for (pairs, message) in [
+            (["styles=terse, terse=<t>", "seed=1"], "Style \"terse\" is there twice, or its token is"),
+            (["styles=a=<t>, b=<t>", "seed=1"], "Style \"b\" is there twice, or its token is"),
+            (["styles=a b", "seed=1"], "Style \"a b\" cannot be a style's name"),
+            (["styles=a=t", "seed=1"], "Style \"a\" has the token \"t\", which could be part of a text"),
+            (
+                ["styles=a", "method=full"],
+                "Styles are learned beside a frozen model: method = \"full\" cannot have them",
+            ),
+        ] {
+            assert_eq!(validate(&sets(&pairs).unwrap()).unwrap_err().message, message);
+        }
+        let mut config = sets(&["styles=a"]).unwrap();
+        (config.styles[0].max_new_tokens, config.styles[0].min_new_tokens) = (Some(4), Some(5));
+        assert!(validate(&config).unwrap_err().message.contains("below min_new_tokens"));
     }
 
     #[test]

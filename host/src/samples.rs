@@ -8,12 +8,15 @@ use crate::{
     files,
 };
 
-const FILES: [(&str, &[u8]); 2] = [
+const FILES: [(&str, &[u8]); 4] = [
     ("pirate.jsonl", include_bytes!("../../resources/samples/pirate.jsonl")),
     ("pirate_eval.jsonl", include_bytes!("../../resources/samples/pirate_eval.jsonl")),
+    ("verbosity.jsonl", include_bytes!("../../resources/samples/verbosity.jsonl")),
+    ("verbosity_eval.jsonl", include_bytes!("../../resources/samples/verbosity_eval.jsonl")),
 ];
 
-/// Puts the samples into the data folder, where they are not there already. Returns training and held-out file.
+/// Puts the samples into the data folder, where they are not there already. Returns the pirate's training and held-out
+/// file.
 pub fn write_samples(paths: &Paths) -> Result<(PathBuf, PathBuf)> {
     let folder = paths.samples();
     for (name, bytes) in FILES {
@@ -24,6 +27,6 @@ pub fn write_samples(paths: &Paths) -> Result<(PathBuf, PathBuf)> {
         files::create_dir_all(&folder)?;
         fs::write(&path, bytes).map_err(io_error("write the sample data", &path))?;
     }
-    let [train, eval] = FILES.map(|(name, _)| folder.join(name));
+    let [train, eval, ..] = FILES.map(|(name, _)| folder.join(name));
     Ok((train, eval))
 }

@@ -93,6 +93,10 @@ impl<'a> Matrix<'a> {
         &self.values[first * self.columns..][..count * self.columns]
     }
 
+    pub(crate) fn shape(&self) -> (usize, usize) {
+        (self.rows, self.columns)
+    }
+
     pub(crate) fn t(self) -> Self {
         Self {
             rows: self.columns,

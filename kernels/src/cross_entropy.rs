@@ -35,9 +35,7 @@ pub fn linear_cross_entropy(
     projection: &FrozenLinear,
     targets: &[u32],
 ) -> Result<(Tensor, CrossEntropyStats)> {
-    if projection.bias().is_some() {
-        bail!("the output projection has a bias, which the loss would leave out");
-    }
+    refuse_bias(projection)?;
     let op = LinearCrossEntropy::new(targets, h.track_op());
     let stats = op.stats.clone();
     let loss = h.contiguous()?.apply_op1(Frozen { op, projection: projection.clone() })?;
@@ -58,8 +56,85 @@ pub fn linear_cross_entropy_trainable(
     Ok((loss, stats))
 }
 
-/// Takes some rows of the output projection.
-type ForTile<'a> = dyn FnMut(Range<usize>, Matrix<'_>) + 'a;
+/// [`linear_cross_entropy`] with a frozen output projection of which some rows are replaced by others that learn, or
+/// follow its end.
+///
+/// Shapes: h (N,C), W (V,C), rows (K,C), which are rows `ids` (K) of the projection. Gradient: reaches h and rows.
+/// Errors: an id that leaves rows without weights between it and W.
+pub fn linear_cross_entropy_with_rows(
+    h: &Tensor,
+    projection: &FrozenLinear,
+    (ids, rows): (&[u32], &Tensor),
+    targets: &[u32],
+) -> Result<(Tensor, CrossEntropyStats)> {
+    refuse_bias(projection)?;
+    let op = LinearCrossEntropy::new(targets, h.track_op());
+    let stats = op.stats.clone();
+    let op = WithRows { op, projection: projection.clone(), ids: ids.to_vec() };
+    let loss = h.contiguous()?.apply_op2(&rows.contiguous()?, op)?;
+    let stats = *stats.lock().map_err(|_| candle_core::Error::Msg("poisoned".into()))?;
+    Ok((loss, stats))
+}
+
+fn refuse_bias(projection: &FrozenLinear) -> Result<()> {
+    if projection.bias().is_some() {
+        bail!("the output projection has a bias, which the loss would leave out");
+    }
+    Ok(())
+}
+
+/// The output projection, (V,C), and what of it learns.
+#[derive(Clone, Copy)]
+enum Projection<'a> {
+    Frozen(&'a FrozenLinear),
+    Trainable(Matrix<'a>),
+    /// Frozen but for `rows` (K,C), which stand in for the rows `ids` or follow the last.
+    WithRows {
+        frozen: &'a FrozenLinear,
+        ids: &'a [u32],
+        rows: &'a [f32],
+    },
+}
+
+impl Projection<'_> {
+    /// (V,C), without rows after the end.
+    fn shape(&self) -> (usize, usize) {
+        match self {
+            Self::Frozen(frozen) | Self::WithRows { frozen, .. } => frozen.shape(),
+            Self::Trainable(weight) => weight.shape(),
+        }
+    }
+
+    /// Calls `f(outputs, rows)` with the weight in parts: the rows `outputs` of it.
+    fn for_tiles(&self, mut f: impl FnMut(Range<usize>, Matrix<'_>)) -> Result<()> {
+        match self {
+            Self::Frozen(frozen) | Self::WithRows { frozen, .. } => frozen.for_tiles(f),
+            Self::Trainable(weight) => {
+                f(0..self.shape().0, *weight);
+                Ok(())
+            }
+        }
+    }
+
+    fn num_learned(&self) -> usize {
+        match self {
+            Self::Frozen(_) => 0,
+            Self::Trainable(weight) => weight.shape().0 * weight.shape().1,
+            Self::WithRows { rows, .. } => rows.len(),
+        }
+    }
+
+    /// Rows, those after the end of the weight included.
+    fn vocab_size(&self) -> Result<usize> {
+        let (own, width) = self.shape();
+        let Self::WithRows { ids, rows, .. } = self else { return Ok(own) };
+        let vocab_size = ids.iter().map(|id| *id as usize + 1).fold(own, usize::max);
+        if rows.len() != ids.len() * width || (own..vocab_size).any(|id| !ids.contains(&(id as u32))) {
+            bail!("{} values of width {width} for rows {ids:?} beside {own}", rows.len());
+        }
+        Ok(vocab_size)
+    }
+}
 
 struct LinearCrossEntropy {
     targets: Vec<u32>,
@@ -70,7 +145,7 @@ struct LinearCrossEntropy {
 
 struct Gradients {
     dh: Vec<f32>,
-    /// Empty for a frozen projection.
+    /// Of what learns of the projection; empty for a frozen one.
     dweight: Vec<f32>,
 }
 
@@ -79,15 +154,9 @@ impl LinearCrossEntropy {
         Self { targets: targets.to_vec(), needs_gradient, stats: Arc::default(), gradients: OnceLock::new() }
     }
 
-    /// The loss; `for_tiles` calls what it is given with the weight (V,C) in parts.
-    fn run(
-        &self,
-        h: &[f32],
-        (vocab_size, width): (usize, usize),
-        for_tiles: impl Fn(&mut ForTile<'_>) -> Result<()>,
-        weight_learns: bool,
-    ) -> Result<f32> {
+    fn run(&self, h: &[f32], projection: Projection<'_>) -> Result<f32> {
         let num_rows = self.targets.len();
+        let (vocab_size, (own_size, width)) = (projection.vocab_size()?, projection.shape());
         if h.len() != num_rows * width {
             bail!("{} hidden values of width {width} for {num_rows} targets", h.len());
         }
@@ -95,20 +164,26 @@ impl LinearCrossEntropy {
             bail!("target {target} lies beyond the vocabulary of {vocab_size}");
         }
         let mut dh = vec![0.0; if self.needs_gradient { h.len() } else { 0 }];
-        let mut dweight = vec![0.0; if weight_learns { vocab_size * width } else { 0 }];
+        let mut dweight = vec![0.0; if self.needs_gradient { projection.num_learned() } else { 0 }];
         let mut logits = vec![0.0; CHUNK_ROWS.min(num_rows) * vocab_size];
         let mut stats = CrossEntropyStats { num_tokens: num_rows, ..Default::default() };
         for first in (0..num_rows).step_by(CHUNK_ROWS) {
             let last = (first + CHUNK_ROWS).min(num_rows);
-            let rows = last - first;
-            let h_chunk = Matrix::new(&h[first * width..last * width], rows, width);
-            let logits = &mut logits[..rows * vocab_size];
-            // 1. Logits: (n, C) x (C, V)
-            for_tiles(&mut |outputs, weight| {
+            let rows_of_chunk = last - first;
+            let h_chunk = Matrix::new(&h[first * width..last * width], rows_of_chunk, width);
+            let logits = &mut logits[..rows_of_chunk * vocab_size];
+            // 1. Logits: (n, C) x (C, V), and (n, C) x (C, K) in the columns of the rows that learn
+            projection.for_tiles(|outputs, weight| {
                 let logits = &mut logits[outputs.start..];
                 let threads = cpu::all_threads();
                 cpu::matmul_strided(logits, vocab_size, Store::Overwrite, 1.0, h_chunk, weight.t(), threads);
             })?;
+            if let Projection::WithRows { ids, rows, .. } = projection {
+                let mut columns = vec![0.0; rows_of_chunk * ids.len()];
+                let rows = Matrix::new(rows, ids.len(), width);
+                cpu::matmul(&mut columns, Store::Overwrite, 1.0, h_chunk, rows.t());
+                put_columns(logits, vocab_size, ids, &columns);
+            }
             // 2. Losses, and in the logits' place their gradient: softmax − onehot
             let losses: Vec<(f64, bool)> = logits
                 .par_chunks_exact_mut(vocab_size)
@@ -124,14 +199,27 @@ impl LinearCrossEntropy {
             }
             // 3. dh = dlogits W; dW += dlogitsᵀ h
             let dh = &mut dh[first * width..last * width];
-            for_tiles(&mut |outputs, weight| {
+            let columns = match projection {
+                Projection::WithRows { ids, .. } => take_columns(logits, vocab_size, ids),
+                _ => Vec::new(),
+            };
+            projection.for_tiles(|outputs, weight| {
                 let store = if outputs.start == 0 { Store::Overwrite } else { Store::Add };
-                let dlogits = Matrix::strided(&logits[outputs.start..], rows, outputs.len(), vocab_size);
+                let dlogits =
+                    Matrix::strided(&logits[outputs.start..], rows_of_chunk, outputs.len(), vocab_size);
                 cpu::matmul(dh, store, 1.0, dlogits, weight);
             })?;
-            if weight_learns {
-                let dlogits = Matrix::new(logits, rows, vocab_size);
-                cpu::matmul(&mut dweight, Store::Add, 1.0, dlogits.t(), h_chunk);
+            match projection {
+                Projection::Frozen(_) => {}
+                Projection::Trainable(_) => {
+                    let dlogits = Matrix::strided(logits, rows_of_chunk, own_size, vocab_size);
+                    cpu::matmul(&mut dweight, Store::Add, 1.0, dlogits.t(), h_chunk);
+                }
+                Projection::WithRows { ids, rows, .. } => {
+                    let columns = Matrix::new(&columns, rows_of_chunk, ids.len());
+                    cpu::matmul(dh, Store::Add, 1.0, columns, Matrix::new(rows, ids.len(), width));
+                    cpu::matmul(&mut dweight, Store::Add, 1.0, columns.t(), h_chunk);
+                }
             }
         }
         *self.stats.lock().map_err(|_| candle_core::Error::Msg("poisoned".into()))? = stats;
@@ -166,6 +254,22 @@ fn loss_and_gradient(logits: &mut [f32], target: usize) -> (f64, bool) {
     )
 }
 
+/// Puts (n, K) into the columns `ids` of `logits`, whose rows have `width` values.
+fn put_columns(logits: &mut [f32], width: usize, ids: &[u32], columns: &[f32]) {
+    for (row, values) in logits.chunks_exact_mut(width).zip(columns.chunks_exact(ids.len())) {
+        for (id, value) in ids.iter().zip(values) {
+            row[*id as usize] = *value;
+        }
+    }
+}
+
+/// The columns `ids` of `logits` as (n, K); zeros stay in their place.
+fn take_columns(logits: &mut [f32], width: usize, ids: &[u32]) -> Vec<f32> {
+    let rows = logits.chunks_exact_mut(width);
+    rows.flat_map(|row| ids.iter().map(|id| std::mem::take(&mut row[*id as usize])).collect::<Vec<_>>())
+        .collect()
+}
+
 fn scale(values: &[f32], by: f32, shape: &Shape) -> Result<Tensor> {
     cpu::tensor(values.iter().map(|value| value * by).collect(), shape)
 }
@@ -182,8 +286,7 @@ impl CustomOp1 for Frozen {
 
     fn cpu_fwd(&self, storage: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
         let h = cpu::slice(storage, layout)?;
-        let shape = self.projection.shape();
-        let loss = self.op.run(h, shape, |f| self.projection.for_tiles(f), false)?;
+        let loss = self.op.run(h, Projection::Frozen(&self.projection))?;
         Ok((CpuStorage::F32(vec![loss]), ().into()))
     }
 
@@ -211,11 +314,7 @@ impl CustomOp2 for Trainable {
     ) -> Result<(CpuStorage, Shape)> {
         let (vocab_size, width) = l2.shape().dims2()?;
         let weight = Matrix::new(cpu::slice(s2, l2)?, vocab_size, width);
-        let in_one = |f: &mut ForTile<'_>| {
-            f(0..vocab_size, weight);
-            Ok(())
-        };
-        let loss = self.op.run(cpu::slice(s1, l1)?, (vocab_size, width), in_one, true)?;
+        let loss = self.op.run(cpu::slice(s1, l1)?, Projection::Trainable(weight))?;
         Ok((CpuStorage::F32(vec![loss]), ().into()))
     }
 
@@ -228,5 +327,41 @@ impl CustomOp2 for Trainable {
     ) -> Result<(Option<Tensor>, Option<Tensor>)> {
         let (by, gradients) = self.op.scaled(seed)?;
         Ok((Some(scale(&gradients.dh, by, h.shape())?), Some(scale(&gradients.dweight, by, weight.shape())?)))
+    }
+}
+
+struct WithRows {
+    op: LinearCrossEntropy,
+    projection: FrozenLinear,
+    ids: Vec<u32>,
+}
+
+impl CustomOp2 for WithRows {
+    fn name(&self) -> &'static str {
+        "linear-cross-entropy-with-rows"
+    }
+
+    fn cpu_fwd(
+        &self,
+        s1: &CpuStorage,
+        l1: &Layout,
+        s2: &CpuStorage,
+        l2: &Layout,
+    ) -> Result<(CpuStorage, Shape)> {
+        let (h, rows) = (cpu::slice(s1, l1)?, cpu::slice(s2, l2)?);
+        let with_rows = Projection::WithRows { frozen: &self.projection, ids: &self.ids, rows };
+        let loss = self.op.run(h, with_rows)?;
+        Ok((CpuStorage::F32(vec![loss]), ().into()))
+    }
+
+    fn bwd(
+        &self,
+        h: &Tensor,
+        rows: &Tensor,
+        _loss: &Tensor,
+        seed: &Tensor,
+    ) -> Result<(Option<Tensor>, Option<Tensor>)> {
+        let (by, gradients) = self.op.scaled(seed)?;
+        Ok((Some(scale(&gradients.dh, by, h.shape())?), Some(scale(&gradients.dweight, by, rows.shape())?)))
     }
 }

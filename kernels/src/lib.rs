@@ -32,7 +32,9 @@ mod swiglu;
 
 pub use adamw::{AdamW, AdamWParams, global_norm};
 pub use attention::{Attention, Segment};
-pub use cross_entropy::{CrossEntropyStats, linear_cross_entropy, linear_cross_entropy_trainable};
+pub use cross_entropy::{
+    CrossEntropyStats, linear_cross_entropy, linear_cross_entropy_trainable, linear_cross_entropy_with_rows,
+};
 pub use dropout::Dropout;
 pub use expert_lora::{ExpertLora, ExpertUpdates};
 pub use experts::{ClampedSwiGlu, ExpertMatrices, Experts};

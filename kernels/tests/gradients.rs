@@ -6,8 +6,8 @@ use std::sync::Arc;
 use candle_core::{DType, Device, Result, Tensor, Var};
 use lathe_kernels::{
     Attention, ClampedSwiGlu, Dropout, ExpertLora, ExpertMatrices, Experts, FrozenLinear, LoraLinear, Mxfp4,
-    Nf4, RopeTable, Segment, linear, linear_cross_entropy, linear_cross_entropy_trainable, rms_norm,
-    rms_norm_frozen, rope, route, swiglu,
+    Nf4, RopeTable, Segment, linear, linear_cross_entropy, linear_cross_entropy_trainable,
+    linear_cross_entropy_with_rows, rms_norm, rms_norm_frozen, rope, route, swiglu,
 };
 
 const EPS: f32 = 1e-2;
@@ -207,6 +207,27 @@ fn cross_entropy() {
         linear_cross_entropy(&h, &FrozenLinear::new(&w, None)?, &targets)?.0 * 0.5
     });
     check("trained projection", &[&h, &w], || Ok(linear_cross_entropy_trainable(&h, &w, &targets)?.0));
+    let rows = values(&[3, 6], 3);
+    let ids = [2, 9, 10];
+    check("projection with rows", &[&h, &rows], || {
+        linear_cross_entropy_with_rows(&h, &FrozenLinear::new(&w, None)?, (&ids, &rows), &targets)?.0 * 0.5
+    });
+}
+
+#[test]
+fn rows_in_a_projection_equal_the_projection_with_those_rows() {
+    let (h, w, rows) = (values(&[200, 6], 1), values(&[9, 6], 2), values(&[3, 6], 3));
+    let targets: Vec<u32> = (0..200).map(|i| i * 7 % 11).collect();
+    let (h, w) = (h.as_tensor(), w.as_tensor());
+    let whole = [(0, 2, w), (0, 1, rows.as_tensor()), (3, 6, w), (1, 2, rows.as_tensor())];
+    let whole: Vec<_> = whole.iter().map(|(start, len, of)| of.narrow(0, *start, *len).unwrap()).collect();
+    let [whole, w] = [&Tensor::cat(&whole, 0).unwrap(), w].map(|w| FrozenLinear::new(w, None).unwrap());
+    let (_, expected) = linear_cross_entropy(h, &whole, &targets).unwrap();
+    let (_, found) = linear_cross_entropy_with_rows(h, &w, (&[2, 9, 10], &rows), &targets).unwrap();
+    assert!((found.loss_sum - expected.loss_sum).abs() < 1e-4, "{found:?} {expected:?}");
+    assert_eq!((found.num_correct, found.num_tokens), (expected.num_correct, 200));
+    let gap = linear_cross_entropy_with_rows(h, &w, (&[2, 10, 11], &rows), &targets).unwrap_err();
+    assert!(gap.to_string().contains("beside 9"), "{gap}");
 }
 
 #[test]

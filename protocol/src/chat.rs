@@ -35,6 +35,9 @@ pub struct Message {
     pub name: Option<String>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub tool_call_id: Option<String>,
+    /// Of a user's turn: the way it wants to be answered, by a style's name.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub style: Option<String>,
 }
 
 impl Message {
@@ -46,6 +49,7 @@ impl Message {
             tool_calls: Vec::new(),
             name: None,
             tool_call_id: None,
+            style: None,
         }
     }
 }
@@ -63,6 +67,8 @@ pub struct SamplingParams {
     /// 0 keeps every token.
     pub top_k: usize,
     pub max_tokens: usize,
+    /// Before so many tokens a reply does not end.
+    pub min_tokens: usize,
     pub seed: u64,
     /// After so many tokens a thought is ended and the answer begun.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -71,7 +77,15 @@ pub struct SamplingParams {
 
 impl Default for SamplingParams {
     fn default() -> Self {
-        Self { temperature: 0.0, top_p: 1.0, top_k: 0, max_tokens: 512, seed: 42, thinking_budget: None }
+        Self {
+            temperature: 0.0,
+            top_p: 1.0,
+            top_k: 0,
+            max_tokens: 512,
+            min_tokens: 0,
+            seed: 42,
+            thinking_budget: None,
+        }
     }
 }
 
@@ -142,6 +156,9 @@ pub struct ChatRecord {
 pub struct ChatLane {
     pub model: String,
     pub adapters: Vec<String>,
+    /// In which the next answer is asked for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub style: Option<String>,
     pub nodes: Vec<ChatNode>,
     /// Index of the last node of the branch that is shown.
     pub leaf: Option<usize>,

@@ -2,6 +2,8 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
+use crate::Style;
+
 /// Which weights learn.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -129,6 +131,8 @@ pub struct RunConfig {
     pub neftune_alpha: f64,
     /// Compute type; `f32` on the CPU.
     pub dtype: String,
+    /// Ways of answering, each with a token whose embedding is learned beside the adapter.
+    pub styles: Vec<Style>,
     pub lora: LoraConfig,
 }
 
@@ -162,6 +166,7 @@ impl Default for RunConfig {
             early_stopping_patience: 0,
             neftune_alpha: 0.0,
             dtype: "f32".into(),
+            styles: Vec::new(),
             lora: LoraConfig::default(),
         }
     }
@@ -186,6 +191,11 @@ impl RunConfig {
             lora: LoraConfig { r: 16, alpha: 32.0, ..LoraConfig::default() },
             ..Self::default()
         }
+    }
+
+    /// What the verbosity sample needs on the starter model: some ten seconds on two cores.
+    pub fn for_the_verbosity_sample() -> Self {
+        Self { epochs: 12.0, styles: Style::terse_and_detailed(), ..Self::for_the_samples() }
     }
 }
 
@@ -240,6 +250,11 @@ pub const CONFIG_KEYS: &[ConfigKey] = &[
     key("early_stopping_patience", "0..", "Evaluations without improvement before stopping; 0 means never"),
     key("neftune_alpha", "0..", "Noise on the embeddings while training"),
     key("dtype", "f32", "Compute type"),
+    key(
+        "styles",
+        "name=token, …, or [[styles]] tables",
+        "Ways of answering that a token in the question asks for",
+    ),
     key("lora.r", "1..=4096", "Rank of the adapter"),
     key("lora.alpha", "> 0", "Scale of the update, alpha / r"),
     key("lora.dropout", "0..1", "Dropout on the adapter's input"),

@@ -282,7 +282,8 @@ pub fn training_memory(
     let row_tokens = if config.packing { config.max_seq_len } else { longest_row_tokens };
     let tokens = config.batch_size as u64 * row_tokens.min(config.max_seq_len) as u64;
     let full = config.method == Method::Full;
-    let adapter = if full { 0 } else { shape.adapter_parameters(&config.lora) };
+    let style_rows = config.styles.len() as u64 * shape.hidden();
+    let adapter = if full { 0 } else { shape.adapter_parameters(&config.lora) + style_rows };
     let learned = if full { shape.parameters() } else { adapter };
     // One sum over the step's batches, and the gradients of the batch (with checkpointing of the block) at hand.
     let at_hand =

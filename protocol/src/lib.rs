@@ -13,6 +13,7 @@ mod job;
 mod link;
 mod report;
 mod settings;
+mod style;
 mod targets;
 
 pub use chat::{
@@ -36,6 +37,7 @@ pub use report::{
     ModelFile, ModelProblem, Place, RowIssue, RowView, RunDetails, RunEntry, RunStatus, StopThen, TokenView,
 };
 pub use settings::{Secret, Settings, SettingsView, Theme, TokenStatus};
+pub use style::{Style, StylesFile};
 pub use targets::{LoraTargets, REGEX_PREFIX, ends_in, is_saved, layers_text, matches_pattern, parse_layers};
 
 /// Version of the frames between host and worker; the worker's first line of stdout carries it.

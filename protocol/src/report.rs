@@ -3,7 +3,7 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    EvalMetrics, LogLevel, Method, ModelShape, ReplyChannel, Role, RunConfig, SampleText, StepMetrics,
+    EvalMetrics, LogLevel, Method, ModelShape, ReplyChannel, Role, RunConfig, SampleText, StepMetrics, Style,
 };
 
 /// This machine.
@@ -295,6 +295,9 @@ pub struct AdapterEntry {
     pub last_loss: Option<f64>,
     pub notes: String,
     pub tags: Vec<String>,
+    /// Ways of answering it was trained in.
+    #[serde(default)]
+    pub styles: Vec<Style>,
     pub problem: Option<String>,
 }
 

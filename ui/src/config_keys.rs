@@ -1,6 +1,6 @@
 //! Keys of a [`RunConfig`] by name, as text: what the window's fields show and take.
 
-use lathe_protocol::{CONFIG_KEYS, ConfigKey, REGEX_PREFIX, RunConfig, layers_text, parse_layers};
+use lathe_protocol::{CONFIG_KEYS, ConfigKey, REGEX_PREFIX, RunConfig, Style, layers_text, parse_layers};
 use serde_json::{Map, Number, Value};
 
 /// What lies between prompts in a text.
@@ -25,6 +25,12 @@ pub fn text(config: &RunConfig, name: &str) -> String {
             Some(value) => value.to_string(),
             None => number.to_string(),
         },
+        Value::Array(items) if name == "styles" => {
+            let pair = |style: &Value| {
+                Some(format!("{}={}", style.get("name")?.as_str()?, style.get("token")?.as_str()?))
+            };
+            items.iter().filter_map(pair).collect::<Vec<_>>().join(", ")
+        }
         Value::Array(items) => {
             let items: Vec<_> = items.iter().filter_map(Value::as_str).collect();
             items.join(if name == "sample_prompts" { PROMPT_SEPARATOR } else { ", " })
@@ -72,6 +78,7 @@ pub fn options(key: &ConfigKey) -> Vec<&'static str> {
 pub fn range_words(key: &ConfigKey) -> String {
     // Lists and tables are for files.
     let range = key.range.split(", or a ").next().unwrap_or(key.range);
+    let range = range.split(", or [[").next().unwrap_or(range);
     let options = options(key);
     if range == "true | false" {
         "On or off".into()
@@ -109,6 +116,10 @@ fn parse(old: &Value, key: &ConfigKey, written: &str) -> Option<Value> {
         Value::Number(_) => {
             let number: u64 = written.parse().ok()?;
             in_range(key, number as f64).then(|| number.into())
+        }
+        Value::Array(_) if key.name == "styles" => {
+            let known: Vec<Style> = serde_json::from_value(old.clone()).ok()?;
+            serde_json::to_value(Style::from_pairs(&list(","), &known)?).ok()
         }
         Value::Array(_) if key.name == "sample_prompts" => Some(list(PROMPT_SEPARATOR).into()),
         Value::Array(_) if key.name == "lora.layers" => parse_layers(written).map(Value::from),
@@ -177,6 +188,12 @@ mod tests {
         );
         assert_eq!(set_to("sample_prompts", "Hi, you | Bye").unwrap().sample_prompts, ["Hi, you", "Bye"]);
         assert_eq!(set_to("columns", "prompt=question").unwrap().columns["prompt"], "question");
+        let mut styled = RunConfig { styles: Style::terse_and_detailed(), ..RunConfig::default() };
+        let before = styled.clone();
+        let shown = text(&styled, "styles");
+        assert_eq!(shown, "terse=<|terse|>, detailed=<|detailed|>");
+        set(&mut styled, config_key("styles").unwrap(), &shown).unwrap();
+        assert_eq!(styled, before, "their settings are lost");
         assert!((set_to("learning_rate", "1e-3").unwrap().learning_rate - 1e-3).abs() < 1e-12);
         let mut config = set_to("packing", "false").unwrap();
         reset(&mut config, config_key("packing").unwrap());
@@ -196,6 +213,7 @@ mod tests {
             ("schedule", "step", "One of linear, cosine, constant"),
             ("columns", "question", "Takes role=column, …"),
             ("lora.layers", "3-1", "Takes layers, e.g. 0-7, 12"),
+            ("styles", "terse=", "Takes name=token, …"),
         ] {
             assert_eq!(set_to(name, written), Err(message.to_owned()), "{name} = {written}");
         }

@@ -1,5 +1,6 @@
 use lathe_protocol::{
-    AdapterEntry, CommandBody, Event, EventBody, Hardware, ModelEntry, RunEntry, RunStatus, SettingsView,
+    AdapterEntry, ChatLane, CommandBody, Event, EventBody, Hardware, ModelEntry, RunEntry, RunStatus,
+    SettingsView, Style,
 };
 
 use crate::{Asked, Outbox};
@@ -78,6 +79,12 @@ impl Store {
 
     pub fn adapters(&self) -> &[AdapterEntry] {
         self.adapters.value.as_deref().unwrap_or_default()
+    }
+
+    /// The ways of answering that a lane's adapters know.
+    pub fn styles_of(&self, lane: &ChatLane) -> impl Iterator<Item = &Style> {
+        let worn = self.adapters().iter().filter(|adapter| lane.adapters.contains(&adapter.name));
+        worn.flat_map(|adapter| &adapter.styles)
     }
 
     /// Bytes a job may take: the memory of the machine, or of its largest GPU.

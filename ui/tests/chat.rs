@@ -55,6 +55,12 @@ impl Test {
         self.steps();
     }
 
+    fn choose(&mut self, list: &str, option: &str) {
+        self.harness.get_by_role_and_label(Widget::ComboBox, list).click();
+        self.steps();
+        self.click_last(option);
+    }
+
     /// The last of several of this name: the lowest on the screen.
     fn click_last(&mut self, name: &str) {
         self.harness.get_all_by_label(name).last().unwrap().click();
@@ -383,4 +389,36 @@ fn effort_appears_with_a_model_that_has_it_and_reaches_it() {
         _ => None,
     });
     assert_eq!(asked, Some(Some("high".into())));
+}
+
+#[test]
+fn a_style_of_the_adapter_reaches_the_model_with_its_settings() {
+    let mut test = open(chat::records());
+    assert!(!test.sees("Style"), "without an adapter there are no styles");
+    test.choose("Adapter", "house-style-draft");
+    test.click("Load now");
+    test.choose("Style", "detailed");
+    assert!(test.sees("Unless set below: at most 384 tokens, at least 24 tokens, temperature 0"));
+    assert_eq!(test.jobs().len(), 1, "another style loads nothing");
+    test.send("Why?");
+    let asked = |test: &Test| {
+        let script = test.link.script.borrow();
+        let asked = script.sent.iter().rev().find_map(|command| match &command.body {
+            CommandBody::Reply { messages, sampling, .. } => {
+                let style = messages.last().and_then(|message| message.style.clone());
+                Some((style, sampling.max_tokens, sampling.min_tokens))
+            }
+            _ => None,
+        });
+        asked.unwrap()
+    };
+    assert_eq!(asked(&test), (Some("detailed".into()), 384, 24));
+
+    // Another adapter does not know the style, neither for the question nor for those before it.
+    let job = test.jobs()[0];
+    test.reply(job, "Because.");
+    test.choose("Adapter", "pirate");
+    assert!(!test.sees("Style"));
+    test.send("And then?");
+    assert_eq!(asked(&test), (None, 512, 0));
 }

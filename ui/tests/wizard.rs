@@ -12,7 +12,7 @@ use egui_kittest::{
 };
 use lathe_protocol::{
     Command, CommandBody, Consequence, ErrorCode, ErrorInfo, EventBody, ModelDetails, ModelEntry, RunConfig,
-    Schedule, TrainRequest, TrainStart,
+    Schedule, Style, TrainRequest, TrainStart,
 };
 use lathe_ui::Route;
 use support::{
@@ -337,6 +337,24 @@ fn what_lora_adapts_is_written_in_the_window_and_settings_that_exclude_each_othe
         type_into(&mut harness, key, written);
         assert_eq!(is_enabled(&harness, "Continue"), !blocks, "{key} = {written}");
     }
+}
+
+#[test]
+fn verbosity_control_brings_its_styles_to_the_check_and_the_run() {
+    let (mut harness, link) = open_with(Theme::Light, Vec2::new(1280.0, 800.0), train_started);
+    fill_in(&mut harness);
+    click(&mut harness, "Back");
+    click(&mut harness, "Verbosity control");
+    harness.run_steps(40);
+    let checked = link.script.borrow().sent.iter().rev().find_map(|command| match &command.body {
+        CommandBody::DataCheck { config, .. } => Some(config.styles.clone()),
+        _ => None,
+    });
+    assert_eq!(checked, Some(Style::terse_and_detailed()));
+    click(&mut harness, "Continue");
+    harness.get_by_label_contains("terse, detailed");
+    click(&mut harness, "Start");
+    assert_eq!(sent_requests(&link)[0].config.styles, Style::terse_and_detailed());
 }
 
 #[test]

@@ -19,7 +19,7 @@ use crate::{Channel, Output};
 pub(crate) fn run(job: Job, channel: &Channel, output: &Output) -> Result<()> {
     match job {
         Job::CheckData(DataJob { model, data, config }) => {
-            let text_files = TextFiles::open(Path::new(&model))?;
+            let text_files = TextFiles::open(Path::new(&model))?.with_styles(&config.styles)?;
             let path = Path::new(&data);
             let rows = data::read_rows(path)?;
             let columns = data::columns(&rows);
@@ -30,7 +30,7 @@ pub(crate) fn run(job: Job, channel: &Channel, output: &Output) -> Result<()> {
             output.emit(&EventBody::DataReport(Box::new(report)));
         }
         Job::ShowData { data: DataJob { model, data, config }, row, count } => {
-            let text_files = TextFiles::open(Path::new(&model))?;
+            let text_files = TextFiles::open(Path::new(&model))?.with_styles(&config.styles)?;
             let dataset = data::read_examples(Path::new(&data), &config.columns)?;
             // The first row is shown in any case, so that one past the end is an error.
             let end = row.saturating_add(count).min(dataset.examples.len()).max(row + 1);

@@ -20,8 +20,8 @@ pub struct Args {
 }
 
 /// In order: each may read what those before it wrote.
-const SCRIPTS: [&str; 7] =
-    ["models.py", "lora.py", "train.py", "full.py", "nf4.py", "experts.py", "kinds.py"];
+const SCRIPTS: [&str; 8] =
+    ["models.py", "lora.py", "train.py", "styles.py", "full.py", "nf4.py", "experts.py", "kinds.py"];
 
 pub fn goldens(args: &Args) -> Result<()> {
     let Args { python, qwen3_config } = args;

@@ -8,12 +8,12 @@ use std::{
 
 use lathe_protocol::{
     ChatStats, CommandBody, ErrorCode, ErrorInfo, EventBody, JobId, Message, ReplyChannel, Role,
-    SamplingParams, Thinking,
+    SamplingParams, Style, Thinking,
 };
 use lathe_ui::format::short_secs;
 use serde_json::{Value, json};
 
-use super::Outcome;
+use super::{Outcome, unexpected};
 use crate::{
     cli::Chat,
     note,
@@ -25,23 +25,27 @@ const DIM: &str = "\x1b[2m";
 const PLAIN: &str = "\x1b[0m";
 
 pub fn run(session: &mut Session, args: &Chat) -> Outcome {
-    refuse_unsupported(args)?;
-    let Chat { model, adapter: adapters, prompt, system, thinking, .. } = args;
+    let Chat { model, adapter: adapters, prompt, system, thinking, style, .. } = args;
+    let style = style.as_ref().map(|name| find_style(session, name, adapters)).transpose()?;
+    let usual = SamplingParams::default();
+    let usual = style.as_ref().map_or(usual.clone(), |style| style.sampling(&usual));
     let sampling = SamplingParams {
-        temperature: args.temperature,
-        top_p: args.top_p,
-        top_k: args.top_k,
-        max_tokens: args.max_tokens,
+        temperature: args.temperature.unwrap_or(usual.temperature),
+        top_p: args.top_p.unwrap_or(usual.top_p),
+        top_k: args.top_k.unwrap_or(usual.top_k),
+        max_tokens: args.max_tokens.unwrap_or(usual.max_tokens),
+        min_tokens: args.min_tokens.unwrap_or(usual.min_tokens),
         seed: args.seed,
         thinking_budget: args.thinking_budget,
     };
     check_sampling(&sampling)?;
     let reasoning = ((*thinking).into(), args.effort.clone());
     let mut chat = Conversation::open(session, model, adapters, reasoning, sampling)?;
+    chat.style = style.map(|style| style.name);
     let system: Vec<Message> = system.iter().map(|text| Message::new(Role::System, text)).collect();
     if let Some(prompt) = prompt {
         let mut messages = system;
-        messages.push(Message::new(Role::User, prompt));
+        messages.push(chat.question(prompt));
         chat.reply(session, messages)??;
     } else {
         talk(session, &mut chat, &system)?;
@@ -50,16 +54,24 @@ pub fn run(session: &mut Session, args: &Chat) -> Outcome {
     Ok(ExitCode::SUCCESS)
 }
 
-fn refuse_unsupported(args: &Chat) -> Result<(), ErrorInfo> {
-    if let Some(style) = &args.style {
-        let holder = match args.adapter.as_slice() {
-            [] => "without an adapter there are no styles".to_owned(),
-            adapters => format!("the adapter holds no styles: {}", adapters.join(", ")),
-        };
-        return Err(ErrorInfo::new(ErrorCode::Adapter, format!("No style {style:?}: {holder}"))
-            .hint("leave --style out"));
+/// The style of this name that one of the adapters has.
+fn find_style(session: &mut Session, name: &str, adapters: &[String]) -> Result<Style, ErrorInfo> {
+    let mut styles = Vec::new();
+    for adapter in adapters {
+        let answer = session.ask(CommandBody::AdaptersShow { adapter: adapter.clone() })?;
+        let EventBody::Adapter(entry) = answer else { return Err(unexpected()) };
+        styles.extend(entry.styles);
     }
-    Ok(())
+    let names: Vec<_> = styles.iter().map(|style| style.name.clone()).collect();
+    styles.into_iter().find(|style| style.name == name).ok_or_else(|| {
+        let holder = match (adapters, names.as_slice()) {
+            ([], _) => "without an adapter there are no styles".to_owned(),
+            (_, []) => format!("the adapter holds no styles: {}", adapters.join(", ")),
+            (_, names) => format!("known are {}", names.join(", ")),
+        };
+        let hint = if names.is_empty() { "leave --style out" } else { "choose one of them" };
+        ErrorInfo::new(ErrorCode::Adapter, format!("No style {name:?}: {holder}")).hint(hint)
+    })
 }
 
 fn check_sampling(sampling: &SamplingParams) -> Result<(), ErrorInfo> {
@@ -75,6 +87,9 @@ fn check_sampling(sampling: &SamplingParams) -> Result<(), ErrorInfo> {
     }
     if sampling.max_tokens == 0 {
         return wrong("--max-tokens", 0.0, "1 and more");
+    }
+    if sampling.min_tokens > sampling.max_tokens {
+        return wrong("--min-tokens", sampling.min_tokens as f64, "as many as --max-tokens at most");
     }
     Ok(())
 }
@@ -103,7 +118,7 @@ fn talk(session: &mut Session, chat: &mut Conversation, system: &[Message]) -> R
                 note!("unknown command {command}: there are /reset and /exit");
             }
             text => {
-                messages.push(Message::new(Role::User, text));
+                messages.push(chat.question(text));
                 match chat.reply(session, messages.clone())? {
                     Ok(answer) => messages.push(Message::new(Role::Assistant, answer)),
                     Err(error) => {
@@ -152,6 +167,8 @@ pub struct Conversation {
     thinking: Thinking,
     effort: Option<String>,
     sampling: SamplingParams,
+    /// The way in which questions are to be answered.
+    style: Option<String>,
     /// Whether replies are shown as they come.
     pub silent: bool,
 }
@@ -170,7 +187,7 @@ impl Conversation {
         let device = session.device.clone();
         let body = CommandBody::Chat { model: model.to_owned(), adapters: adapters.to_vec(), device };
         let job = session.start(body);
-        let chat = Self { job, thinking, effort, sampling, silent: false };
+        let chat = Self { job, thinking, effort, sampling, style: None, silent: false };
         let mut bar = Preparation::new();
         loop {
             for event in session.events(job) {
@@ -204,6 +221,11 @@ impl Conversation {
                 return Err(ErrorInfo::new(ErrorCode::Busy, "Interrupted while the model was loading"));
             }
         }
+    }
+
+    /// A user's turn, in the chat's style.
+    fn question(&self, text: &str) -> Message {
+        Message { style: self.style.clone(), ..Message::new(Role::User, text) }
     }
 
     /// Asks, shows the reply as it comes, and returns its answer, or why there is none: the chat goes on either way.

@@ -339,6 +339,11 @@ fn describe_adapter(adapter: &AdapterEntry) -> String {
         ("Adapts", adapter.targets.join(", ")),
         ("Size", bytes(adapter.size_bytes)),
     ];
+    for style in &adapter.styles {
+        let settings = style.settings();
+        let sampled = if settings.is_empty() { String::new() } else { format!("  {settings}") };
+        lines.push(("Style", format!("{}  {}{sampled}", style.name, style.token)));
+    }
     lines.extend(adapter.run.clone().map(|run| ("Run", run)));
     lines.extend(adapter.data.clone().map(|data| ("Data", data)));
     lines.extend(adapter.last_loss.map(|last| ("Last loss", loss(Some(last)))));

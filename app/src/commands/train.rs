@@ -29,9 +29,22 @@ pub struct Trained {
 }
 
 pub fn run(session: &mut Session, args: Train) -> Outcome {
-    let Train { model, data, eval_data, config: config_args, out, resume, init_adapter, max_steps, name } =
-        args;
+    let Train {
+        model,
+        data,
+        eval_data,
+        config: config_args,
+        out,
+        resume,
+        init_adapter,
+        style,
+        max_steps,
+        name,
+    } = args;
     let mut sets = config_args.set.clone();
+    if !style.is_empty() {
+        sets.push(format!("styles={}", style.join(",")));
+    }
     sets.extend(max_steps.map(|steps| format!("max_steps={steps}")));
     let config = match &out {
         // A resumed run keeps its settings; what is given here must agree with them.

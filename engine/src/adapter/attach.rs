@@ -3,10 +3,11 @@ use std::{collections::BTreeSet, path::Path};
 use candle_core::{Tensor, Var};
 use lathe_protocol::{ErrorCode, ends_in, is_saved, matches_pattern};
 
-use super::{PREFIX, PeftConfig, WEIGHTS_FILE, expert_modules, tensor_names};
+use super::{PREFIX, PeftConfig, RESIZED_TABLES, TOKEN_ROWS, WEIGHTS_FILE, expert_modules, tensor_names};
 use crate::{
     Error, Result, lora,
     model::{Dora, LoraWeights, Model},
+    styles,
     weights::SafetensorsFolder,
 };
 
@@ -61,6 +62,19 @@ pub fn attach(model: &mut Model, folder: &Path) -> Result<PeftConfig> {
             model.make_trainable(&module, Some(weight))?;
             num_attached += 1;
         }
+    }
+    if !config.token_ids().is_empty() {
+        styles::check_base(model, folder)?;
+        let Some(rows) = stored.take(TOKEN_ROWS)? else {
+            return Err(stored.wrong("The adapter has no rows for its tokens"));
+        };
+        model
+            .set_token_rows(config.token_ids().to_vec(), &rows)
+            .map_err(|error| stored.wrong(&error.to_string()).hint("it was trained on another base model"))?;
+        for name in RESIZED_TABLES {
+            stored.unused.remove(name);
+        }
+        num_attached += 1;
     }
     stored.refuse_rest()?;
     if num_attached == 0 {

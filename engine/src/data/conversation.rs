@@ -4,6 +4,8 @@
 //! - `prompt` and `completion` as strings are text end to end, without template; as messages they are a chat of which
 //!   only the completion's assistant turns are learned (TRL's convention for both).
 //! - `text` is learned whole.
+//!
+//! A `style` beside them names the way of answering that the row shows.
 
 use std::path::Path;
 
@@ -97,7 +99,18 @@ impl Row<'_> {
         Ok(items)
     }
 
-    fn chat(&self, messages: Vec<Message>, unlearned: Vec<usize>) -> Result<Conversation> {
+    /// The way of answering that the row shows. Numbers occur, too.
+    fn style(&self) -> Option<String> {
+        let value = self.get("style").filter(|value| value.as_str() != Some(""))?;
+        Some(value.as_str().map_or_else(|| value.to_string(), String::from))
+    }
+
+    /// A row's style is that of every user's turn.
+    fn chat(&self, mut messages: Vec<Message>, unlearned: Vec<usize>) -> Result<Conversation> {
+        let style = self.style();
+        for message in messages.iter_mut().filter(|message| message.role == Role::User) {
+            message.style.clone_from(&style);
+        }
         let tools = match self.get("tools") {
             // Tables cannot hold nested schemas of different shapes, so tools are often stored as text.
             Some(Value::String(text)) if text.trim().is_empty() => None,
@@ -173,7 +186,7 @@ impl Row<'_> {
             None => return Err(self.error(&content_at, "missing field")),
         };
         let (name, tool_call_id) = (optional("name")?, optional("tool_call_id")?);
-        let message = Message { role, content, thinking, tool_calls, name, tool_call_id };
+        let message = Message { role, content, thinking, tool_calls, name, tool_call_id, style: None };
         if role == Role::Assistant {
             self.refuse_empty(&content_at, &message)?;
         } else if let Some(field) = thinking_field.filter(|_| message.thinking.is_some()) {
@@ -307,7 +320,7 @@ impl Row<'_> {
                 return Err(self.error("completion", "the completion is empty"));
             }
             let (prompt, completion) = (prompt.to_string(), completion.to_string());
-            return Ok(Conversation::Raw(RawText { prompt, completion }));
+            return Ok(Conversation::Raw(RawText { prompt, completion, style: self.style() }));
         }
         let mut ignored = Vec::new();
         let mut messages = self.parse_messages("prompt", &self.need_array("prompt")?, &mut ignored)?;
@@ -325,6 +338,6 @@ impl Row<'_> {
         if text.trim().is_empty() {
             return Err(self.error("text", "the text is empty"));
         }
-        Ok(Conversation::Raw(RawText { prompt: String::new(), completion: text.to_string() }))
+        Ok(Conversation::Raw(RawText { prompt: String::new(), completion: text.to_string(), style: None }))
     }
 }

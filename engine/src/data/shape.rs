@@ -25,14 +25,14 @@ const fn roles(
 
 /// The shapes, the surest sign first.
 const SHAPES: &[Roles] = &[
-    roles(DatasetShape::Messages, &["messages"], &["tools", "reasoning_effort"]),
-    roles(DatasetShape::ShareGpt, &["conversations"], &["system", "tools", "reasoning_effort"]),
+    roles(DatasetShape::Messages, &["messages"], &["tools", "reasoning_effort", "style"]),
+    roles(DatasetShape::ShareGpt, &["conversations"], &["system", "tools", "reasoning_effort", "style"]),
     roles(DatasetShape::Preference, &["chosen", "rejected"], &["prompt"]),
-    roles(DatasetShape::PromptCompletion, &["prompt", "completion"], &["tools", "reasoning_effort"]),
+    roles(DatasetShape::PromptCompletion, &["prompt", "completion"], &["tools", "reasoning_effort", "style"]),
     roles(
         DatasetShape::Alpaca,
         &["instruction", "output"],
-        &["input", "system", "tools", "reasoning_effort"],
+        &["input", "system", "tools", "reasoning_effort", "style"],
     ),
     roles(DatasetShape::Text, &["text"], &[]),
 ];

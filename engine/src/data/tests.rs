@@ -81,7 +81,7 @@ fn every_shape_is_detected_and_read() {
 #[test]
 fn strings_and_text_files_stay_raw() {
     let raw = |prompt: &str, completion: &str| {
-        Conversation::Raw(RawText { prompt: prompt.into(), completion: completion.into() })
+        Conversation::Raw(RawText { prompt: prompt.into(), completion: completion.into(), style: None })
     };
     let (_, rows) = load("a.jsonl", r#"{"prompt": "[1] 2 +", "completion": " 2"}"#).unwrap();
     assert_eq!(rows, [raw("[1] 2 +", " 2")]);
@@ -289,7 +289,7 @@ fn a_mapping_decides_the_shape_and_may_swap_columns() {
         (parse_conversation(&dataset.examples[0], dataset.shape, &path).unwrap(), roles.join(" "))
     };
     let expected = |prompt: &str, completion: &str| {
-        Conversation::Raw(RawText { prompt: prompt.into(), completion: completion.into() })
+        Conversation::Raw(RawText { prompt: prompt.into(), completion: completion.into(), style: None })
     };
     let swapped = [("prompt", "completion"), ("completion", "prompt")];
     assert_eq!(raw(&swapped, "prompt,completion,id"), (expected("b", "a"), "completion prompt ".into()));

@@ -75,7 +75,7 @@ fn build(
     } else {
         OutputHead::Own(loader.linear("lm_head", config.vocab_size, config.hidden_size)?)
     };
-    Ok(Model { config, embedding, blocks, final_norm, head, inverse_frequencies })
+    Ok(Model { config, embedding, token_rows: None, blocks, final_norm, head, inverse_frequencies })
 }
 
 struct Loader<'a, 'c> {

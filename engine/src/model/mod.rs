@@ -9,6 +9,7 @@ mod mlp;
 mod nf4;
 mod projection;
 mod rope_scaling;
+mod token_rows;
 mod whole;
 
 use std::sync::Arc;
@@ -16,7 +17,7 @@ use std::sync::Arc;
 use candle_core::{Tensor, Var};
 use lathe_kernels::{
     Attention, CrossEntropyStats, FrozenLinear, RopeTable, Segment, linear_cross_entropy,
-    linear_cross_entropy_trainable, rms_norm, rms_norm_frozen, rope,
+    linear_cross_entropy_trainable, linear_cross_entropy_with_rows, rms_norm, rms_norm_frozen, rope,
 };
 
 pub use config::{ExpertsConfig, ModelConfig};
@@ -24,6 +25,7 @@ pub use load::LoadFor;
 pub use mlp::{ExpertParameter, MixtureOfExperts, Mlp};
 pub use projection::{BaseLinear, Dora, LoraWeights, Projection};
 pub use rope_scaling::{RopeScaling, Yarn};
+pub use token_rows::TokenRows;
 pub use whole::Trainable;
 
 use crate::{Error, Result, gguf::QuantizedWeight};
@@ -41,6 +43,17 @@ pub enum Embedding {
     Trainable(Var),
     /// Rows are dequantised as they are looked up.
     Quantized(QuantizedWeight),
+}
+
+impl Embedding {
+    /// The whole table in f32.
+    fn dense(&self) -> Result<Tensor> {
+        match self {
+            Self::Frozen(table) => Ok(table.clone()),
+            Self::Trainable(table) => Ok(table.as_tensor().clone()),
+            Self::Quantized(table) => table.dequantize(),
+        }
+    }
 }
 
 /// The projection from hidden states to logits.
@@ -67,6 +80,8 @@ pub struct Block {
 pub struct Model {
     pub config: ModelConfig,
     pub embedding: Embedding,
+    /// Of an adapter's own tokens.
+    pub token_rows: Option<TokenRows>,
     pub blocks: Vec<Block>,
     pub final_norm: Norm,
     pub head: OutputHead,
@@ -121,25 +136,6 @@ impl Model {
     pub fn rope_table(&self, num_positions: usize) -> Arc<RopeTable> {
         let attention_factor = self.config.rope_scaling.attention_factor();
         Arc::new(RopeTable::new(&self.inverse_frequencies, attention_factor, num_positions))
-    }
-
-    /// Looks up tokens: ids (T) -> (T,C).
-    ///
-    /// Errors: an id beyond the vocabulary.
-    pub fn embed(&self, ids: &[u32]) -> Result<Tensor> {
-        let vocab_size = self.config.vocab_size;
-        if let Some(id) = ids.iter().find(|id| **id as usize >= vocab_size) {
-            return Err(Error::model(format!(
-                "Token id {id} lies beyond the model's vocabulary of {vocab_size}"
-            )));
-        }
-        let table: &Tensor = match &self.embedding {
-            Embedding::Frozen(table) => table,
-            Embedding::Trainable(table) => table,
-            Embedding::Quantized(table) => return table.rows(ids),
-        };
-        let rows = table.index_select(&Tensor::new(ids, &candle_core::Device::Cpu)?, 0)?;
-        Ok(rows.to_dtype(candle_core::DType::F32)?)
     }
 
     /// One decoder block: (T,C) -> (T,C).
@@ -197,16 +193,22 @@ impl Model {
 
     /// Normed hidden states (T,C) -> logits (T,V).
     pub fn logits(&self, h: &Tensor) -> Result<Tensor> {
-        match (&self.head, &self.embedding) {
-            (OutputHead::Own(linear), _) => linear.forward(h),
-            (OutputHead::Tied, Embedding::Frozen(table)) => Ok(FrozenLinear::new(table, None)?.forward(h)?),
-            (OutputHead::Tied, Embedding::Trainable(table)) => Ok(lathe_kernels::linear(h, table)?),
-            (OutputHead::Tied, Embedding::Quantized(table)) => table.forward(h),
-        }
+        let logits = match (&self.head, &self.embedding) {
+            (OutputHead::Own(linear), _) => linear.forward(h)?,
+            (OutputHead::Tied, Embedding::Frozen(table)) => FrozenLinear::new(table, None)?.forward(h)?,
+            (OutputHead::Tied, Embedding::Trainable(table)) => lathe_kernels::linear(h, table)?,
+            (OutputHead::Tied, Embedding::Quantized(table)) => table.forward(h)?,
+        };
+        self.head_rows().map_or(Ok(logits.clone()), |own| own.join_logits(h, &logits))
     }
 
     /// The cross-entropy of normed hidden states (N,C) against targets (N), summed; the logits never exist as a whole.
     pub fn cross_entropy(&self, h: &Tensor, targets: &[u32]) -> Result<(Tensor, CrossEntropyStats)> {
+        if let Some(own) = self.head_rows() {
+            let table = FrozenLinear::new(&self.embedding.dense()?, None)?;
+            let rows = (own.ids.as_slice(), own.rows.as_tensor());
+            return Ok(linear_cross_entropy_with_rows(h, &table, rows, targets)?);
+        }
         Ok(match (&self.head, &self.embedding) {
             (OutputHead::Tied, Embedding::Trainable(table)) => {
                 linear_cross_entropy_trainable(h, table, targets)?
@@ -231,7 +233,8 @@ impl Model {
         let linears: usize = self.projections().filter_map(|p| p.base.shape().ok()).map(count).sum();
         let heads = if matches!(self.head, OutputHead::Tied) { 1 } else { 2 };
         let experts: usize = self.blocks.iter().map(|block| block.mlp.num_expert_parameters()).sum();
-        linears + experts + heads * vocab_size * hidden_size + (2 * num_layers + 1) * hidden_size
+        let token_rows = self.token_rows.as_ref().map_or(0, |own| own.rows.elem_count());
+        linears + experts + token_rows + heads * vocab_size * hidden_size + (2 * num_layers + 1) * hidden_size
     }
 
     /// Logits of every token of one example: ids (T) -> (T,V).

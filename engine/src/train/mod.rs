@@ -15,7 +15,7 @@ use std::{
 use candle_core::Tensor;
 use lathe_kernels::{AdamW, AdamWParams, CrossEntropyStats, global_norm};
 use lathe_protocol::{
-    ErrorCode, EvalMetrics, EventBody, LogLevel, Method, Quant, RunConfig, StepMetrics, TrainJob,
+    ErrorCode, EvalMetrics, EventBody, LogLevel, Method, Quant, RunConfig, StepMetrics, Style, TrainJob,
     TrainSummary,
 };
 use sha2::{Digest as _, Sha256};
@@ -27,10 +27,10 @@ pub use step::{PassOptions, accumulate, evaluate, trainables};
 
 use crate::{
     Error, Result,
-    adapter::{self, PeftConfig},
+    adapter::{self, PeftConfig, TokenIndices},
     batch, data, files, lora,
     model::{LoadFor, Model},
-    preflight, prepare, rng,
+    preflight, prepare, rng, styles,
     text_files::TextFiles,
     tokenize::TokenizedRow,
 };
@@ -60,28 +60,29 @@ pub fn run(
             Error::invalid(ErrorCode::Usage, message).hint("leave --eval-data out, or set eval_ratio=0")
         );
     }
-    let text_files = TextFiles::open(Path::new(&job.model))?;
-    let samples = Samples::new(&text_files, &config.sample_prompts)?;
+    let text_files = open_text_files(job)?;
     let (rows, held_out) = load_rows(&text_files, &job.data, config, "Reading the data", emit)?;
     let eval_rows = match &job.eval_data {
         Some(path) => load_rows(&text_files, path, config, "Reading the held-out data", emit)?.0,
         None => held_out,
     };
-    run_on_rows(job, &rows, &eval_rows, Some(&samples), world, emit)
+    run_on_rows(job, &rows, &eval_rows, Some(&text_files), world, emit)
 }
 
-/// [`run`] on rows already tokenised.
+/// [`run`] on rows already tokenised. Without the model's words there are neither samples nor new styles.
 pub fn run_on_rows(
     job: &TrainJob,
     rows: &[TokenizedRow],
     eval_rows: &[TokenizedRow],
-    samples: Option<&Samples<'_>>,
+    text_files: Option<&TextFiles>,
     world: &Surroundings<'_>,
     emit: &mut dyn FnMut(EventBody),
 ) -> Result<TrainSummary> {
     let started = (world.clock)();
     let config = &job.config;
     let out_dir = Path::new(&job.out_dir);
+    let samples =
+        text_files.map(|text_files| Samples::new(text_files, &config.sample_prompts)).transpose()?;
 
     // 1. Data
     let data_hash = hash_rows(rows);
@@ -91,7 +92,7 @@ pub fn run_on_rows(
 
     // 2. Model
     emit(EventBody::Progress { what: "Loading the model".into(), done: 0, total: 0 });
-    let (model, peft_config) = load_model(job)?;
+    let (model, peft_config) = load_model(job, text_files)?;
     let trainables = trainables(&model, config.method);
     let mut gradients: Vec<Vec<f32>> = trainables.iter().map(|t| vec![0.0; t.var.elem_count()]).collect();
     let vars: Vec<_> = trainables
@@ -121,7 +122,13 @@ pub fn run_on_rows(
     if job.resume {
         state = resume(out_dir, &trainables, &mut optimizer, &data_hash, emit)?.unwrap_or(state);
     }
-    let save_weights = |folder: &Path| save_weights(job, &model, &trainables, peft_config.as_ref(), folder);
+    let styled = text_files.filter(|text_files| !text_files.styles.is_empty());
+    let save_weights = |folder: &Path| {
+        save_weights(job, &model, &trainables, peft_config.as_ref(), folder)?;
+        styled.map_or(Ok(()), |text_files| {
+            styles::save(text_files, Path::new(&job.model), model.config.vocab_size, folder)
+        })
+    };
     emit(EventBody::TrainingStarted {
         total_steps: plan.total_steps,
         first_step: state.step,
@@ -221,7 +228,7 @@ pub fn run_on_rows(
         if saves {
             save_checkpoint(out_dir, &state, &trainables, &optimizer, save_weights, config, emit)?;
         }
-        if let Some(samples) = samples.filter(|_| evaluates || saves) {
+        if let Some(samples) = samples.as_ref().filter(|_| evaluates || saves) {
             samples.answer(&model, state.step, world.stop, emit)?;
         }
         if patience_spent {
@@ -270,7 +277,28 @@ fn load_rows(
     Ok(prepared.rows.into_iter().partition(|_| held_out.next() == Some(false)))
 }
 
-fn load_model(job: &TrainJob) -> Result<(Model, Option<PeftConfig>)> {
+/// The model's words, those of the styles included: the run's, or those of the adapter it starts from.
+fn open_text_files(job: &TrainJob) -> Result<TextFiles> {
+    let styles = &job.config.styles;
+    let mut text_files = TextFiles::open_with(Path::new(&job.model), job.init_adapter.as_slice())?;
+    if text_files.styles.is_empty() {
+        return text_files.with_styles(styles);
+    }
+    if !styles.is_empty() {
+        let tokens = |styles: &[Style]| -> Vec<(String, String)> {
+            styles.iter().map(|style| (style.name.clone(), style.token.clone())).collect()
+        };
+        let (known, wanted) = (tokens(&text_files.styles), tokens(styles));
+        if known != wanted {
+            let message = format!("The adapter has the styles {known:?}, the run {wanted:?}");
+            return Err(Error::invalid(ErrorCode::Adapter, message).hint("leave the run's styles out"));
+        }
+        text_files.styles.clone_from(styles);
+    }
+    Ok(text_files)
+}
+
+fn load_model(job: &TrainJob, text_files: Option<&TextFiles>) -> Result<(Model, Option<PeftConfig>)> {
     let path = Path::new(&job.model);
     let config = &job.config;
     match config.method {
@@ -292,6 +320,12 @@ fn load_model(job: &TrainJob) -> Result<(Model, Option<PeftConfig>)> {
                 lora::attach_fresh(&mut model, &config.lora, config.seed)?;
                 PeftConfig::new(&config.lora, &model, &job.model_name)
             };
+            let styled = text_files.filter(|text_files| !text_files.styles.is_empty());
+            if let Some(text_files) = styled.filter(|_| model.token_rows.is_none()) {
+                styles::attach_fresh(&mut model, text_files)?;
+                peft_config.trainable_token_indices =
+                    Some(TokenIndices::OfEmbedding(text_files.style_ids()?));
+            }
             peft_config.base_model_name_or_path = Some(job.model_name.clone());
             peft_config.inference_mode = true;
             Ok((model, Some(peft_config)))

@@ -1,6 +1,6 @@
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use lathe_protocol::{EventBody, Message, Role, SampleText, SamplingParams, Thinking};
+use lathe_protocol::{EventBody, Message, Role, SampleText, SamplingParams, Style, Thinking};
 
 use crate::{
     Result,
@@ -15,20 +15,31 @@ const MAX_TOKENS: usize = 64;
 /// Prompts that the model being trained answers, greedily: what it has learned so far, in words.
 pub struct Samples<'a> {
     text_files: &'a TextFiles,
-    prompts: &'a [String],
+    /// What each is called, and what is asked: a prompt, in every style of the run.
+    requests: Vec<(String, ReplyRequest)>,
     /// Tokens of the longest prompt and its answer.
     capacity: usize,
 }
 
 impl<'a> Samples<'a> {
     /// Errors: a prompt that the chat template refuses.
-    pub fn new(text_files: &'a TextFiles, prompts: &'a [String]) -> Result<Self> {
+    pub fn new(text_files: &'a TextFiles, prompts: &[String]) -> Result<Self> {
+        let in_styles = |prompt: &String| {
+            let in_style = |style: &Style| {
+                (format!("{prompt} ({})", style.name), request(prompt, Some(style.name.clone())))
+            };
+            match text_files.styles.as_slice() {
+                [] => vec![(prompt.clone(), request(prompt, None))],
+                styles => styles.iter().map(in_style).collect(),
+            }
+        };
+        let requests: Vec<_> = prompts.iter().flat_map(in_styles).collect();
         let mut capacity = 0;
-        for prompt in prompts {
-            let (_, ids) = chat::render_prompt(text_files, &request(prompt))?;
+        for (_, request) in &requests {
+            let (_, ids) = chat::render_prompt(text_files, request)?;
             capacity = capacity.max(ids.len() + MAX_TOKENS);
         }
-        Ok(Self { text_files, prompts, capacity })
+        Ok(Self { text_files, requests, capacity })
     }
 
     /// Emits an answer to each prompt by the model as it is, until `stop` is set. The model is only read.
@@ -39,10 +50,10 @@ impl<'a> Samples<'a> {
         stop: &AtomicBool,
         emit: &mut dyn FnMut(EventBody),
     ) -> Result<()> {
-        for prompt in self.prompts {
+        for (prompt, request) in &self.requests {
             let mut reading = Reading::new(model, self.capacity)?;
             let mut text = String::new();
-            reading.reply(model, self.text_files, &request(prompt), stop, &|| 0.0, &mut |delta| {
+            reading.reply(model, self.text_files, request, stop, &|| 0.0, &mut |delta| {
                 text.push_str(&delta.text);
             })?;
             if stop.load(Ordering::Relaxed) {
@@ -58,9 +69,9 @@ impl<'a> Samples<'a> {
     }
 }
 
-fn request(prompt: &str) -> ReplyRequest {
+fn request(prompt: &str, style: Option<String>) -> ReplyRequest {
     ReplyRequest {
-        messages: vec![Message::new(Role::User, prompt)],
+        messages: vec![Message { style, ..Message::new(Role::User, prompt) }],
         sampling: SamplingParams { max_tokens: MAX_TOKENS, ..SamplingParams::default() },
         thinking: Thinking::Show,
         effort: None,

@@ -102,7 +102,7 @@ pub fn accumulate(
         add_gradients(trainables, &store, gradients)?;
         dy = store.remove(&input);
     }
-    // 4. The embedding table, where it learns.
+    // 4. The embeddings, where they learn.
     if let Some(seed) = dy
         && embeddings.track_op()
     {

@@ -1,4 +1,5 @@
 use super::*;
+use crate::Style;
 
 const SMOLLM2: ModelShape = ModelShape {
     num_layers: 30,
@@ -148,6 +149,14 @@ fn the_parts_of_a_training_runs_memory_are_these() {
     };
     assert_eq!(estimate, expected);
     assert_eq!(estimate.total(), 1_365_074_432);
+}
+
+#[test]
+fn a_style_takes_a_row_with_its_gradients_and_moments() {
+    let lora = config(512, 1, 16, false);
+    let styled = RunConfig { styles: Style::terse_and_detailed(), ..lora.clone() };
+    let total = |config: &RunConfig| training_memory(&SMOLLM2, config, 512, Placement::Cpu).total();
+    assert_eq!(total(&styled) - total(&lora), 2 * 576 * 4 * (1 + 2 + 2));
 }
 
 #[test]

@@ -231,7 +231,7 @@ fn entry(ui: &mut Ui, adapter: &AdapterEntry, store: &Store, out: &mut Outbox) -
                 ),
             ]
         } else {
-            vec![
+            let mut facts = vec![
                 ("LoRA", format!("r = {}, alpha = {}", adapter.r, adapter.alpha)),
                 ("Adapts", adapter.targets.join(", ")),
                 (
@@ -245,7 +245,13 @@ fn entry(ui: &mut Ui, adapter: &AdapterEntry, store: &Store, out: &mut Outbox) -
                         None => format::bytes(adapter.size_bytes),
                     },
                 ),
-            ]
+            ];
+            facts.extend(adapter.styles.iter().map(|style| {
+                let settings = style.settings();
+                let colon = if settings.is_empty() { "" } else { ": " };
+                ("Style", format!("{}{colon}{settings}", style.name))
+            }));
+            facts
         };
         key_value(ui, &format!("{} {is_origin}", adapter.name), facts);
     });

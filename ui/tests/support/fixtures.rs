@@ -2,7 +2,7 @@
 
 use lathe_protocol::{
     AdapterEntry, Command, CommandBody, EventBody, Gpu, Hardware, Method, ModelEntry, ModelShape, RunEntry,
-    RunStatus, Settings, SettingsView, Theme, TokenStatus,
+    RunStatus, Settings, SettingsView, Style, Theme, TokenStatus,
 };
 
 use super::{NOW_SECS, Script};
@@ -178,11 +178,15 @@ pub fn adapters() -> Vec<AdapterEntry> {
         last_loss: Some(0.727),
         notes: notes.into(),
         tags: tags.iter().map(|&tag| tag.to_owned()).collect(),
+        styles: Vec::new(),
         problem: None,
     };
     vec![
         adapter("pirate", 8, 26, &["demo"], "Talks like a pirate; answers stay right"),
-        adapter("house-style-draft", 16, 300, &[], ""),
+        AdapterEntry {
+            styles: Style::terse_and_detailed(),
+            ..adapter("house-style-draft", 16, 300, &[], "")
+        },
     ]
 }
 

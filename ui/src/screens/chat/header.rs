@@ -66,7 +66,8 @@ fn title(ui: &mut Ui, view: &mut View, record: &mut ChatRecord) {
 
 fn adapters_of(lane: &ChatLane) -> String {
     let adapters: Vec<&str> = lane.adapters.iter().map(|adapter| format::file_name(adapter)).collect();
-    if adapters.is_empty() { "no adapter".into() } else { adapters.join(" + ") }
+    let adapters = if adapters.is_empty() { "no adapter".into() } else { adapters.join(" + ") };
+    lane.style.as_ref().map_or(adapters.clone(), |style| format!("{adapters}, {style}"))
 }
 
 /// Of two models: what tells this one from the other, and where it stands.

@@ -268,7 +268,7 @@ impl Chat {
                     engine.unload(out);
                 }
             }
-            Wish::Lane(index, lane) => self.change_lane(index, lane, ui, out),
+            Wish::Lane(index, lane) => self.change_lane(index, &lane, ui, out),
             Wish::Compare(on) => self.compare(on, store, ui, out),
             Wish::Changed => self.changed_at = Some(ui.input(|input| input.time)),
             Wish::SaveAgain => self.save_current(store, out),
@@ -299,15 +299,18 @@ impl Chat {
         }
     }
 
-    fn change_lane(&mut self, index: usize, lane: ChatLane, ui: &Ui, out: &mut Outbox) {
+    fn change_lane(&mut self, index: usize, lane: &ChatLane, ui: &Ui, out: &mut Outbox) {
         let Some(record) = self.record() else { return };
         if record.lanes[index].model != lane.model {
             // The new one may not know efforts, and says so once it is loaded.
             record.effort = None;
         }
-        record.lanes[index] = lane;
+        record.lanes[index] = lane.clone();
         self.changed_at = Some(ui.input(|input| input.time));
-        self.engines[index].unload(out);
+        // A style is nothing that is loaded.
+        if !self.engines[index].serves(lane) {
+            self.engines[index].unload(out);
+        }
     }
 
     fn compare(&mut self, on: bool, store: &Store, ui: &Ui, out: &mut Outbox) {
@@ -322,7 +325,7 @@ impl Chat {
             } else {
                 Vec::new()
             };
-            record.lanes.push(ChatLane { adapters, ..first });
+            record.lanes.push(ChatLane { adapters, style: None, ..first });
             self.changed_at = Some(ui.input(|input| input.time));
         } else if !on && record.lanes.len() == 2 {
             if record.lanes[1].nodes == first.nodes {

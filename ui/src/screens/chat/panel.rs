@@ -2,7 +2,7 @@ use egui::{
     Align, ComboBox, DragValue, Frame, Label, Layout, Margin, Role, ScrollArea, Slider, TextEdit, Ui,
     WidgetInfo,
 };
-use lathe_protocol::{AdapterEntry, ChatLane, ChatRecord, SamplingParams, Thinking};
+use lathe_protocol::{AdapterEntry, ChatLane, ChatRecord, SamplingParams, Style, Thinking};
 
 use super::{
     Wish,
@@ -12,7 +12,7 @@ use super::{
 use crate::{
     Store, format,
     theme::{self, icons, space},
-    widgets::{Button, card, segmented, switch, tool_button},
+    widgets::{Button, card, choice, segmented, switch, tool_button},
 };
 
 /// As templates know them, and as people read them.
@@ -137,7 +137,28 @@ fn pickers(ui: &mut Ui, side: &str, lane: &mut ChatLane, store: &Store) {
     model_choice(ui, &name, lane, store);
     let name = sentence_case("Adapter");
     ui.label(theme::strong(&name));
+    let adapters = lane.adapters.clone();
     adapter_choice(ui, &name, lane, store.adapters());
+    if lane.adapters != adapters {
+        lane.style = None;
+    }
+    style_choice(ui, &sentence_case("Style"), lane, store);
+}
+
+/// The ways of answering that the lane's adapters were trained in.
+fn style_choice(ui: &mut Ui, name: &str, lane: &mut ChatLane, store: &Store) {
+    let mut options = vec![(None, "Usual".to_owned())];
+    options.extend(store.styles_of(lane).map(|style| (Some(style.name.clone()), style.name.clone())));
+    if options.len() == 1 {
+        return;
+    }
+    ui.label(theme::strong(name));
+    choice(ui, name, &mut lane.style, &options);
+    let chosen = store.styles_of(lane).find(|style| Some(&style.name) == lane.style.as_ref());
+    let settings = chosen.map(Style::settings).filter(|settings| !settings.is_empty());
+    if let Some(settings) = settings {
+        ui.label(theme::small(ui, format!("Unless set below: {settings}")));
+    }
 }
 
 fn model_choice(ui: &mut Ui, name: &str, lane: &mut ChatLane, store: &Store) {

@@ -75,17 +75,28 @@ impl Chat {
     fn answer(&mut self, only: Option<(usize, usize)>, store: &Store, out: &mut Outbox) {
         self.load(out);
         let Self { current, records, engines, failures, .. } = self;
-        let Some(record) = current.as_ref().and_then(|id| records.get(id)) else { return };
-        for (index, lane) in record.lanes.iter().enumerate() {
+        let Some(record) = current.as_ref().and_then(|id| records.get_mut(id)) else { return };
+        for (index, lane) in record.lanes.iter_mut().enumerate() {
             let node = match only {
                 Some((one, node)) if one == index => node,
                 Some(_) => continue,
                 None => lane.leaf.unwrap_or_default(),
             };
             failures.remove(&(record.id.clone(), index, node));
+            if let Some(question) = lane.nodes.get(node).and_then(|answer| answer.parent) {
+                lane.nodes[question].message.style.clone_from(&lane.style);
+            }
+            let mut messages = tree::prompt(&record.system, lane, node);
+            // What was asked in a style of another adapter is history without one.
+            let knows = |name: &String| store.styles_of(lane).any(|style| style.name == *name);
+            for message in &mut messages {
+                message.style.take_if(|name| !knows(name));
+            }
+            let style = store.styles_of(lane).find(|style| Some(&style.name) == lane.style.as_ref());
             let request = CommandBody::Reply {
-                messages: tree::prompt(&record.system, lane, node),
-                sampling: record.sampling.clone(),
+                messages,
+                sampling: style
+                    .map_or_else(|| record.sampling.clone(), |style| style.sampling(&record.sampling)),
                 thinking: record.thinking,
                 effort: record.effort.clone(),
             };

@@ -120,7 +120,17 @@ impl Wizard {
             "How often each row is seen. Once changes the tone, two or three times teach. More, and it learns by heart: watch the held-out loss.",
         );
         topic(ui, "Batch");
-        text(ui, "Sixteen rows make one step, so that a single odd row does not lead the model astray.");
+        let config = &self.choices.config;
+        let rows = format::plural(config.batch_size * config.grad_accum, "row");
+        let several = "with several, a single odd one does not lead the model astray";
+        text(ui, &format!("A step learns from {rows} at once: {several}."));
+        if !self.choices.config.styles.is_empty() {
+            topic(ui, "Styles");
+            text(
+                ui,
+                "Each is a token behind the question that asks for a way of answering. The rows say which by a field named style; in chat you choose.",
+            );
+        }
         if Preset::of(&self.choices.config).is_none() {
             topic(ui, "Custom");
             text(ui, "You changed something a preset sets. Choosing a preset sets it back.");

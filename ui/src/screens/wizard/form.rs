@@ -20,6 +20,7 @@ const GROUPS: [(&str, &[&str]); 6] = [
             "method",
             "quant",
             "dtype",
+            "styles",
             "lora.r",
             "lora.alpha",
             "lora.dropout",

@@ -74,6 +74,7 @@ fn meaning(role: &str) -> &'static str {
         "system" => "the system prompt",
         "tools" => "functions to call",
         "reasoning_effort" => "how much to think",
+        "style" => "the way of answering",
         "text" => "all of it is learned",
         _ => "",
     }

@@ -14,14 +14,13 @@ use crate::{
     },
 };
 
-const PRESET_HEIGHT: f32 = 100.0;
+const PRESET_WIDTH: f32 = 300.0;
+const PRESET_HEIGHT: f32 = 84.0;
 /// Of a line of text beside a badge.
 const LINE_HEIGHT: f32 = 22.0;
 /// Samples of the model in training, at most.
 const MOST_PROMPTS: usize = 4;
-/// Of what comes with Lathe.
-const SAMPLE_FILE: &str = "pirate.jsonl";
-/// Not among its rows.
+/// Not among the rows of either sample.
 const SAMPLE_PROMPT: &str = "What is the capital of Italy?";
 
 impl Wizard {
@@ -42,8 +41,8 @@ impl Wizard {
                 badge(ui, Tone::Accent, "Custom");
             }
         });
-        columns(ui, &PRESETS, 190.0, |ui, preset| {
-            let Preset { name, r, alpha, epochs, good_for } = preset;
+        columns(ui, &PRESETS, PRESET_WIDTH, |ui, preset| {
+            let Preset { name, r, alpha, epochs, good_for, .. } = preset;
             let response = clickable_card(ui, name, current.as_ref() == Some(preset), |ui| {
                 ui.spacing_mut().item_spacing.y = space::XS;
                 ui.set_min_height(PRESET_HEIGHT);
@@ -62,19 +61,23 @@ impl Wizard {
     /// The presets suit models of a useful size; the starter is a hundredth of one.
     fn offer_sample_settings(&mut self, ui: &mut Ui) {
         let Choices { model, data, config, .. } = &mut self.choices;
-        let is_sample = data.as_deref().is_some_and(|data| format::file_name(data) == SAMPLE_FILE);
+        let (settings, lesson) = match data.as_deref().map(format::file_name) {
+            Some("pirate.jsonl") => (RunConfig::for_the_samples(), "to talk like a pirate"),
+            Some("verbosity.jsonl") => (RunConfig::for_the_verbosity_sample(), "to tell terse from detailed"),
+            _ => return,
+        };
         let settings = RunConfig {
             columns: config.columns.clone(),
             eval_ratio: config.eval_ratio,
             sample_prompts: vec![SAMPLE_PROMPT.into()],
-            ..RunConfig::for_the_samples()
+            ..settings
         };
-        if model.as_deref() != Some("starter") || !is_sample || settings == *config {
+        if model.as_deref() != Some("starter") || settings == *config {
             return;
         }
         let text =
-            "The starter model is so small that it needs a higher rate and more epochs to talk like a pirate";
-        if offer(ui, Tone::Accent, text, Button::secondary("Use the sample's settings")) {
+            format!("The starter model is so small that it needs a higher rate and more epochs {lesson}");
+        if offer(ui, Tone::Accent, &text, Button::secondary("Use the sample's settings")) {
             *config = settings;
             self.form.forget_drafts();
         }

@@ -17,8 +17,9 @@ pub(super) struct Question {
 
 impl Question {
     pub(super) fn new(model: &str, data: &str, config: &RunConfig) -> Self {
-        let RunConfig { columns, eval_ratio, max_seq_len, packing, batch_size, grad_accum, seed, .. } =
-            config.clone();
+        let RunConfig {
+            columns, eval_ratio, max_seq_len, packing, batch_size, grad_accum, seed, styles, ..
+        } = config.clone();
         let config = RunConfig {
             columns,
             eval_ratio,
@@ -27,6 +28,7 @@ impl Question {
             batch_size,
             grad_accum,
             seed,
+            styles,
             ..RunConfig::default()
         };
         Self { model: model.into(), data: data.into(), config }

@@ -185,12 +185,16 @@ impl Wizard {
             ("Length", format!("{length}, {} a step", format::plural(batch_size * grad_accum, "sequence"))),
             ("Learning rate", format!("{}, {schedule}", config.learning_rate)),
         ];
+        if !config.styles.is_empty() {
+            let names: Vec<_> = config.styles.iter().map(|style| style.name.as_str()).collect();
+            facts.push(("Styles", names.join(", ")));
+        }
         if !config.sample_prompts.is_empty() {
             facts.push(("Questions", config.sample_prompts.join("  ·  ")));
         }
         let others = CONFIG_KEYS.iter().filter(|key| {
-            let is_shown =
-                ["columns", "eval_ratio", "sample_prompts", "learning_rate", "epochs"].contains(&key.name);
+            let is_shown = ["columns", "eval_ratio", "sample_prompts", "styles", "learning_rate", "epochs"]
+                .contains(&key.name);
             is_changed(config, key) && !is_shown && !is_of_preset(key.name)
         });
         let others: Vec<_> =

@@ -1,7 +1,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use egui::{Role, ScrollArea, Ui, WidgetInfo};
-use lathe_protocol::{CommandBody, DataReport, Event, EventBody, RowView};
+use lathe_protocol::{CommandBody, DataReport, Event, EventBody, RowView, RunConfig};
 
 use super::preflight::Question;
 use crate::{
@@ -37,9 +37,10 @@ impl Rows {
         // A report on the file comes first: it tells whether it has rows to show.
         let Some((question, report)) = question.zip(report) else { return };
         let is_of = |of: &Question| {
-            let (columns, cut) = (&of.config.columns, of.config.max_seq_len);
+            let RunConfig { columns, styles, max_seq_len, .. } = &question.config;
             of.is_of_same_file(question)
-                && (columns, cut) == (&question.config.columns, question.config.max_seq_len)
+                && (&of.config.columns, &of.config.styles) == (columns, styles)
+                && of.config.max_seq_len == *max_seq_len
         };
         if !self.of.as_ref().is_some_and(is_of) {
             let is_same_file = self.of.as_ref().is_some_and(|of| of.is_of_same_file(question));

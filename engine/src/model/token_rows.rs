@@ -1,0 +1,95 @@
+use candle_core::{DType, Device, Tensor, Var};
+
+use super::{Embedding, Model, OutputHead};
+use crate::{Error, Result};
+
+/// Rows of the embedding table that an adapter brings (PEFT's trainable tokens): in place of the table's own, or behind
+/// its last. A tied head has them too; a head of its own keeps its rows, so that it never writes tokens behind them.
+pub struct TokenRows {
+    /// The tokens they belong to, (K).
+    pub ids: Vec<u32>,
+    /// (K,C)
+    pub rows: Var,
+}
+
+impl TokenRows {
+    fn place_of(&self, id: u32) -> Option<usize> {
+        self.ids.iter().position(|own| *own == id)
+    }
+
+    /// Logits (T,V) of the table and those of these rows as one, by token. Shapes: h (T,C) -> (T,V or more).
+    pub(super) fn join_logits(&self, h: &Tensor, logits: &Tensor) -> Result<Tensor> {
+        let own = h.matmul(&self.rows.t()?)?;
+        let table_size = logits.dim(1)? as u32;
+        let end = self.ids.iter().map(|id| id + 1).fold(table_size, u32::max);
+        let column = |id| self.place_of(id).map_or(id, |place| table_size + place as u32);
+        let columns: Vec<u32> = (0..end).map(column).collect();
+        Ok(Tensor::cat(&[logits, &own], 1)?.index_select(&Tensor::new(columns, h.device())?, 1)?)
+    }
+}
+
+impl Model {
+    /// Puts rows for the tokens `ids` beside the embedding table, which stays as it is.
+    ///
+    /// Errors: rows of another width or number; ids that occur twice, or leave a gap behind the table's last row; a
+    /// model that has such rows already.
+    pub fn set_token_rows(&mut self, ids: Vec<u32>, rows: &Tensor) -> Result<()> {
+        let (vocab_size, width) = (self.config.vocab_size, self.config.hidden_size);
+        let mut sorted = ids.clone();
+        sorted.sort_unstable();
+        sorted.dedup();
+        let behind = sorted.iter().filter(|id| **id as usize >= vocab_size);
+        let follow = behind.enumerate().all(|(place, id)| *id as usize == vocab_size + place);
+        if rows.dims() != [ids.len(), width] || sorted.len() != ids.len() || ids.is_empty() || !follow {
+            return Err(Error::model(format!(
+                "Rows of shape {:?} for tokens {ids:?} do not fit an embedding of {vocab_size} x {width}",
+                rows.dims()
+            )));
+        }
+        if self.token_rows.is_some() {
+            return Err(Error::model("Two adapters with tokens of their own cannot be used together"));
+        }
+        self.token_rows = Some(TokenRows { ids, rows: Var::from_tensor(&rows.to_dtype(DType::F32)?)? });
+        Ok(())
+    }
+
+    /// Looks up tokens: ids (T) -> (T,C).
+    ///
+    /// Gradient: reaches the rows of tokens an adapter brings, and a table that learns.
+    /// Errors: an id beyond the vocabulary.
+    pub fn embed(&self, ids: &[u32]) -> Result<Tensor> {
+        let place_of = |id: u32| self.token_rows.as_ref().and_then(|own| own.place_of(id));
+        let vocab_size = self.config.vocab_size;
+        if let Some(id) = ids.iter().find(|id| **id as usize >= vocab_size && place_of(**id).is_none()) {
+            return Err(Error::model(format!(
+                "Token id {id} lies beyond the model's vocabulary of {vocab_size}"
+            )));
+        }
+        let own = self.token_rows.as_ref().filter(|own| ids.iter().any(|id| own.ids.contains(id)));
+        let Some(own) = own else { return self.look_up(ids) };
+        // Each token takes its row of the table's (T,C) or of the adapter's (K,C) below it.
+        let num_tokens = ids.len() as u32;
+        let of_table: Vec<u32> =
+            ids.iter().map(|id| if own.place_of(*id).is_some() { 0 } else { *id }).collect();
+        let both = Tensor::cat(&[&self.look_up(&of_table)?, own.rows.as_tensor()], 0)?;
+        let places = (0..).zip(ids);
+        let places: Vec<u32> =
+            places.map(|(t, id)| own.place_of(*id).map_or(t, |place| num_tokens + place as u32)).collect();
+        Ok(both.index_select(&Tensor::new(places, &Device::Cpu)?, 0)?)
+    }
+
+    /// Rows of the table.
+    fn look_up(&self, ids: &[u32]) -> Result<Tensor> {
+        let table: &Tensor = match &self.embedding {
+            Embedding::Frozen(table) => table,
+            Embedding::Trainable(table) => table,
+            Embedding::Quantized(table) => return table.rows(ids),
+        };
+        Ok(table.index_select(&Tensor::new(ids, &Device::Cpu)?, 0)?.to_dtype(DType::F32)?)
+    }
+
+    /// The rows that a tied head has beside the table's.
+    pub(super) fn head_rows(&self) -> Option<&TokenRows> {
+        self.token_rows.as_ref().filter(|_| matches!(self.head, OutputHead::Tied))
+    }
+}
