@@ -60,7 +60,7 @@ impl ChatSession {
         for folder in adapters {
             adapter::attach(&mut model, folder)?;
         }
-        model.fix_dora_norms()?;
+        model.fix_adapters()?;
         let capacity = model.config.max_position_embeddings.min(MAX_CONTEXT_TOKENS);
         let reading = Reading::new(&model, capacity)?;
         Ok(Self { model, text_files, reading, load_seconds: clock() - started })

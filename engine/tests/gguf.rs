@@ -155,7 +155,7 @@ fn adapters_on_a_quantised_gguf_are_those_on_its_dequantised_weights() {
             let mut model = Model::load(&path, load_for).unwrap();
             adapter::attach(&mut model, &adapter).unwrap();
             if load_for == LoadFor::Inference {
-                model.fix_dora_norms().unwrap();
+                model.fix_adapters().unwrap();
             }
             all.push(model.all_logits(&ids).unwrap());
         }

@@ -1,3 +1,5 @@
+use std::sync::Arc;
+
 use candle_core::{Result, Tensor, bail};
 
 use crate::cpu::{self, Matrix, Store};
@@ -11,7 +13,23 @@ pub struct ExpertLora {
     pub scale: f64,
 }
 
-/// An [`ExpertLora`] in a tensor that holds several: a candle op takes three operands.
+/// The updates of both of the experts' products, laid out in one tensor: a candle op takes three operands.
+#[derive(Clone)]
+pub struct ExpertUpdates {
+    pub(crate) packed: Tensor,
+    pub(crate) gate_up: Arc<[LowRank]>,
+    pub(crate) down: Arc<[LowRank]>,
+}
+
+impl ExpertUpdates {
+    /// Outside autograd, for updates that are final.
+    #[must_use]
+    pub fn detach(&self) -> Self {
+        Self { packed: self.packed.detach(), ..self.clone() }
+    }
+}
+
+/// An [`ExpertLora`] in the tensor that holds them all.
 pub(crate) struct LowRank {
     rank: usize,
     out_features: usize,
@@ -29,7 +47,7 @@ pub(crate) fn pack(
     updates: &[ExpertLora],
     [num_experts, out_features, in_features]: [usize; 3],
     parts: &mut Vec<Tensor>,
-) -> Result<Vec<LowRank>> {
+) -> Result<Arc<[LowRank]>> {
     updates
         .iter()
         .map(|ExpertLora { a, b, scale }| {

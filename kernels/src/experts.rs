@@ -5,7 +5,7 @@ use candle_core::{CpuStorage, CustomOp2, CustomOp3, DType, Layout, Result, Shape
 use crate::{
     Mxfp4, Routing,
     cpu::{self, Matrix, Store, TILE_ROWS},
-    expert_lora::{ExpertLora, LowRank, pack},
+    expert_lora::{ExpertLora, ExpertUpdates, LowRank, pack},
     simd,
 };
 
@@ -196,28 +196,34 @@ impl Experts {
 
     /// (T,C) -> (T,C).
     pub fn forward(self: &Arc<Self>, x: &Tensor, routing: &Routing) -> Result<Tensor> {
-        let op = ExpertsOp::new(self, routing, Vec::new(), Vec::new());
+        let op = ExpertsOp::new(self, routing, Arc::default(), Arc::default());
         x.contiguous()?.apply_op2(&routing.weights, op)
     }
 
-    /// [`Self::forward`] with low-rank updates of the two products: C -> 2I, gate and up in turns, and I -> C.
+    /// Lays out low-rank updates of the two products: C -> 2I, gate and up in turns, and I -> C.
     ///
-    /// Gradient: reaches the updates too. An update is multiplied with the rows of its own expert only; an expert
-    /// nobody chose has gradient zero.
     /// Errors: an update of another shape than the matrices'.
-    pub fn forward_adapted(
-        self: &Arc<Self>,
-        x: &Tensor,
-        routing: &Routing,
-        gate_up: &[ExpertLora],
-        down: &[ExpertLora],
-    ) -> Result<Tensor> {
+    pub fn updates(&self, gate_up: &[ExpertLora], down: &[ExpertLora]) -> Result<ExpertUpdates> {
         let (hidden, inner) = (self.hidden_size, self.intermediate_size);
         let mut parts = Vec::new();
         let gate_up = pack(gate_up, [self.count(), 2 * inner, hidden], &mut parts)?;
         let down = pack(down, [self.count(), hidden, inner], &mut parts)?;
-        let op = ExpertsOp::new(self, routing, gate_up, down);
-        x.contiguous()?.apply_op3(&routing.weights, &Tensor::cat(&parts, 0)?, op)
+        Ok(ExpertUpdates { packed: Tensor::cat(&parts, 0)?, gate_up, down })
+    }
+
+    /// [`Self::forward`] with updates of the two products.
+    ///
+    /// Gradient: reaches the updates too. An update is multiplied with the rows of its own expert only; an expert
+    /// nobody chose has gradient zero.
+    pub fn forward_adapted(
+        self: &Arc<Self>,
+        x: &Tensor,
+        routing: &Routing,
+        updates: &ExpertUpdates,
+    ) -> Result<Tensor> {
+        let ExpertUpdates { packed, gate_up, down } = updates;
+        let op = ExpertsOp::new(self, routing, gate_up.clone(), down.clone());
+        x.contiguous()?.apply_op3(&routing.weights, packed, op)
     }
 
     fn down_bias(&self, expert: usize) -> &[f32] {
@@ -229,12 +235,12 @@ struct ExpertsOp {
     experts: Arc<Experts>,
     /// (T·K)
     chosen: Arc<Vec<u32>>,
-    gate_up: Vec<LowRank>,
-    down: Vec<LowRank>,
+    gate_up: Arc<[LowRank]>,
+    down: Arc<[LowRank]>,
 }
 
 impl ExpertsOp {
-    fn new(experts: &Arc<Experts>, routing: &Routing, gate_up: Vec<LowRank>, down: Vec<LowRank>) -> Self {
+    fn new(experts: &Arc<Experts>, routing: &Routing, gate_up: Arc<[LowRank]>, down: Arc<[LowRank]>) -> Self {
         Self { experts: experts.clone(), chosen: routing.experts.clone(), gate_up, down }
     }
 
@@ -243,7 +249,7 @@ impl ExpertsOp {
         let Experts { gate_up, gate_up_bias, hidden_size, intermediate_size, .. } = &*self.experts;
         let bias = &gate_up_bias[expert * 2 * intermediate_size..][..2 * intermediate_size];
         let mut y = gate_up.forward(expert, x, *hidden_size, bias)?;
-        for update in &self.gate_up {
+        for update in self.gate_up.iter() {
             update.forward(expert, lora, x, &mut y);
         }
         Ok(y)
@@ -302,7 +308,7 @@ impl ExpertsOp {
             // 2. Down and back to the tokens: (n, I) -> (n, C) -> (T, C)
             let bias = self.experts.down_bias(expert);
             let mut rows = self.experts.down.forward(expert, &inner, intermediate_size, bias)?;
-            for update in &self.down {
+            for update in self.down.iter() {
                 update.forward(expert, lora, &inner, &mut rows);
             }
             self.scatter(&mut y, &rows, &places, k, |place| weights.0[place]);
@@ -331,7 +337,7 @@ impl ExpertsOp {
             // 2. Through down, without the weight: (n, C) -> (n, I)
             let mut dy = self.gather(dy, &places, k);
             let mut dinner = self.experts.down.backward(expert, &dy, hidden_size, intermediate_size)?;
-            for update in &self.down {
+            for update in self.down.iter() {
                 update.backward_x(expert, lora, &dy, &mut dinner);
             }
             // 3. dweight = dy · (D inner + c) = (dy D) · inner + dy · c; then the weight
@@ -345,14 +351,14 @@ impl ExpertsOp {
                     *value *= weights[*place];
                 }
             }
-            for update in &self.down {
+            for update in self.down.iter() {
                 update.backward(expert, lora, &inner, &dy, &mut dlora);
             }
             // 4. Through the activation, gate and up: (n, I) -> (n, 2I) -> (n, C) -> (T, C)
             activation.backward(&mut gate_up, &dinner);
             let width = 2 * intermediate_size;
             let mut rows = self.experts.gate_up.backward(expert, &gate_up, width, hidden_size)?;
-            for update in &self.gate_up {
+            for update in self.gate_up.iter() {
                 update.backward_x(expert, lora, &gate_up, &mut rows);
                 update.backward(expert, lora, &x, &gate_up, &mut dlora);
             }

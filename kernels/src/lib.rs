@@ -36,7 +36,7 @@ pub use cross_entropy::{
     CrossEntropyStats, linear_cross_entropy, linear_cross_entropy_trainable, linear_cross_entropy_with_rows,
 };
 pub use dropout::Dropout;
-pub use expert_lora::ExpertLora;
+pub use expert_lora::{ExpertLora, ExpertUpdates};
 pub use experts::{ClampedSwiGlu, ExpertMatrices, Experts};
 pub use linear::{FrozenLinear, linear};
 pub use lora::LoraLinear;

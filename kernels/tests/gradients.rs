@@ -328,7 +328,8 @@ fn experts_with_low_rank_updates() {
         };
         let forward = || {
             let routing = route(&logits, 2)?;
-            Ok(weigh(&experts.forward_adapted(&x, &routing, &[update(0)], &[update(1), update(2)])?))
+            let updates = experts.updates(&[update(0)], &[update(1), update(2)])?;
+            Ok(weigh(&experts.forward_adapted(&x, &routing, &updates)?))
         };
         let vars = [&x, &logits, &a[0], &a[1], &a[2], &b[0], &b[1], &b[2]];
         check("adapted experts", &vars, forward);
@@ -344,7 +345,8 @@ fn an_update_is_that_of_its_own_expert() {
     assert!(chosen.len() < 4, "some expert is to be left out");
     let (a, b) = (values(&[4, 2, 32], 3), values(&[4, 32, 2], 4));
     let update = ExpertLora { a: a.as_tensor().clone(), b: b.as_tensor().clone(), scale: 1.0 };
-    let y = experts.forward_adapted(&x, &routing, &[], &[update]).unwrap();
+    let updates = experts.updates(&[], &[update]).unwrap();
+    let y = experts.forward_adapted(&x, &routing, &updates).unwrap();
     let gradients = weigh(&y).backward().unwrap();
     for var in [&a, &b] {
         for expert in 0..4 {
@@ -354,7 +356,7 @@ fn an_update_is_that_of_its_own_expert() {
         }
     }
     let wrong = ExpertLora { a: a.as_tensor().clone(), b: b.as_tensor().clone(), scale: 1.0 };
-    assert!(experts.forward_adapted(&x, &routing, &[wrong], &[]).is_err());
+    assert!(experts.updates(&[wrong], &[]).is_err());
 }
 
 #[test]

@@ -293,6 +293,7 @@ impl Loader<'_, '_> {
             experts_per_token,
             gate_up: parameter("gate_up_proj", 2 * intermediate_size, hidden_size, 5),
             down: parameter("down_proj", hidden_size, intermediate_size, 6),
+            fixed_updates: None,
         })
     }
 

@@ -1,7 +1,7 @@
 use std::sync::Arc;
 
 use candle_core::Tensor;
-use lathe_kernels::{ExpertLora, Experts, route, swiglu};
+use lathe_kernels::{ExpertLora, ExpertUpdates, Experts, route, swiglu};
 
 use super::{LoraWeights, Projection};
 use crate::Result;
@@ -22,6 +22,8 @@ pub struct MixtureOfExperts {
     pub gate_up: ExpertParameter,
     /// I -> C.
     pub down: ExpertParameter,
+    /// What their adapters do, once these are final.
+    pub fixed_updates: Option<ExpertUpdates>,
 }
 
 /// A matrix (O, C) of every expert, as PEFT adapts it, with the adapters on it.
@@ -40,6 +42,24 @@ pub struct ExpertParameter {
 }
 
 impl MixtureOfExperts {
+    /// The adapters on the experts, if there are any.
+    pub fn updates(&self) -> Result<Option<ExpertUpdates>> {
+        let Self { gate_up, down, fixed_updates, .. } = self;
+        if fixed_updates.is_some() || (gate_up.lora.is_empty() && down.lora.is_empty()) {
+            return Ok(fixed_updates.clone());
+        }
+        Ok(Some(self.experts.updates(&gate_up.updates()?, &down.updates()?)?))
+    }
+
+    /// (T,C) -> (T,C).
+    fn forward(&self, x: &Tensor) -> Result<Tensor> {
+        let routing = route(&self.router.forward(x, None)?, self.experts_per_token)?;
+        Ok(match self.updates()? {
+            None => self.experts.forward(x, &routing)?,
+            Some(updates) => self.experts.forward_adapted(x, &routing, &updates)?,
+        })
+    }
+
     /// What PEFT adapts as parameters, by name, with the adapters on it: the router is no linear to it.
     pub fn parameters(&self) -> [(String, &[LoraWeights]); 3] {
         let Self { router, gate_up, down, .. } = self;
@@ -79,13 +99,7 @@ impl Mlp {
                 let inner = swiglu(&gate.forward(x, dropout_key)?, &up.forward(x, dropout_key)?)?;
                 down.forward(&inner, dropout_key)
             }
-            Self::Experts(MixtureOfExperts { router, experts, experts_per_token, gate_up, down }) => {
-                let routing = route(&router.forward(x, None)?, *experts_per_token)?;
-                if gate_up.lora.is_empty() && down.lora.is_empty() {
-                    return Ok(experts.forward(x, &routing)?);
-                }
-                Ok(experts.forward_adapted(x, &routing, &gate_up.updates()?, &down.updates()?)?)
-            }
+            Self::Experts(experts) => experts.forward(x),
         }
     }
 

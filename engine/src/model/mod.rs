@@ -322,8 +322,12 @@ impl Model {
         })
     }
 
-    /// Takes the norms that DoRA divides by once and for all: nothing of the model changes from here on.
-    pub fn fix_dora_norms(&mut self) -> Result<()> {
+    /// Takes the norms that DoRA divides by and lays out experts' updates once and for all: no adapter changes, and none
+    /// is added, from here on.
+    pub fn fix_adapters(&mut self) -> Result<()> {
+        for experts in self.experts_mut() {
+            experts.fixed_updates = experts.updates()?.map(|updates| updates.detach());
+        }
         for Projection { base, lora, .. } in self.projections_mut() {
             for weights in lora {
                 if weights.dora.is_some() {
