@@ -44,7 +44,7 @@ pub fn describe(path: &Path) -> Result<ModelDetails> {
             vocab_size: config.vocab_size,
             context_length: config.max_position_embeddings,
             tie_word_embeddings: config.tie_word_embeddings,
-            experts: config.experts.map(|experts| ExpertsShape {
+            experts: config.experts.as_ref().map(|experts| ExpertsShape {
                 num_experts: experts.num_experts,
                 experts_per_token: experts.experts_per_token,
                 format: expert_format(&weights),

@@ -6,7 +6,6 @@ use std::{
     sync::Arc,
 };
 
-use candle_core::quantized::gguf_file::Content;
 use lathe_protocol::{Message, Role};
 use serde_json::{Map, Value};
 use tokenizers::{PostProcessorWrapper, Tokenizer};
@@ -15,6 +14,7 @@ use crate::{
     Error, Result,
     data::Chat,
     files::{read_json, read_maybe_gzip},
+    gguf::Gguf,
     gguf_tokenizer::GgufTokenizer,
     reply::{MESSAGE_END, ReplyForm, STOPS},
     template::{ChatTemplate, RenderOptions},
@@ -67,18 +67,12 @@ impl TextFiles {
         if model.is_dir() {
             return Self::from_folder(model);
         }
-        let file = std::fs::File::open(model).map_err(Error::io("open the model", model))?;
-        let content = Content::read(&mut std::io::BufReader::new(file)).map_err(|error| {
-            Error::model(format!("Not a readable GGUF: {error}: {}", model.display()))
-                .hint("a model is a folder with config.json and tokenizer.json, or a .gguf file")
-        })?;
-        Self::from_gguf(&content, model)
+        Self::from_gguf(&Gguf::open(model)?)
     }
 
-    /// From a GGUF's metadata that is read already; `path` is for errors.
-    pub fn from_gguf(content: &Content, path: &Path) -> Result<Self> {
+    fn from_gguf(gguf: &Gguf) -> Result<Self> {
         let GgufTokenizer { tokenizer, specials, stop_ids, prefix_ids, suffix_ids, template } =
-            GgufTokenizer::read(content, path)?;
+            GgufTokenizer::read(&gguf.header, &gguf.path)?;
         let template = template.map(|source| (source, "the GGUF's metadata".to_string()));
         Self::new(Parts { tokenizer, template, specials, stop_ids, prefix_ids, suffix_ids })
     }

@@ -1,7 +1,11 @@
 //! What the CPU implementations share: slices of tensors, matrix products, splitting rows over threads.
 
+use std::ops::Range;
+
 use candle_core::{CpuStorage, Layout, Result, Tensor, bail};
 use rayon::prelude::*;
+
+use crate::simd;
 
 /// The elements of a contiguous F32 operand.
 pub(crate) fn slice<'a>(storage: &'a CpuStorage, layout: &Layout) -> Result<&'a [f32]> {
@@ -135,6 +139,72 @@ pub(crate) fn for_row_chunks(dst: &mut [f32], width: usize, f: impl Fn(usize, &m
     dst.par_chunks_mut(rows_per_chunk * width)
         .enumerate()
         .for_each(|(chunk, values)| f(chunk * rows_per_chunk, values));
+}
+
+/// Rows of a packed matrix that exist in f32 at a time.
+const TILE_ROWS: usize = 256;
+
+/// Calls `f(outputs, rows)` with a matrix (O, C), whose rows `dequantize_row(row, out)` writes, in parts: the rows
+/// `outputs` of it, (outputs, C).
+pub(crate) fn for_tiles(
+    (out_features, in_features): (usize, usize),
+    dequantize_row: impl Fn(usize, &mut [f32]) + Sync,
+    mut f: impl FnMut(Range<usize>, Matrix<'_>),
+) {
+    let mut tile = vec![0.0; TILE_ROWS.min(out_features) * in_features];
+    for first in (0..out_features).step_by(TILE_ROWS) {
+        let outputs = first..(first + TILE_ROWS).min(out_features);
+        let tile = &mut tile[..outputs.len() * in_features];
+        for_row_chunks(tile, in_features, |row, chunk| {
+            for (i, out) in chunk.chunks_exact_mut(in_features).enumerate() {
+                dequantize_row(first + row + i, out);
+            }
+        });
+        f(outputs.clone(), Matrix::new(tile, outputs.len(), in_features));
+    }
+}
+
+/// Rows of input up to which a packed matrix is not written out in tiles, which gemm would pack once more.
+const FEW_ROWS: usize = 16;
+
+/// Adds `x Wᵀ` to `y` (T,O), for x (T,C) and a matrix (O, C) whose rows `dequantize_row(row, out)` writes.
+pub(crate) fn add_packed_product(
+    y: &mut [f32],
+    x: &[f32],
+    shape @ (out_features, in_features): (usize, usize),
+    dequantize_row: impl Fn(usize, &mut [f32]) + Sync,
+) {
+    let num_rows = x.len() / in_features;
+    if num_rows > FEW_ROWS {
+        let x = Matrix::new(x, num_rows, in_features);
+        for_tiles(shape, dequantize_row, |outputs, rows| {
+            let y = &mut y[outputs.start..];
+            matmul_strided(y, out_features, Store::Add, 1.0, x, rows.t(), all_threads());
+        });
+        return;
+    }
+    // (O,T): each row of W is dequantised once, in cache, for all rows of x.
+    let mut sums = vec![0.0; out_features * num_rows];
+    let outputs_per_chunk = out_features.div_ceil(rayon::current_num_threads() * 4);
+    sums.par_chunks_mut((outputs_per_chunk * num_rows).max(1)).enumerate().for_each(|(chunk, sums)| {
+        let mut row = vec![0.0; in_features];
+        for (i, sums) in sums.chunks_exact_mut(num_rows).enumerate() {
+            dequantize_row(chunk * outputs_per_chunk + i, &mut row);
+            simd::dispatch(
+                #[inline(always)]
+                || {
+                    for (sum, x) in sums.iter_mut().zip(x.chunks_exact(in_features)) {
+                        *sum = simd::dot(&row, x);
+                    }
+                },
+            );
+        }
+    });
+    for (row, y) in y.chunks_exact_mut(out_features).enumerate() {
+        for (y, sums) in y.iter_mut().zip(sums.chunks_exact(num_rows)) {
+            *y += sums[row];
+        }
+    }
 }
 
 /// A tensor of `values` with the given shape, on the CPU.

@@ -84,11 +84,17 @@ impl FrozenLinear {
     pub(crate) fn forward_slice(&self, x: &[f32], num_rows: usize) -> Result<Vec<f32>> {
         let (out_features, in_features) = self.shape();
         let mut y = vec![0.0; num_rows * out_features];
-        let x = Matrix::new(x, num_rows, in_features);
-        self.for_tiles(|outputs, rows| {
-            let y = &mut y[outputs.start..];
-            cpu::matmul_strided(y, out_features, Store::Overwrite, 1.0, x, rows.t(), cpu::all_threads());
-        })?;
+        match &self.weight {
+            Weight::Dense(weight) => cpu::with_slice(weight, |weight| {
+                let x = Matrix::new(x, num_rows, in_features);
+                let weight = Matrix::new(weight, out_features, in_features);
+                cpu::matmul(&mut y, Store::Overwrite, 1.0, x, weight.t());
+                Ok(())
+            })?,
+            Weight::Nf4(packed) => {
+                cpu::add_packed_product(&mut y, x, self.shape(), |row, out| packed.dequantize_row(row, out));
+            }
+        }
         if let Some(bias) = &self.bias {
             cpu::with_slice(bias, |bias| {
                 cpu::for_row_chunks(&mut y, out_features, |_, rows| {

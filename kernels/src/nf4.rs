@@ -13,8 +13,6 @@ const BLOCK: usize = 64;
 const BLOCK_BYTES: usize = BLOCK / 2;
 /// Scales that share a scale of their own.
 const NESTED_BLOCK: usize = 256;
-/// Rows that exist in f32 at a time.
-const TILE_ROWS: usize = 256;
 
 /// What a code means as a share of its block's scale: quantiles of the normal distribution, with an exact zero.
 #[expect(clippy::excessive_precision, clippy::unreadable_literal, reason = "as bitsandbytes writes them")]
@@ -148,33 +146,24 @@ impl Nf4 {
     }
 
     /// Calls `f(outputs, rows)` with the matrix in parts: the rows `outputs` of it, (outputs, C) in f32.
-    pub(crate) fn for_tiles(&self, mut f: impl FnMut(Range<usize>, Matrix<'_>)) {
-        let (out_features, in_features) = self.shape();
-        let mut tile = vec![0.0; TILE_ROWS.min(out_features) * in_features];
-        for first in (0..out_features).step_by(TILE_ROWS) {
-            let outputs = first..(first + TILE_ROWS).min(out_features);
-            let tile = &mut tile[..outputs.len() * in_features];
-            self.dequantize(first, tile);
-            f(outputs.clone(), Matrix::new(tile, outputs.len(), in_features));
-        }
+    pub(crate) fn for_tiles(&self, f: impl FnMut(Range<usize>, Matrix<'_>)) {
+        cpu::for_tiles(self.shape(), |row, out| self.dequantize_row(row, out), f);
     }
 
-    /// Writes the rows from `first_row` on in f32 into `out`, whole rows of it.
-    fn dequantize(&self, first_row: usize, out: &mut [f32]) {
-        cpu::for_row_chunks(out, self.in_features, |first, mut out| {
-            // Rows may begin inside a block: 64 need not divide the width.
-            let mut at = (first_row + first) * self.in_features / 2;
-            while !out.is_empty() {
-                let block = at / BLOCK_BYTES;
-                let end = ((block + 1) * BLOCK_BYTES).min(at + out.len() / 2);
-                let scale = self.scales.get(block);
-                let (now, later) = out.split_at_mut(2 * (end - at));
-                for (pair, byte) in now.as_chunks_mut::<2>().0.iter_mut().zip(&self.codes[at..end]) {
-                    *pair = PAIRS[usize::from(*byte)].map(|value| value * scale);
-                }
-                (out, at) = (later, end);
+    /// Writes a row in f32 into `out` (C).
+    pub(crate) fn dequantize_row(&self, row: usize, mut out: &mut [f32]) {
+        // A row may begin inside a block: 64 need not divide the width.
+        let mut at = row * self.in_features / 2;
+        while !out.is_empty() {
+            let block = at / BLOCK_BYTES;
+            let end = ((block + 1) * BLOCK_BYTES).min(at + out.len() / 2);
+            let scale = self.scales.get(block);
+            let (now, later) = out.split_at_mut(2 * (end - at));
+            for (pair, byte) in now.as_chunks_mut::<2>().0.iter_mut().zip(&self.codes[at..end]) {
+                *pair = PAIRS[usize::from(*byte)].map(|value| value * scale);
             }
-        });
+            (out, at) = (later, end);
+        }
     }
 }
 
@@ -223,15 +212,10 @@ mod tests {
     }
 
     fn dense(packed: &Nf4) -> Vec<f32> {
-        let mut values = Vec::new();
         let mut out = vec![0.0; packed.out_features * packed.in_features];
-        packed.dequantize(0, &mut out);
-        packed.for_tiles(|outputs, _| {
-            let mut tile = vec![0.0; outputs.len() * packed.in_features];
-            packed.dequantize(outputs.start, &mut tile);
-            values.extend(tile);
-        });
-        assert_eq!(bits(&values), bits(&out), "tiles differ from the whole");
+        for (row, out) in out.chunks_exact_mut(packed.in_features).enumerate() {
+            packed.dequantize_row(row, out);
+        }
         out
     }
 

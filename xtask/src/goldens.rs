@@ -20,7 +20,8 @@ pub struct Args {
 }
 
 /// In order: each may read what those before it wrote.
-const SCRIPTS: [&str; 6] = ["models.py", "lora.py", "train.py", "full.py", "nf4.py", "experts.py"];
+const SCRIPTS: [&str; 7] =
+    ["models.py", "lora.py", "train.py", "full.py", "nf4.py", "experts.py", "gguf_models.py"];
 
 pub fn goldens(args: &Args) -> Result<()> {
     let Args { python, qwen3_config } = args;

@@ -1,7 +1,7 @@
 use std::sync::Arc;
 
 use candle_core::Tensor;
-use lathe_kernels::{Experts, FrozenLinear, route, swiglu};
+use lathe_kernels::{Experts, FrozenLinear, RouterSoftmax, route, swiglu};
 
 use super::Projection;
 use crate::Result;
@@ -19,6 +19,7 @@ pub struct MixtureOfExperts {
     pub router: FrozenLinear,
     pub experts: Arc<Experts>,
     pub experts_per_token: usize,
+    pub router_softmax: RouterSoftmax,
 }
 
 impl Mlp {
@@ -29,8 +30,8 @@ impl Mlp {
                 let inner = swiglu(&gate.forward(x, dropout_key)?, &up.forward(x, dropout_key)?)?;
                 down.forward(&inner, dropout_key)
             }
-            Self::Experts(MixtureOfExperts { router, experts, experts_per_token }) => {
-                let routing = route(&router.forward(x)?, *experts_per_token)?;
+            Self::Experts(MixtureOfExperts { router, experts, experts_per_token, router_softmax }) => {
+                let routing = route(&router.forward(x)?, *experts_per_token, *router_softmax)?;
                 Ok(experts.forward(x, &routing)?)
             }
         }

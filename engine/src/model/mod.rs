@@ -4,6 +4,7 @@
 //! batch dimension: a batch is one row of tokens cut into segments.
 
 mod config;
+mod gguf_config;
 mod load;
 mod mlp;
 mod nf4;
@@ -14,8 +15,8 @@ use std::sync::Arc;
 
 use candle_core::{Tensor, Var};
 use lathe_kernels::{
-    Attention, CrossEntropyStats, RopeTable, Segment, linear_cross_entropy, linear_cross_entropy_trainable,
-    rms_norm, rms_norm_frozen, rope,
+    Attention, CrossEntropyStats, QuantizedLinear, RopeTable, Segment, linear_cross_entropy,
+    linear_cross_entropy_trainable, rms_norm, rms_norm_frozen, rope,
 };
 
 pub use config::{ExpertsConfig, ModelConfig};
@@ -24,7 +25,7 @@ pub use mlp::{MixtureOfExperts, Mlp};
 pub use projection::{BaseLinear, LoraWeights, Projection};
 pub use rope_scaling::{RopeScaling, Yarn};
 
-use crate::{Error, Result, gguf::QuantizedWeight};
+use crate::{Error, Result};
 
 /// A weight vector of a norm.
 pub enum Norm {
@@ -37,7 +38,7 @@ pub enum Embedding {
     Frozen(Tensor),
     Trainable(Var),
     /// Rows are dequantised as they are looked up.
-    Quantized(QuantizedWeight),
+    Quantized(QuantizedLinear),
 }
 
 /// The projection from hidden states to logits.
@@ -133,7 +134,7 @@ impl Model {
         let table: &Tensor = match &self.embedding {
             Embedding::Frozen(table) => table,
             Embedding::Trainable(table) => table,
-            Embedding::Quantized(table) => return table.rows(ids),
+            Embedding::Quantized(table) => return Ok(table.rows(ids)?),
         };
         Ok(table.index_select(&Tensor::new(ids, &candle_core::Device::Cpu)?, 0)?)
     }
@@ -199,7 +200,7 @@ impl Model {
                 Ok(lathe_kernels::FrozenLinear::new(table, None)?.forward(h)?)
             }
             (OutputHead::Tied, Embedding::Trainable(table)) => Ok(lathe_kernels::linear(h, table)?),
-            (OutputHead::Tied, Embedding::Quantized(table)) => table.forward(h),
+            (OutputHead::Tied, Embedding::Quantized(table)) => Ok(table.forward(h)?),
         }
     }
 
