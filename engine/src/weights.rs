@@ -9,6 +9,7 @@ use std::{
 
 use candle_core::{Device, Tensor};
 use lathe_kernels::Blocks;
+use lathe_protocol::Quant;
 use safetensors::{Dtype, tensor::TensorInfo};
 use serde_json::Value;
 
@@ -115,6 +116,17 @@ impl Weights {
                 folder.tensors.iter().map(count).sum()
             }
             Self::Gguf(gguf) => gguf.header.tensors.values().map(|info| elements(&info.dims)).sum(),
+        }
+    }
+
+    /// How the linears whose names `are_meant` are stored.
+    pub fn nf4(&self, are_meant: impl Fn(&str) -> bool) -> Quant {
+        let Self::Safetensors(folder) = self else { return Quant::None };
+        let has = |part: &str| folder.names().any(|name| name.ends_with(part) && are_meant(name));
+        match (has(".quant_state.bitsandbytes__nf4"), has(".nested_absmax")) {
+            (false, _) => Quant::None,
+            (true, false) => Quant::Nf4,
+            (true, true) => Quant::Nf4Double,
         }
     }
 

@@ -140,7 +140,7 @@ fn a_gguf_is_not_quantised_a_second_time() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("tiny-llama.gguf");
     write(&golden("tiny-llama"), &path, GgmlDType::Q8_0);
-    let Err(error) = Model::load(&path, LoadFor::Qlora) else { panic!("it loaded") };
+    let Err(error) = Model::load(&path, LoadFor::Qlora { double_quant: false }) else { panic!("it loaded") };
     assert_eq!(error.to_string(), "A GGUF's weights are quantised already, and NF4 would round them again");
 }
 

@@ -23,6 +23,7 @@ mod linear;
 mod lora;
 mod mxfp4;
 mod nf4;
+mod nf4_nested;
 mod quantized;
 mod rms_norm;
 mod rope;

@@ -71,12 +71,12 @@ fn a_frozen_weight_gets_no_gradient() {
 fn linears_in_nf4_equal_dense_ones_of_their_values() {
     // Two tiles of rows, and rows that begin inside a block.
     let (out_features, in_features) = (300, 96);
-    let packed = Nf4::quantize(&values(&[out_features, in_features], 2)).unwrap();
+    let packed = Nf4::quantize(&values(&[out_features, in_features], 2), false).unwrap();
     let bias = values(&[out_features], 3).as_tensor().clone();
     let identity = Tensor::eye(in_features, candle_core::DType::F32, &Device::Cpu).unwrap();
     let plain = FrozenLinear::nf4(packed, None).unwrap().forward(&identity).unwrap();
     let dense = FrozenLinear::new(&plain.t().unwrap(), Some(&bias)).unwrap();
-    let packed = Nf4::quantize(&values(&[out_features, in_features], 2)).unwrap();
+    let packed = Nf4::quantize(&values(&[out_features, in_features], 2), false).unwrap();
     let packed = FrozenLinear::nf4(packed, Some(&bias)).unwrap();
     assert_eq!(packed.shape(), dense.shape());
     let x = values(&[5, in_features], 1);

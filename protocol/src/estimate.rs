@@ -27,6 +27,9 @@ pub struct ModelShape {
     pub vocab_size: usize,
     pub context_length: usize,
     pub tie_word_embeddings: bool,
+    /// How the blocks' linears are stored.
+    #[serde(default)]
+    pub linears: Quant,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub experts: Option<ExpertsShape>,
 }
@@ -46,17 +49,44 @@ pub enum ExpertFormat {
     F32,
     Bf16,
     Mxfp4,
+    Nf4,
+    Nf4Double,
+    /// A GGUF's blocks: bytes of 256 weights, on average.
+    Blocks(u64),
+}
+
+/// Weights that formats are compared by: as many as share a scale of NF4's scales.
+const GROUP: u64 = 256 * 64;
+
+impl Quant {
+    /// Bytes of [`GROUP`] weights.
+    fn group_bytes(self) -> u64 {
+        match self {
+            Self::None => F32 * GROUP,
+            // 4 bits each, and for 64 a scale of four bytes,
+            Self::Nf4 => GROUP / 2 + 4 * 256,
+            // or of one, with one of four for all of those.
+            Self::Nf4Double => GROUP / 2 + 256 + 4,
+        }
+    }
 }
 
 impl ExpertFormat {
-    /// Bytes of 32 weights.
-    fn block_bytes(self) -> u64 {
+    /// Bytes of [`GROUP`] weights.
+    fn group_bytes(self) -> u64 {
         match self {
-            Self::F32 => 128,
-            Self::Bf16 => 64,
-            // 4 bits each, and one byte for their scale.
-            Self::Mxfp4 => 17,
+            Self::F32 => Quant::None.group_bytes(),
+            Self::Bf16 => 2 * GROUP,
+            // 4 bits each, and one byte for the scale of 32.
+            Self::Mxfp4 => GROUP / 2 + GROUP / 32,
+            Self::Nf4 => Quant::Nf4.group_bytes(),
+            Self::Nf4Double => Quant::Nf4Double.group_bytes(),
+            Self::Blocks(bytes_of_256) => GROUP / 256 * bytes_of_256,
         }
+    }
+
+    fn is_dense(self) -> bool {
+        matches!(self, Self::F32 | Self::Bf16)
     }
 }
 
@@ -128,16 +158,18 @@ impl ModelShape {
         self.linear_parameters() + experts + tables * self.embedding_parameters() + norms
     }
 
-    /// Bytes of all weights in memory, where only experts and, by `quant`, the blocks' linears may be other than f32.
+    /// Bytes of all weights in memory, where only experts and the blocks' linears may be other than f32: as they are
+    /// stored, or by `quant`.
     fn weight_bytes(&self, quant: Quant) -> u64 {
-        let saved = match quant {
-            Quant::None => 0,
-            // 32 bytes of codes and four of their scale, where 64 weights in f32 take 256.
-            Quant::Nf4 => self.linear_parameters() * (256 - 36) / 64,
+        let (of_linears, of_experts) = (self.linear_parameters(), self.expert_parameters(self.num_experts()));
+        let linears = if self.linears == Quant::None { quant } else { self.linears };
+        let experts = match self.experts.map(|experts| experts.format) {
+            Some(format) if quant == Quant::None || !format.is_dense() => format.group_bytes(),
+            _ => quant.group_bytes(),
         };
-        let of_experts = self.expert_parameters(self.num_experts());
-        let block_bytes = self.experts.map_or(0, |experts| experts.format.block_bytes());
-        F32 * (self.parameters() - of_experts) + of_experts * block_bytes / 32 - saved
+        F32 * (self.parameters() - of_linears - of_experts)
+            + of_linears * linears.group_bytes() / GROUP
+            + of_experts * experts / GROUP
     }
 
     /// Weights of an adapter: A and B of every linear it targets.
@@ -277,11 +309,12 @@ pub fn training_flops(shape: &ModelShape, config: &RunConfig, tokens: u64, row_t
 
 /// Peak memory of a chat whose conversation has `context_tokens`.
 ///
-/// A file of less than two bytes a weight is a quantised GGUF, unless it is one of experts: it stays so, with its blocks'
-/// scales in f32; any other model is f32, but for experts.
+/// A file of less than two bytes a weight is a quantised GGUF, unless it is one of experts or in NF4: it stays so, with
+/// its blocks' scales in f32; any other model is f32, but for experts and linears in NF4.
 pub fn chat_memory(shape: &ModelShape, model_bytes: u64, context_tokens: usize) -> u64 {
     let parameters = shape.parameters();
-    let quantized = shape.experts.is_none() && model_bytes < 2 * parameters * 9 / 10;
+    let is_float_or_gguf = shape.experts.is_none() && shape.linears == Quant::None;
+    let quantized = is_float_or_gguf && model_bytes < 2 * parameters * 9 / 10;
     let weights = if quantized { model_bytes + parameters / 8 } else { shape.weight_bytes(Quant::None) };
     // One weight at a time is dequantised to read a prompt.
     let dequantized = if quantized { shape.hidden() * shape.mlp() } else { 0 };
@@ -305,6 +338,7 @@ mod tests {
         vocab_size: 49_152,
         context_length: 8192,
         tie_word_embeddings: true,
+        linears: Quant::None,
         experts: None,
     };
     const STARTER: ModelShape = ModelShape {
@@ -317,6 +351,7 @@ mod tests {
         vocab_size: 4096,
         context_length: 256,
         tie_word_embeddings: true,
+        linears: Quant::None,
         experts: None,
     };
 
@@ -330,6 +365,7 @@ mod tests {
         vocab_size: 201_088,
         context_length: 131_072,
         tie_word_embeddings: false,
+        linears: Quant::None,
         experts: Some(ExpertsShape { num_experts: 32, experts_per_token: 4, format: ExpertFormat::Mxfp4 }),
     };
 
@@ -421,6 +457,26 @@ mod tests {
         let weights = |config: &RunConfig| training_memory(&SMOLLM2, config, 512).weights;
         assert_eq!(weights(&lora) - weights(&qlora), 106_168_320 * 4 - 106_168_320 * 9 / 16);
         assert_eq!(weights(&qlora), weights(&RunConfig { quant: Quant::Nf4, ..lora }));
+    }
+
+    #[test]
+    fn what_is_stored_in_nf4_takes_no_more_than_that() {
+        let stored = ModelShape { linears: Quant::Nf4, ..SMOLLM2 };
+        let saved = 106_168_320 * 4 - 106_168_320 * 9 / 16;
+        assert_eq!(SMOLLM2.weight_bytes(Quant::None) - stored.weight_bytes(Quant::None), saved);
+        assert_eq!(stored.weight_bytes(Quant::Nf4), stored.weight_bytes(Quant::None));
+        let with = |format| {
+            let experts = GPT_OSS_20B.experts.map(|experts| ExpertsShape { format, ..experts });
+            ModelShape { linears: Quant::Nf4Double, experts, ..GPT_OSS_20B }
+        };
+        // The folder that unsloth publishes has 12.2 GB, its embeddings in bf16; ours are f32.
+        let in_memory = with(ExpertFormat::Nf4Double).weight_bytes(Quant::None);
+        assert_eq!(in_memory / 100_000_000, 144);
+        assert_eq!(with(ExpertFormat::Nf4Double).weight_bytes(Quant::Nf4), in_memory);
+        assert_eq!(with(ExpertFormat::Bf16).weight_bytes(Quant::Nf4Double), in_memory);
+        let mxfp4 = with(ExpertFormat::Mxfp4).weight_bytes(Quant::None);
+        assert_eq!(with(ExpertFormat::Blocks(136)).weight_bytes(Quant::None), mxfp4);
+        assert!(chat_memory(&stored, 130_000_000, 100) > stored.weight_bytes(Quant::None));
     }
 
     #[test]

@@ -15,8 +15,8 @@ pub enum LoadFor {
     Inference,
     /// Adapters on a frozen base: dense f32 outside autograd.
     Lora,
-    /// Like `Lora`, the blocks' linears in NF4.
-    Qlora,
+    /// Like `Lora`, the blocks' linears and experts in NF4, with `double_quant` its scales quantised too.
+    Qlora { double_quant: bool },
     /// Every weight a variable.
     Full,
 }
@@ -59,7 +59,7 @@ fn build(
         return Err(Error::model(format!("Experts stay frozen: {name} cannot be trained whole"))
             .hint("use method = \"lora\""));
     }
-    if let (Source::Stored(weights), LoadFor::Qlora) = (&source, load_for) {
+    if let (Source::Stored(weights), LoadFor::Qlora { .. }) = (&source, load_for) {
         nf4::check_can_quantize(weights)?;
     }
     let loader = Loader { source, config: &config, load_for };
@@ -120,7 +120,7 @@ impl Loader<'_, '_> {
         let weight = self.dense(name, &[width])?;
         Ok(match self.load_for {
             LoadFor::Full => Norm::Trainable(Var::from_tensor(&weight)?),
-            LoadFor::Inference | LoadFor::Lora | LoadFor::Qlora => Norm::Frozen(weight),
+            LoadFor::Inference | LoadFor::Lora | LoadFor::Qlora { .. } => Norm::Frozen(weight),
         })
     }
 
@@ -133,7 +133,7 @@ impl Loader<'_, '_> {
         let table = self.dense(name, &[shape.0, shape.1])?;
         Ok(match self.load_for {
             LoadFor::Full => Embedding::Trainable(Var::from_tensor(&table)?),
-            LoadFor::Inference | LoadFor::Lora | LoadFor::Qlora => Embedding::Frozen(table),
+            LoadFor::Inference | LoadFor::Lora | LoadFor::Qlora { .. } => Embedding::Frozen(table),
         })
     }
 
@@ -154,7 +154,7 @@ impl Loader<'_, '_> {
                 weight: Var::from_tensor(&weight)?,
                 bias: bias.map(|bias| Var::from_tensor(&bias)).transpose()?,
             },
-            LoadFor::Inference | LoadFor::Lora | LoadFor::Qlora => {
+            LoadFor::Inference | LoadFor::Lora | LoadFor::Qlora { .. } => {
                 BaseLinear::Dense(FrozenLinear::new(&weight, bias.as_ref())?)
             }
         })
@@ -168,10 +168,11 @@ impl Loader<'_, '_> {
             return Err(Error::model("A model stored in NF4 cannot be trained whole")
                 .hint("use method = \"lora\", or the unquantised model"));
         }
-        if stored.is_some() || self.load_for != LoadFor::Qlora || name == "lm_head.weight" {
+        let LoadFor::Qlora { double_quant } = self.load_for else { return Ok(stored) };
+        if stored.is_some() || name == "lm_head.weight" {
             return Ok(stored);
         }
-        Ok(Some(Nf4::quantize(&self.dense(name, &[shape.0, shape.1])?)?))
+        Ok(Some(Nf4::quantize(&self.dense(name, &[shape.0, shape.1])?, double_quant)?))
     }
 
     fn block(&self, layer: usize) -> Result<Block> {

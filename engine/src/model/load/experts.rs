@@ -131,10 +131,10 @@ impl Loader<'_, '_> {
         }
         let dense = self.compact(name, &[num_experts, in_features, out_features])?;
         let matrices = match self.load_for {
-            LoadFor::Qlora => {
+            LoadFor::Qlora { double_quant } => {
                 let quantize = |expert| -> Result<Vec<Nf4>> {
                     let weight = dense.get(expert)?.to_dtype(DType::F32)?.t()?.contiguous()?;
-                    Ok(vec![Nf4::quantize(&weight)?])
+                    Ok(vec![Nf4::quantize(&weight, double_quant)?])
                 };
                 ExpertMatrices::Nf4((0..num_experts).map(quantize).collect::<Result<_>>()?)
             }
