@@ -469,9 +469,10 @@ mod tests {
             let experts = GPT_OSS_20B.experts.map(|experts| ExpertsShape { format, ..experts });
             ModelShape { linears: Quant::Nf4Double, experts, ..GPT_OSS_20B }
         };
-        // The folder that unsloth publishes has 12.2 GB, its embeddings in bf16; ours are f32.
         let in_memory = with(ExpertFormat::Nf4Double).weight_bytes(Quant::None);
-        assert_eq!(in_memory / 100_000_000, 144);
+        let packed = GPT_OSS_20B.linear_parameters() + GPT_OSS_20B.expert_parameters(32);
+        let dense = GPT_OSS_20B.parameters() - packed;
+        assert_eq!(in_memory, 4 * dense + packed * (32 * 256 + 256 + 4) / (64 * 256));
         assert_eq!(with(ExpertFormat::Nf4Double).weight_bytes(Quant::Nf4), in_memory);
         assert_eq!(with(ExpertFormat::Bf16).weight_bytes(Quant::Nf4Double), in_memory);
         let mxfp4 = with(ExpertFormat::Mxfp4).weight_bytes(Quant::None);
