@@ -17,10 +17,12 @@ use candle_core::{
 };
 use lathe_engine::{
     family::ModelFamily,
+    lora,
     model::{LoadFor, Model, ModelConfig},
     weights::Weights,
 };
 use lathe_kernels::{BlockType, Blocks};
+use lathe_protocol::LoraConfig;
 
 fn golden(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/golden/data").join(name)
@@ -216,6 +218,21 @@ fn every_architecture_gives_the_logits_of_transformers_on_the_dequantised_weight
             let last = model.decode(&ids[ids.len() - 1..], &mut cache, &rope).unwrap();
             let error = largest(&(last - logits.get(ids.len() - 1).unwrap()).unwrap()) / largest(&logits);
             assert!(error < 1e-4, "{name} {load_for:?}, decoded: {error}");
+        }
+    }
+}
+
+#[test]
+fn adapters_on_a_gguf_of_experts_get_gradients() {
+    for name in ["qwen3moe", "gpt-oss"] {
+        let path = golden("gguf").join(format!("{name}.gguf"));
+        let mut model = Model::load(&path, LoadFor::Lora).unwrap();
+        lora::attach_fresh(&mut model, &LoraConfig::default(), 1).unwrap();
+        let logits = model.all_logits(&[1, 2, 3, 5, 8, 13, 21, 34]).unwrap();
+        let gradients = logits.sqr().unwrap().sum_all().unwrap().backward().unwrap();
+        for projection in model.projections() {
+            let gradient = largest(gradients.get(&projection.lora[0].b).unwrap());
+            assert!(gradient.is_finite() && gradient > 0.0, "{name}: {} {gradient}", projection.name);
         }
     }
 }
