@@ -27,7 +27,7 @@ impl ModelFamily {
             "llama" => Ok(Self::Llama),
             "qwen2" => Ok(Self::Qwen2),
             "qwen3" => Ok(Self::Qwen3),
-            "qwen3_moe" => Ok(Self::Qwen3Moe),
+            "qwen3_moe" | "qwen3moe" => Ok(Self::Qwen3Moe),
             "gpt_oss" | "gpt-oss" => Ok(Self::GptOss),
             _ => Err(Error::model(format!("Architecture {name:?} is not supported"))
                 .hint(format!("supported are {SUPPORTED}"))),
@@ -68,7 +68,7 @@ impl ModelFamily {
     pub fn reads_quantized(self, format: &str) -> bool {
         match format {
             "mxfp4" => self == Self::GptOss,
-            "nf4" => !self.has_experts(),
+            "nf4" => true,
             _ => false,
         }
     }

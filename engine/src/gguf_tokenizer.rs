@@ -5,7 +5,6 @@
 
 use std::{collections::BTreeMap, path::Path};
 
-use candle_core::quantized::gguf_file::{Content, Value};
 use tokenizers::{
     AddedToken, NormalizerWrapper, PreTokenizerWrapper, SplitDelimiterBehavior, Tokenizer,
     models::bpe::{BPE, Vocab},
@@ -18,7 +17,10 @@ use tokenizers::{
     },
 };
 
-use crate::{Error, Result};
+use crate::{
+    Error, Result,
+    gguf::{Header, Value},
+};
 
 /// What a GGUF says about text.
 pub struct GgufTokenizer {
@@ -66,8 +68,8 @@ struct PreTokenizer {
 
 impl GgufTokenizer {
     /// Reads the metadata; `path` is for errors.
-    pub fn read(content: &Content, path: &Path) -> Result<Self> {
-        let metadata = Metadata { content, path };
+    pub fn read(header: &Header, path: &Path) -> Result<Self> {
+        let metadata = Metadata { header, path };
         let model = metadata.string("tokenizer.ggml.model")?.ok_or_else(|| {
             metadata.error("The GGUF has no tokenizer").hint("take a GGUF that llama.cpp's converter made")
         })?;
@@ -139,7 +141,7 @@ impl GgufTokenizer {
 
 /// Typed look-ups in the metadata.
 struct Metadata<'a> {
-    content: &'a Content,
+    header: &'a Header,
     path: &'a Path,
 }
 
@@ -149,11 +151,11 @@ impl<'a> Metadata<'a> {
     }
 
     fn wrong_type(&self, key: &str, value: &Value) -> Error {
-        self.error(&format!("GGUF metadata {key} has the unexpected type {:?}", value.value_type()))
+        self.error(&format!("GGUF metadata {key} is unexpectedly {value:?}"))
     }
 
     fn string(&self, key: &str) -> Result<Option<&'a str>> {
-        match self.content.metadata.get(key) {
+        match self.header.metadata.get(key) {
             None => Ok(None),
             Some(Value::String(text)) => Ok(Some(text)),
             Some(other) => Err(self.wrong_type(key, other)),
@@ -161,7 +163,7 @@ impl<'a> Metadata<'a> {
     }
 
     fn bool(&self, key: &str) -> Result<Option<bool>> {
-        match self.content.metadata.get(key) {
+        match self.header.metadata.get(key) {
             None => Ok(None),
             Some(Value::Bool(value)) => Ok(Some(*value)),
             Some(other) => Err(self.wrong_type(key, other)),
@@ -169,13 +171,13 @@ impl<'a> Metadata<'a> {
     }
 
     fn id(&self, key: &str) -> Result<Option<u32>> {
-        let Some(value) = self.content.metadata.get(key) else { return Ok(None) };
+        let Some(value) = self.header.metadata.get(key) else { return Ok(None) };
         // Some converters write -1 for a token the model does not have.
         integer(value).map(|id| u32::try_from(id).ok()).ok_or_else(|| self.wrong_type(key, value))
     }
 
     fn array(&self, key: &str) -> Result<&'a [Value]> {
-        match self.content.metadata.get(key) {
+        match self.header.metadata.get(key) {
             Some(Value::Array(items)) => Ok(items),
             Some(other) => Err(self.wrong_type(key, other)),
             None => Err(self.error(&format!("The GGUF has no metadata {key}"))),
@@ -200,7 +202,7 @@ impl<'a> Metadata<'a> {
 
     /// The tokens that are found in a text before anything else, as llama.cpp does it.
     fn added_tokens(&self, tokens: &[&str]) -> Result<Vec<AddedToken>> {
-        if !self.content.metadata.contains_key("tokenizer.ggml.token_type") {
+        if !self.header.metadata.contains_key("tokenizer.ggml.token_type") {
             return Ok(Vec::new());
         }
         let types = self.array("tokenizer.ggml.token_type")?;
@@ -215,14 +217,7 @@ impl<'a> Metadata<'a> {
 
 fn integer(value: &Value) -> Option<i64> {
     match value {
-        Value::U8(value) => Some(i64::from(*value)),
-        Value::I8(value) => Some(i64::from(*value)),
-        Value::U16(value) => Some(i64::from(*value)),
-        Value::I16(value) => Some(i64::from(*value)),
-        Value::U32(value) => Some(i64::from(*value)),
-        Value::I32(value) => Some(i64::from(*value)),
-        Value::U64(value) => i64::try_from(*value).ok(),
-        Value::I64(value) => Some(*value),
+        Value::Integer(value) => Some(*value),
         _ => None,
     }
 }

@@ -3,7 +3,7 @@
 use std::{collections::BTreeMap, path::Path};
 
 use lathe_protocol::{
-    EvalJob, EvalMetrics, ExpertFormat, ExpertsShape, LogitsJob, ModelDetails, ModelFile, ModelShape,
+    EvalJob, EvalMetrics, ExpertFormat, ExpertsShape, LogitsJob, ModelDetails, ModelFile, ModelShape, Quant,
 };
 
 use crate::{
@@ -44,7 +44,8 @@ pub fn describe(path: &Path) -> Result<ModelDetails> {
             vocab_size: config.vocab_size,
             context_length: config.max_position_embeddings,
             tie_word_embeddings: config.tie_word_embeddings,
-            experts: config.experts.map(|experts| ExpertsShape {
+            linears: weights.nf4(|name| name.contains(".self_attn.")),
+            experts: config.experts.as_ref().map(|experts| ExpertsShape {
                 num_experts: experts.num_experts,
                 experts_per_token: experts.experts_per_token,
                 format: expert_format(&weights),
@@ -58,15 +59,24 @@ pub fn describe(path: &Path) -> Result<ModelDetails> {
     })
 }
 
-/// MXFP4 is where bytes are; nothing else of a model is stored so.
 fn expert_format(weights: &Weights) -> ExpertFormat {
-    let dtypes = weights.dtypes();
-    if dtypes.contains_key("U8") {
-        ExpertFormat::Mxfp4
-    } else if dtypes.contains_key("BF16") {
-        ExpertFormat::Bf16
-    } else {
-        ExpertFormat::F32
+    match weights {
+        Weights::Gguf(gguf) => {
+            let experts = gguf.header.tensors.iter().filter(|(name, _)| name.contains("_exps.weight"));
+            let (values, bytes) = experts.fold((0, 0), |(values, bytes), (_, info)| {
+                (values + info.dims.iter().product::<usize>() as u64, bytes + info.num_bytes)
+            });
+            ExpertFormat::Blocks((256 * bytes).div_ceil(values.max(1)))
+        }
+        Weights::Safetensors(folder) if folder.names().any(|name| name.ends_with("_blocks")) => {
+            ExpertFormat::Mxfp4
+        }
+        Weights::Safetensors(_) => match weights.nf4(|name| name.contains(".experts.")) {
+            Quant::Nf4 => ExpertFormat::Nf4,
+            Quant::Nf4Double => ExpertFormat::Nf4Double,
+            Quant::None if weights.dtypes().contains_key("BF16") => ExpertFormat::Bf16,
+            Quant::None => ExpertFormat::F32,
+        },
     }
 }
 

@@ -6,7 +6,6 @@ use std::{
     sync::Arc,
 };
 
-use candle_core::quantized::gguf_file::Content;
 use lathe_protocol::{ErrorCode, Message, Role, Style};
 use serde_json::{Map, Value};
 use tokenizers::{AddedToken, PostProcessorWrapper, Tokenizer};
@@ -16,6 +15,7 @@ use crate::{
     adapter::PeftConfig,
     data::Chat,
     files::{read_json, read_maybe_gzip},
+    gguf::Gguf,
     gguf_tokenizer::GgufTokenizer,
     reply::{HARMONY_SIGNS, MESSAGE_END, ReplyForm, STOPS},
     styles,
@@ -81,17 +81,12 @@ impl Parts {
         if model.is_dir() {
             return Self::from_folder(model);
         }
-        let file = std::fs::File::open(model).map_err(Error::io("open the model", model))?;
-        let content = Content::read(&mut std::io::BufReader::new(file)).map_err(|error| {
-            Error::model(format!("Not a readable GGUF: {error}: {}", model.display()))
-                .hint("a model is a folder with config.json and tokenizer.json, or a .gguf file")
-        })?;
-        Self::from_gguf(&content, model)
+        Self::from_gguf(&Gguf::open(model)?)
     }
 
-    fn from_gguf(content: &Content, path: &Path) -> Result<Self> {
+    fn from_gguf(gguf: &Gguf) -> Result<Self> {
         let GgufTokenizer { tokenizer, specials, stop_ids, prefix_ids, suffix_ids, template } =
-            GgufTokenizer::read(content, path)?;
+            GgufTokenizer::read(&gguf.header, &gguf.path)?;
         let template = template.map(|source| (source, "the GGUF's metadata".to_string()));
         Ok(Self { tokenizer, template, specials, stop_ids, prefix_ids, suffix_ids })
     }
@@ -203,9 +198,9 @@ impl TextFiles {
         self.styles.iter().map(id).collect()
     }
 
-    /// From a GGUF's metadata that is read already; `path` is for errors.
-    pub fn from_gguf(content: &Content, path: &Path) -> Result<Self> {
-        Self::new(Parts::from_gguf(content, path)?)
+    /// From a GGUF that is open already.
+    pub fn from_gguf(gguf: &Gguf) -> Result<Self> {
+        Self::new(Parts::from_gguf(gguf)?)
     }
 
     fn new(parts: Parts) -> Result<Self> {

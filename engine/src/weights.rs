@@ -7,10 +7,9 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use candle_core::{
-    Device, Tensor,
-    quantized::{GgmlDType, QTensor},
-};
+use candle_core::{Device, Tensor};
+use lathe_kernels::Blocks;
+use lathe_protocol::Quant;
 use safetensors::{Dtype, tensor::TensorInfo};
 use serde_json::Value;
 
@@ -55,7 +54,7 @@ impl Weights {
                 Ok(config)
             }
             Self::Gguf(gguf) => {
-                let vocab_size = gguf.num_rows("model.embed_tokens.weight").unwrap_or(0);
+                let vocab_size = gguf.dims("model.embed_tokens.weight").map_or(0, |dims| dims[0]);
                 ModelConfig::from_gguf(&gguf.metadata(), !gguf.has("lm_head.weight"), vocab_size)
             }
         }
@@ -73,19 +72,19 @@ impl Weights {
         match self {
             Self::Safetensors(folder) => folder.read(name),
             Self::Gguf(gguf) => {
-                Ok(gguf.tensor(name, rotated_heads(name, config))?.dequantize(&Device::Cpu)?)
+                let values = gguf.tensor(name, rotated_heads(name, config))?.dequantize()?;
+                Ok(values.reshape(gguf.dims(name).unwrap_or_default())?)
             }
         }
     }
 
     /// A tensor in the blocks a GGUF stores it in; `None` if it is stored dense.
-    pub fn quantized(&self, name: &str, config: &ModelConfig) -> Result<Option<QTensor>> {
+    pub fn quantized(&self, name: &str, config: &ModelConfig) -> Result<Option<Blocks>> {
         match self {
             Self::Safetensors(_) => Ok(None),
             Self::Gguf(gguf) => {
                 let tensor = gguf.tensor(name, rotated_heads(name, config))?;
-                let dense = matches!(tensor.dtype(), GgmlDType::F32 | GgmlDType::F16 | GgmlDType::BF16);
-                Ok((!dense).then_some(tensor))
+                Ok((!tensor.block_type().is_dense()).then_some(tensor))
             }
         }
     }
@@ -94,7 +93,7 @@ impl Weights {
     pub fn rope_factors(&self) -> Result<Option<Vec<f32>>> {
         match self {
             Self::Gguf(gguf) if gguf.has("rope_freqs.weight") => {
-                let factors = gguf.tensor("rope_freqs.weight", None)?.dequantize(&Device::Cpu)?;
+                let factors = gguf.tensor("rope_freqs.weight", None)?.dequantize()?;
                 Ok(Some(factors.flatten_all()?.to_vec1()?))
             }
             _ => Ok(None),
@@ -116,9 +115,18 @@ impl Weights {
                 };
                 folder.tensors.iter().map(count).sum()
             }
-            Self::Gguf(gguf) => {
-                gguf.content.tensor_infos.values().map(|info| elements(info.shape.dims())).sum()
-            }
+            Self::Gguf(gguf) => gguf.header.tensors.values().map(|info| elements(&info.dims)).sum(),
+        }
+    }
+
+    /// How the linears whose names `are_meant` are stored.
+    pub fn nf4(&self, are_meant: impl Fn(&str) -> bool) -> Quant {
+        let Self::Safetensors(folder) = self else { return Quant::None };
+        let has = |part: &str| folder.names().any(|name| name.ends_with(part) && are_meant(name));
+        match (has(".quant_state.bitsandbytes__nf4"), has(".nested_absmax")) {
+            (false, _) => Quant::None,
+            (true, false) => Quant::Nf4,
+            (true, true) => Quant::Nf4Double,
         }
     }
 
@@ -131,7 +139,7 @@ impl Weights {
                 folder.tensors.values().for_each(|stored| count(format!("{:?}", stored.info.dtype)));
             }
             Self::Gguf(gguf) => {
-                gguf.content.tensor_infos.values().for_each(|info| count(format!("{:?}", info.ggml_dtype)));
+                gguf.header.tensors.values().for_each(|info| count(format!("{:?}", info.block_type)));
             }
         }
         counts

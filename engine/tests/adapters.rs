@@ -14,7 +14,7 @@ use lathe_engine::{
     model::{BaseLinear, LoadFor, LoraWeights, Model, ModelConfig},
 };
 use lathe_kernels::Dropout;
-use lathe_protocol::{ExpertFormat, ExpertsShape, LoraConfig, ModelShape};
+use lathe_protocol::{ExpertFormat, ExpertsShape, LoraConfig, ModelShape, Quant};
 
 fn golden(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/golden/data").join(name)
@@ -124,7 +124,8 @@ fn the_estimate_counts_what_learns() {
             vocab_size: model.config.vocab_size,
             context_length: model.config.max_position_embeddings,
             tie_word_embeddings: model.config.tie_word_embeddings,
-            experts: model.config.experts.map(|experts| ExpertsShape {
+            linears: Quant::None,
+            experts: model.config.experts.as_ref().map(|experts| ExpertsShape {
                 num_experts: experts.num_experts,
                 experts_per_token: experts.experts_per_token,
                 format: ExpertFormat::F32,

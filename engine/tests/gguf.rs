@@ -18,11 +18,11 @@ use candle_core::{
 use lathe_engine::{
     adapter::{self, PeftConfig},
     family::ModelFamily,
-    gguf::QuantizedWeight,
     lora,
     model::{LoadFor, Model, ModelConfig},
     weights::Weights,
 };
+use lathe_kernels::{BlockType, Blocks};
 use lathe_protocol::LoraConfig;
 
 fn golden(name: &str) -> PathBuf {
@@ -31,6 +31,10 @@ fn golden(name: &str) -> PathBuf {
 
 fn largest(tensor: &Tensor) -> f32 {
     tensor.abs().unwrap().flatten_all().unwrap().max(0).unwrap().to_scalar().unwrap()
+}
+
+fn flat(tensor: &Tensor) -> Vec<f32> {
+    tensor.flatten_all().unwrap().to_vec1().unwrap()
 }
 
 /// The rows of each head, halves interleaved, as the converter writes q and k of Llama models.
@@ -169,7 +173,7 @@ fn a_gguf_is_not_quantised_a_second_time() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("tiny-llama.gguf");
     write(&golden("tiny-llama"), &path, GgmlDType::Q8_0);
-    let Err(error) = Model::load(&path, LoadFor::Qlora) else { panic!("it loaded") };
+    let Err(error) = Model::load(&path, LoadFor::Qlora { double_quant: false }) else { panic!("it loaded") };
     assert_eq!(error.to_string(), "A GGUF's weights are quantised already, and NF4 would round them again");
 }
 
@@ -188,36 +192,78 @@ fn a_cut_file_is_refused_in_one_line_that_names_it() {
 }
 
 #[test]
-fn products_of_every_block_type_equal_those_of_its_dequantised_weight() {
-    let (rows, width) = (40, 256);
-    let values: Vec<f32> = (0..rows * width).map(|i| ((i * 7919 % 1009) as f32 - 504.0) / 1000.0).collect();
-    let dense = Tensor::from_vec(values, (rows, width), &Device::Cpu).unwrap();
-    for dtype in [
-        GgmlDType::Q4_0,
-        GgmlDType::Q4_1,
-        GgmlDType::Q5_0,
-        GgmlDType::Q5_1,
-        GgmlDType::Q8_0,
-        GgmlDType::Q2K,
-        GgmlDType::Q3K,
-        GgmlDType::Q4K,
-        GgmlDType::Q5K,
-        GgmlDType::Q6K,
+fn values_of_every_block_type_are_those_of_ggml_and_products_those_of_the_values() {
+    let tensors = candle_core::safetensors::load(golden("gguf/blocks.safetensors"), &Device::Cpu).unwrap();
+    for (name, number) in [
+        ("F16", 1),
+        ("BF16", 30),
+        ("Q4_0", 2),
+        ("Q4_1", 3),
+        ("Q5_0", 6),
+        ("Q5_1", 7),
+        ("Q8_0", 8),
+        ("Q2_K", 10),
+        ("Q3_K", 11),
+        ("Q4_K", 12),
+        ("Q5_K", 13),
+        ("Q6_K", 14),
+        ("MXFP4", 39),
     ] {
-        let quantized = QTensor::quantize(&dense, dtype).unwrap();
-        let original = quantized.dequantize(&Device::Cpu).unwrap();
-        let weight = QuantizedWeight::new(quantized).unwrap();
-        let kept = largest(&(weight.dequantize().unwrap() - &original).unwrap()) / largest(&original);
-        assert!(kept < 0.01, "{dtype:?} changed by {kept}");
-        let ids = [3u32, 0, 39];
-        let looked_up = weight.rows(&ids).unwrap();
-        let expected = original.index_select(&Tensor::new(&ids, &Device::Cpu).unwrap(), 0).unwrap();
-        assert!(largest(&(looked_up - expected).unwrap()) < 0.01 * largest(&original), "{dtype:?}");
+        let values = &tensors[&format!("{name}.values")];
+        let (rows, width) = values.dims2().unwrap();
+        let bytes = tensors[&format!("{name}.bytes")].flatten_all().unwrap().to_vec1().unwrap();
+        let block_type = BlockType::from_ggml(number).unwrap();
+        let blocks = Blocks::new(bytes, block_type, rows, width).unwrap();
+        let is_same = |found: Tensor| flat(&found) == flat(values);
+        assert!(is_same(blocks.dequantize().unwrap()), "{name}");
+        if block_type.is_dense() {
+            continue;
+        }
+        let weight = blocks.tiled().unwrap();
+        assert!(is_same(weight.dequantize().unwrap()), "{name} in tiles");
         for num_tokens in [1, 5, 40] {
-            let x = dense.narrow(0, 0, num_tokens).unwrap().affine(1.3, 0.1).unwrap();
-            let expected = x.matmul(&original.t().unwrap()).unwrap();
+            let x = (0..num_tokens * width).map(|i| ((i * 7919 % 1009) as f32 - 504.0) / 500.0);
+            let x = Tensor::from_vec(x.collect::<Vec<_>>(), (num_tokens, width), &Device::Cpu).unwrap();
+            let expected = x.matmul(&values.t().unwrap()).unwrap();
             let error = largest(&(weight.forward(&x).unwrap() - &expected).unwrap()) / largest(&expected);
-            assert!(error < 0.01, "{dtype:?}, {num_tokens} tokens: {error}");
+            assert!(error < 1e-4, "{name}, {num_tokens} tokens: {error}");
+        }
+    }
+}
+
+#[test]
+fn every_architecture_gives_the_logits_of_transformers_on_the_dequantised_weights() {
+    for name in ["llama", "qwen3moe", "gpt-oss"] {
+        let folder = golden("gguf");
+        let expected = folder.join(format!("{name}.safetensors"));
+        let expected = candle_core::safetensors::load(expected, &Device::Cpu).unwrap();
+        let ids: Vec<u32> = expected["ids"].to_dtype(DType::U32).unwrap().to_vec1().unwrap();
+        for load_for in [LoadFor::Inference, LoadFor::Lora] {
+            let model = Model::load(&folder.join(format!("{name}.gguf")), load_for).unwrap();
+            let logits = model.all_logits(&ids).unwrap();
+            let error = largest(&(&logits - &expected["logits"]).unwrap()) / largest(&expected["logits"]);
+            assert!(error < 1e-4, "{name} {load_for:?}: {error}");
+            let rope = model.rope_table(ids.len());
+            let mut cache = model.new_cache(ids.len()).unwrap();
+            model.decode(&ids[..ids.len() - 1], &mut cache, &rope).unwrap();
+            let last = model.decode(&ids[ids.len() - 1..], &mut cache, &rope).unwrap();
+            let error = largest(&(last - logits.get(ids.len() - 1).unwrap()).unwrap()) / largest(&logits);
+            assert!(error < 1e-4, "{name} {load_for:?}, decoded: {error}");
+        }
+    }
+}
+
+#[test]
+fn adapters_on_a_gguf_of_experts_get_gradients() {
+    for name in ["qwen3moe", "gpt-oss"] {
+        let path = golden("gguf").join(format!("{name}.gguf"));
+        let mut model = Model::load(&path, LoadFor::Lora).unwrap();
+        lora::attach_fresh(&mut model, &LoraConfig::default(), 1).unwrap();
+        let logits = model.all_logits(&[1, 2, 3, 5, 8, 13, 21, 34]).unwrap();
+        let gradients = logits.sqr().unwrap().sum_all().unwrap().backward().unwrap();
+        for projection in model.projections() {
+            let gradient = largest(gradients.get(&projection.lora[0].b).unwrap());
+            assert!(gradient.is_finite() && gradient > 0.0, "{name}: {} {gradient}", projection.name);
         }
     }
 }

@@ -144,3 +144,26 @@ fn the_gguf_tokenizer_equals_llama_cpp() {
     assert!(text_files.prefix_ids.is_empty());
     assert_eq!(text_files.template.unwrap().origin, "the GGUF's metadata");
 }
+
+#[test]
+fn tokenizers_read_from_ggufs_equal_the_models_own() {
+    for pre in ["qwen2", "llama-bpe", "gpt-4o"] {
+        let text_files = TextFiles::open(&golden(&format!("gguf/tokenizer-{pre}.gguf"))).unwrap();
+        let expected: Vec<GoldenText> = read(&golden(&format!("gguf/tokenizer-{pre}.json")));
+        for GoldenText { text, ids } in expected {
+            assert_eq!(encode_plain(&text_files, &text).unwrap(), ids, "{pre}: {text:?}");
+        }
+    }
+}
+
+#[test]
+fn a_pre_tokenizer_that_nobody_knows_is_refused_by_its_name() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("other.gguf");
+    let mut bytes = std::fs::read(golden("gguf/tokenizer-qwen2.gguf")).unwrap();
+    let at = bytes.windows(5).position(|word| word == b"qwen2").unwrap();
+    bytes[at..at + 5].copy_from_slice(b"other");
+    std::fs::write(&path, bytes).unwrap();
+    let Err(error) = TextFiles::open(&path) else { panic!("it was read") };
+    assert!(error.to_string().starts_with("Unknown pre-tokenizer \"other\" in the GGUF"), "{error}");
+}

@@ -7,6 +7,7 @@ use candle_core::{DType, Device, Tensor};
 use lathe_engine::{
     adapter,
     model::{LoadFor, Model, ModelConfig},
+    weights::Weights,
 };
 
 fn golden(name: &str) -> PathBuf {
@@ -59,23 +60,37 @@ fn logits_equal_those_of_transformers() {
         check(name, None, LoadFor::Inference);
         check(name, None, LoadFor::Full);
     }
-    for name in ["tiny-gpt-oss", "tiny-gpt-oss-mxfp4", "tiny-qwen3-moe"] {
+    for name in ["tiny-gpt-oss", "tiny-gpt-oss-mxfp4", "tiny-qwen3-moe", "tiny-qwen3-moe-some-dense"] {
         check(name, None, LoadFor::Inference);
     }
 }
 
 #[test]
 fn logits_in_nf4_equal_those_of_transformers_on_the_dequantised_weights() {
-    for name in ["tiny-llama-nf4", "tiny-qwen3-nf4"] {
+    for name in ["tiny-llama-nf4", "tiny-qwen3-nf4", "tiny-gpt-oss-nf4", "tiny-qwen3-moe-nf4"] {
         check(name, None, LoadFor::Inference);
         check(name, None, LoadFor::Lora);
     }
-    let model = Model::load(&golden("tiny-qwen3"), LoadFor::Qlora).unwrap();
-    let path = golden("tiny-qwen3").join("expected_nf4.safetensors");
-    let expected = candle_core::safetensors::load(path, &Device::Cpu).unwrap();
-    let ids: Vec<u32> = expected["ids"].to_dtype(DType::U32).unwrap().to_vec1().unwrap();
-    let error = relative_error(&model.all_logits(&ids).unwrap(), &expected["logits"]);
-    assert!(error <= 1e-4, "relative error {error}");
+    for (name, expected, double_quant) in [
+        ("tiny-qwen3", "tiny-qwen3/expected_nf4.safetensors", false),
+        ("tiny-qwen3", "tiny-qwen3-nf4/expected.safetensors", true),
+        ("tiny-qwen3-moe", "tiny-qwen3-moe-nf4/expected.safetensors", false),
+        ("tiny-gpt-oss", "tiny-gpt-oss-nf4/expected.safetensors", true),
+    ] {
+        let model = Model::load(&golden(name), LoadFor::Qlora { double_quant }).unwrap();
+        let expected = candle_core::safetensors::load(golden(expected), &Device::Cpu).unwrap();
+        let ids: Vec<u32> = expected["ids"].to_dtype(DType::U32).unwrap().to_vec1().unwrap();
+        let error = relative_error(&model.all_logits(&ids).unwrap(), &expected["logits"]);
+        assert!(error <= 1e-4, "{name}: relative error {error}");
+    }
+}
+
+#[test]
+fn weights_in_nf4_count_as_the_values_they_are() {
+    for name in ["tiny-llama", "tiny-qwen3", "tiny-gpt-oss", "tiny-qwen3-moe"] {
+        let count = |name: &str| Weights::open(&golden(name)).unwrap().num_parameters();
+        assert_eq!(count(&format!("{name}-nf4")), count(name));
+    }
 }
 
 #[test]
@@ -85,7 +100,7 @@ fn what_nf4_cannot_do_is_refused_with_the_reason() {
         Err(error) => error.to_string(),
     };
     assert_eq!(
-        refused("tiny-gpt-oss-mxfp4", LoadFor::Qlora),
+        refused("tiny-gpt-oss-mxfp4", LoadFor::Qlora { double_quant: false }),
         "MXFP4 weights are quantised already, and NF4 would round them again"
     );
     assert_eq!(refused("tiny-llama-nf4", LoadFor::Full), "A model stored in NF4 cannot be trained whole");
@@ -121,7 +136,7 @@ const KINDS: [(&str, &str, LoadFor); 18] = [
     ("tiny-qwen3-moe", "whole-tied-both", LoadFor::Lora),
     ("tiny-qwen3", "rslora", LoadFor::Lora),
     ("tiny-qwen3", "dora", LoadFor::Lora),
-    ("tiny-qwen3", "dora-nf4", LoadFor::Qlora),
+    ("tiny-qwen3", "dora-nf4", LoadFor::Qlora { double_quant: false }),
     ("tiny-qwen3", "layers", LoadFor::Lora),
     ("tiny-qwen3", "patterns", LoadFor::Lora),
 ];

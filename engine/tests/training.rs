@@ -163,6 +163,9 @@ fn eight_steps_of_qlora_equal_those_of_peft_on_the_dequantised_weights() {
     let expected = read(&golden("tiny-qwen3").join("expected_train_nf4.json"));
     check("tiny-qwen3", &expected, false);
     check("tiny-qwen3", &expected, true);
+    let with_experts = read(&golden("tiny-gpt-oss").join("expected_train_nf4.json"));
+    check("tiny-gpt-oss", &with_experts, false);
+    check("tiny-gpt-oss", &with_experts, true);
 }
 
 #[test]

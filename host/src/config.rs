@@ -63,7 +63,7 @@ pub fn validate(config: &RunConfig) -> Result<()> {
     let later = |what: String, instead: &str| {
         Err(usage(format!("{what} is not supported by this version")).hint(instead.to_owned()))
     };
-    if config.method == Method::Full && config.quant == Quant::Nf4 {
+    if config.method == Method::Full && config.quant != Quant::None {
         return Err(usage("Weights in NF4 stay frozen: method = \"full\" cannot train them")
             .hint("use method = \"qlora\", or quant = \"none\""));
     }
@@ -521,9 +521,11 @@ mod tests {
         }
         validate(&sets(&["gradient_checkpointing=true", "method=full", "lora.targets=all-linear"]).unwrap())
             .unwrap();
-        for sound in
-            [["method=qlora", "quant=none"], ["method=qlora", "quant=nf4"], ["method=lora", "quant=nf4"]]
-        {
+        for sound in [
+            ["method=qlora", "quant=none"],
+            ["method=qlora", "quant=nf4_double"],
+            ["method=lora", "quant=nf4"],
+        ] {
             validate(&sets(&sound).unwrap()).unwrap();
         }
         let error = validate(&sets(&["method=full", "quant=nf4"]).unwrap()).unwrap_err();

@@ -7,9 +7,6 @@ use rayon::prelude::*;
 
 use crate::simd;
 
-/// Rows of a packed or narrow matrix that exist in f32 at a time.
-pub(crate) const TILE_ROWS: usize = 256;
-
 /// The elements of a contiguous F32 operand.
 pub(crate) fn slice<'a>(storage: &'a CpuStorage, layout: &Layout) -> Result<&'a [f32]> {
     let CpuStorage::F32(values) = storage else {
@@ -36,9 +33,12 @@ pub(crate) fn with_slice<R>(tensor: &Tensor, f: impl FnOnce(&[f32]) -> Result<R>
     }
 }
 
-/// Calls `f(rows, matrix)` with a contiguous bf16 matrix in parts: the rows `rows` of it in f32.
-pub(crate) fn for_bf16_tiles(tensor: &Tensor, mut f: impl FnMut(Range<usize>, Matrix<'_>)) -> Result<()> {
-    let (num_rows, width) = tensor.dims2()?;
+/// Calls `f` with what writes a row of a contiguous bf16 matrix in f32: `widen_row(row, out)`.
+pub(crate) fn with_bf16_rows<R>(
+    tensor: &Tensor,
+    f: impl FnOnce(&(dyn Fn(usize, &mut [f32]) + Sync)) -> R,
+) -> Result<R> {
+    let width = tensor.dims2()?.1;
     let (storage, layout) = tensor.storage_and_layout();
     let (Storage::Cpu(CpuStorage::BF16(values)), Some((start, end))) =
         (&*storage, layout.contiguous_offsets())
@@ -46,24 +46,16 @@ pub(crate) fn for_bf16_tiles(tensor: &Tensor, mut f: impl FnMut(Range<usize>, Ma
         bail!("expected a contiguous bf16 matrix on the CPU, got {tensor:?}")
     };
     let values = &values[start..end];
-    let mut tile = vec![0.0; TILE_ROWS.min(num_rows) * width];
-    for first in (0..num_rows).step_by(TILE_ROWS) {
-        let rows = first..(first + TILE_ROWS).min(num_rows);
-        let tile = &mut tile[..rows.len() * width];
-        for_row_chunks(tile, width, |row, out| {
-            let values = &values[(first + row) * width..][..out.len()];
-            simd::dispatch(
-                #[inline(always)]
-                || {
-                    for (out, value) in out.iter_mut().zip(values) {
-                        *out = f32::from_bits(u32::from(value.to_bits()) << 16);
-                    }
-                },
-            );
-        });
-        f(rows.clone(), Matrix::new(tile, rows.len(), width));
-    }
-    Ok(())
+    Ok(f(&|row, out| {
+        simd::dispatch(
+            #[inline(always)]
+            || {
+                for (out, value) in out.iter_mut().zip(&values[row * width..]) {
+                    *out = f32::from_bits(u32::from(value.to_bits()) << 16);
+                }
+            },
+        );
+    }))
 }
 
 /// A matrix inside a slice: element (row, column) lies at `row * row_stride + column * column_stride`.
@@ -182,6 +174,72 @@ pub(crate) fn for_row_chunks(dst: &mut [f32], width: usize, f: impl Fn(usize, &m
     dst.par_chunks_mut(rows_per_chunk * width)
         .enumerate()
         .for_each(|(chunk, values)| f(chunk * rows_per_chunk, values));
+}
+
+/// Rows of a packed or narrow matrix that exist in f32 at a time.
+pub(crate) const TILE_ROWS: usize = 256;
+
+/// Calls `f(outputs, rows)` with a matrix (O, C), whose rows `dequantize_row(row, out)` writes, in parts: the rows
+/// `outputs` of it, (outputs, C).
+pub(crate) fn for_tiles(
+    (out_features, in_features): (usize, usize),
+    dequantize_row: impl Fn(usize, &mut [f32]) + Sync,
+    mut f: impl FnMut(Range<usize>, Matrix<'_>),
+) {
+    let mut tile = vec![0.0; TILE_ROWS.min(out_features) * in_features];
+    for first in (0..out_features).step_by(TILE_ROWS) {
+        let outputs = first..(first + TILE_ROWS).min(out_features);
+        let tile = &mut tile[..outputs.len() * in_features];
+        for_row_chunks(tile, in_features, |row, chunk| {
+            for (i, out) in chunk.chunks_exact_mut(in_features).enumerate() {
+                dequantize_row(first + row + i, out);
+            }
+        });
+        f(outputs.clone(), Matrix::new(tile, outputs.len(), in_features));
+    }
+}
+
+/// Rows of input up to which a packed matrix is not written out in tiles, which gemm would pack once more.
+const FEW_ROWS: usize = 16;
+
+/// Adds `x Wᵀ` to `y` (T,O), for x (T,C) and a matrix (O, C) whose rows `dequantize_row(row, out)` writes.
+pub(crate) fn add_packed_product(
+    y: &mut [f32],
+    x: &[f32],
+    shape @ (out_features, in_features): (usize, usize),
+    dequantize_row: impl Fn(usize, &mut [f32]) + Sync,
+) {
+    let num_rows = x.len() / in_features;
+    if num_rows > FEW_ROWS {
+        let x = Matrix::new(x, num_rows, in_features);
+        for_tiles(shape, dequantize_row, |outputs, rows| {
+            let y = &mut y[outputs.start..];
+            matmul_strided(y, out_features, Store::Add, 1.0, x, rows.t(), all_threads());
+        });
+        return;
+    }
+    // (O,T): each row of W is dequantised once, in cache, for all rows of x.
+    let mut sums = vec![0.0; out_features * num_rows];
+    let outputs_per_chunk = out_features.div_ceil(rayon::current_num_threads() * 4);
+    sums.par_chunks_mut((outputs_per_chunk * num_rows).max(1)).enumerate().for_each(|(chunk, sums)| {
+        let mut row = vec![0.0; in_features];
+        for (i, sums) in sums.chunks_exact_mut(num_rows).enumerate() {
+            dequantize_row(chunk * outputs_per_chunk + i, &mut row);
+            simd::dispatch(
+                #[inline(always)]
+                || {
+                    for (sum, x) in sums.iter_mut().zip(x.chunks_exact(in_features)) {
+                        *sum = simd::dot(&row, x);
+                    }
+                },
+            );
+        }
+    });
+    for (row, y) in y.chunks_exact_mut(out_features).enumerate() {
+        for (y, sums) in y.iter_mut().zip(sums.chunks_exact(num_rows)) {
+            *y += sums[row];
+        }
+    }
 }
 
 /// A tensor of `values` with the given shape, on the CPU.

@@ -3,8 +3,8 @@ use std::{ops::Range, sync::Arc};
 use candle_core::{CpuStorage, CustomOp2, CustomOp3, DType, Layout, Result, Shape, Tensor, bail};
 
 use crate::{
-    Mxfp4, Routing,
-    cpu::{self, Matrix, Store, TILE_ROWS},
+    Blocks, Mxfp4, Nf4, Routing,
+    cpu::{self, Matrix, Store},
     expert_lora::{ExpertLora, ExpertUpdates, LowRank, pack},
     simd,
 };
@@ -15,6 +15,10 @@ pub enum ExpertMatrices {
     Dense(Tensor),
     /// (E · O, C)
     Mxfp4(Mxfp4),
+    /// Each (E · O/n, C): the outputs of an expert are those of the n matrices in turns.
+    Blocks(Vec<Blocks>),
+    /// Likewise, an expert's own n matrices, (O/n, C) each.
+    Nf4(Vec<Vec<Nf4>>),
 }
 
 /// `activation(x Wᵀ + b) Dᵀ + c` with an expert's own W, b, D and c: the frozen experts of a block.
@@ -44,10 +48,25 @@ pub struct ClampedSwiGlu {
 }
 
 impl ExpertMatrices {
-    fn num_values(&self) -> usize {
+    /// Whether these are matrices (O, C) for so many experts.
+    fn fits(&self, num_experts: usize, (out_features, in_features): (usize, usize)) -> bool {
+        let is_part = |shape: (usize, usize), outputs: usize, parts: usize| {
+            shape == (outputs / parts, in_features) && out_features.is_multiple_of(parts)
+        };
         match self {
-            Self::Dense(tensor) => tensor.elem_count(),
-            Self::Mxfp4(packed) => packed.num_rows() * packed.in_features(),
+            Self::Dense(tensor) => tensor.dims() == [num_experts, in_features, out_features],
+            Self::Mxfp4(packed) => {
+                (packed.num_rows(), packed.in_features()) == (num_experts * out_features, in_features)
+            }
+            Self::Blocks(parts) => {
+                parts.iter().all(|part| is_part(part.shape(), num_experts * out_features, parts.len()))
+            }
+            Self::Nf4(experts) => {
+                experts.len() == num_experts
+                    && experts.iter().all(|parts| {
+                        parts.iter().all(|part| is_part(part.shape(), out_features, parts.len()))
+                    })
+            }
         }
     }
 
@@ -55,7 +74,7 @@ impl ExpertMatrices {
     fn for_tiles(
         &self,
         expert: usize,
-        (out_features, in_features): (usize, usize),
+        shape @ (out_features, in_features): (usize, usize),
         mut f: impl FnMut(Range<usize>, Matrix<'_>),
     ) -> Result<()> {
         match self {
@@ -63,16 +82,26 @@ impl ExpertMatrices {
                 f(0..out_features, Matrix::new(values, in_features, out_features).t());
                 Ok(())
             }),
-            Self::Mxfp4(packed) => {
-                let mut tile = vec![0.0; TILE_ROWS.min(out_features) * in_features];
-                for first in (0..out_features).step_by(TILE_ROWS) {
-                    let outputs = first..(first + TILE_ROWS).min(out_features);
-                    let tile = &mut tile[..outputs.len() * in_features];
-                    let start = expert * out_features;
-                    packed.dequantize(&(start + outputs.start..start + outputs.end), tile);
-                    f(outputs.clone(), Matrix::new(tile, outputs.len(), in_features));
-                }
+            packed => {
+                let row = |row: usize, out: &mut [f32]| packed.dequantize_row(expert, out_features, row, out);
+                cpu::for_tiles(shape, row, f);
                 Ok(())
+            }
+        }
+    }
+
+    /// Writes row `row` of the packed matrix of `expert` in f32 into `out` (C).
+    fn dequantize_row(&self, expert: usize, out_features: usize, row: usize, out: &mut [f32]) {
+        match self {
+            Self::Dense(_) => unreachable!("dense matrices are used as they are"),
+            Self::Mxfp4(packed) => packed.dequantize_row(expert * out_features + row, out),
+            Self::Blocks(parts) => {
+                let row = expert * out_features + row;
+                parts[row % parts.len()].dequantize_row(row / parts.len(), out);
+            }
+            Self::Nf4(experts) => {
+                let parts = &experts[expert];
+                parts[row % parts.len()].dequantize_row(row / parts.len(), out);
             }
         }
     }
@@ -81,11 +110,17 @@ impl ExpertMatrices {
     fn forward(&self, expert: usize, x: &[f32], in_features: usize, bias: &[f32]) -> Result<Vec<f32>> {
         let (out_features, num_rows) = (bias.len(), x.len() / in_features);
         let mut y = bias.repeat(num_rows);
-        self.for_tiles(expert, (out_features, in_features), |outputs, rows| {
-            let x = Matrix::new(x, num_rows, in_features);
-            let y = &mut y[outputs.start..];
-            cpu::matmul_strided(y, out_features, Store::Add, 1.0, x, rows.t(), cpu::all_threads());
-        })?;
+        if let Self::Dense(tensor) = self {
+            cpu::with_slice(&tensor.get(expert)?.to_dtype(DType::F32)?, |weight| {
+                let x = Matrix::new(x, num_rows, in_features);
+                cpu::matmul(&mut y, Store::Add, 1.0, x, Matrix::new(weight, in_features, out_features));
+                Ok(())
+            })?;
+        } else {
+            cpu::add_packed_product(&mut y, x, (out_features, in_features), |row, out| {
+                self.dequantize_row(expert, out_features, row, out);
+            });
+        }
         Ok(y)
     }
 
@@ -167,15 +202,12 @@ impl Experts {
     ) -> Result<Self> {
         let (num_experts, hidden_size) = down_bias.dims2()?;
         let intermediate_size = gate_up_bias.dim(1)? / 2;
-        let num_values = num_experts * hidden_size * intermediate_size;
         if gate_up_bias.dims() != [num_experts, 2 * intermediate_size]
-            || gate_up.num_values() != 2 * num_values
-            || down.num_values() != num_values
+            || !gate_up.fits(num_experts, (2 * intermediate_size, hidden_size))
+            || !down.fits(num_experts, (hidden_size, intermediate_size))
         {
             bail!(
-                "experts with {} and {} weights for biases {:?} and {:?}",
-                gate_up.num_values(),
-                down.num_values(),
+                "the weights of experts do not fit biases {:?} and {:?}",
                 gate_up_bias.dims(),
                 down_bias.dims()
             );
@@ -191,7 +223,7 @@ impl Experts {
 
     /// Weights, without the biases.
     pub fn num_parameters(&self) -> usize {
-        self.gate_up.num_values() + self.down.num_values()
+        3 * self.count() * self.hidden_size * self.intermediate_size
     }
 
     /// (T,C) -> (T,C).

@@ -14,6 +14,7 @@
 
 mod adamw;
 mod attention;
+mod blocks;
 mod cpu;
 mod cross_entropy;
 mod dropout;
@@ -23,6 +24,7 @@ mod linear;
 mod lora;
 mod mxfp4;
 mod nf4;
+mod nf4_nested;
 mod quantized;
 mod rms_norm;
 mod rope;
@@ -32,6 +34,7 @@ mod swiglu;
 
 pub use adamw::{AdamW, AdamWParams, global_norm};
 pub use attention::{Attention, Segment};
+pub use blocks::{BlockType, Blocks};
 pub use cross_entropy::{
     CrossEntropyStats, linear_cross_entropy, linear_cross_entropy_trainable, linear_cross_entropy_with_rows,
 };
@@ -42,8 +45,9 @@ pub use linear::{FrozenLinear, linear};
 pub use lora::LoraLinear;
 pub use mxfp4::Mxfp4;
 pub use nf4::{Nf4, Nf4Scales};
-pub use quantized::{AffineBlock, CodeBits, QuantizedLinear};
+pub use quantized::QuantizedLinear;
+pub(crate) use quantized::{AffineBlock, CodeBits, CodeLayout};
 pub use rms_norm::{rms_norm, rms_norm_frozen};
 pub use rope::{RopeTable, rope};
-pub use routing::{Routing, route};
+pub use routing::{RouterSoftmax, Routing, route};
 pub use swiglu::swiglu;

@@ -108,7 +108,9 @@ impl FrozenLinear {
     /// Calls `f(outputs, rows)` with the weight in parts: the rows `outputs` of it, (outputs, C).
     pub(crate) fn for_tiles(&self, mut f: impl FnMut(Range<usize>, Matrix<'_>)) -> Result<()> {
         match &self.weight {
-            Weight::Dense(weight) if weight.dtype() == DType::BF16 => cpu::for_bf16_tiles(weight, f),
+            Weight::Dense(weight) if weight.dtype() == DType::BF16 => {
+                cpu::with_bf16_rows(weight, |row| cpu::for_tiles(self.shape(), row, f))
+            }
             Weight::Dense(weight) => cpu::with_slice(weight, |values| {
                 let (out_features, in_features) = self.shape();
                 f(0..out_features, Matrix::new(values, out_features, in_features));
@@ -129,11 +131,20 @@ impl FrozenLinear {
     pub(crate) fn forward_slice(&self, x: &[f32], num_rows: usize) -> Result<Vec<f32>> {
         let (out_features, in_features) = self.shape();
         let mut y = vec![0.0; num_rows * out_features];
-        let x = Matrix::new(x, num_rows, in_features);
-        self.for_tiles(|outputs, rows| {
-            let y = &mut y[outputs.start..];
-            cpu::matmul_strided(y, out_features, Store::Overwrite, 1.0, x, rows.t(), cpu::all_threads());
-        })?;
+        match &self.weight {
+            Weight::Dense(weight) if weight.dtype() == DType::BF16 => {
+                cpu::with_bf16_rows(weight, |row| cpu::add_packed_product(&mut y, x, self.shape(), row))?;
+            }
+            Weight::Dense(weight) => cpu::with_slice(weight, |weight| {
+                let x = Matrix::new(x, num_rows, in_features);
+                let weight = Matrix::new(weight, out_features, in_features);
+                cpu::matmul(&mut y, Store::Overwrite, 1.0, x, weight.t());
+                Ok(())
+            })?,
+            Weight::Nf4(packed) => {
+                cpu::add_packed_product(&mut y, x, self.shape(), |row, out| packed.dequantize_row(row, out));
+            }
+        }
         if let Some(bias) = &self.bias {
             cpu::with_slice(bias, |bias| {
                 cpu::for_row_chunks(&mut y, out_features, |_, rows| {

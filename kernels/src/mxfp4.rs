@@ -1,12 +1,13 @@
-use std::ops::Range;
-
 use candle_core::{Result, bail};
 
-use crate::{cpu, simd};
+use crate::simd;
 
 /// Values that share a scale.
 const BLOCK: usize = 32;
 const BLOCK_BYTES: usize = BLOCK / 2;
+
+/// Each code's value in halves, 12 more so that none is negative.
+pub(crate) const HALVES_PLUS_12: [u8; 16] = [12, 13, 14, 15, 16, 18, 20, 24, 12, 11, 10, 9, 8, 6, 4, 0];
 
 /// Matrices in MXFP4, kept packed: 4-bit floats in blocks of 32 with a power of two a block.
 ///
@@ -43,32 +44,29 @@ impl Mxfp4 {
         self.in_features
     }
 
-    /// Writes `rows` in f32 into `out` (rows, C). Exact: every value is one of f32.
-    pub(crate) fn dequantize(&self, rows: &Range<usize>, out: &mut [f32]) {
-        let blocks_per_row = self.in_features / BLOCK;
-        cpu::for_row_chunks(out, self.in_features, |first, out| {
-            let first = (rows.start + first) * blocks_per_row;
-            let blocks = self.blocks[first * BLOCK_BYTES..].as_chunks::<BLOCK_BYTES>().0;
-            simd::dispatch(
-                #[inline(always)]
-                || {
-                    for ((out, block), scale) in
-                        out.as_chunks_mut::<BLOCK>().0.iter_mut().zip(blocks).zip(&self.scales[first..])
-                    {
-                        let half = half_scale(*scale);
-                        for (pair, byte) in out.as_chunks_mut::<2>().0.iter_mut().zip(block) {
-                            *pair = [value(u32::from(*byte), half), value(u32::from(*byte) >> 4, half)];
-                        }
+    /// Writes a row in f32 into `out` (C). Exact: every value is one of f32.
+    pub(crate) fn dequantize_row(&self, row: usize, out: &mut [f32]) {
+        let first = row * self.in_features / BLOCK;
+        let blocks = self.blocks[first * BLOCK_BYTES..].as_chunks::<BLOCK_BYTES>().0;
+        simd::dispatch(
+            #[inline(always)]
+            || {
+                for ((out, block), scale) in
+                    out.as_chunks_mut::<BLOCK>().0.iter_mut().zip(blocks).zip(&self.scales[first..])
+                {
+                    let half = half_scale(*scale);
+                    for (pair, byte) in out.as_chunks_mut::<2>().0.iter_mut().zip(block) {
+                        *pair = [value(u32::from(*byte), half), value(u32::from(*byte) >> 4, half)];
                     }
-                },
-            );
-        });
+                }
+            },
+        );
     }
 }
 
 /// Half of `2^(scale − 127)`: values are counted in halves.
 #[inline(always)]
-fn half_scale(scale: u8) -> f32 {
+pub(crate) fn half_scale(scale: u8) -> f32 {
     // Exponent 0 is −127, the first that f32 holds as a subnormal only.
     let bits = if scale == 0 { 1 << 22 } else { u32::from(scale) << 23 };
     f32::from_bits(bits) * 0.5
@@ -95,7 +93,7 @@ mod tests {
         for (scale, factor) in [(127, 1.0), (130, 8.0), (1, 2f32.powi(-126)), (0, 2f32.powi(-127))] {
             let packed = Mxfp4::new([[0; 16].to_vec(), blocks.clone()].concat(), vec![127, scale], 32);
             let mut values = [0.0; 32];
-            packed.unwrap().dequantize(&(1..2), &mut values);
+            packed.unwrap().dequantize_row(1, &mut values);
             for code in 0..16 {
                 let magnitude = expected[code % 8] * factor;
                 let value = if code < 8 { magnitude } else { -magnitude };

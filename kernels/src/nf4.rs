@@ -4,7 +4,7 @@ use candle_core::{Result, Tensor, bail};
 use rayon::prelude::*;
 
 use crate::{
-    cpu::{self, Matrix, TILE_ROWS},
+    cpu::{self, Matrix},
     simd,
 };
 
@@ -12,7 +12,7 @@ use crate::{
 const BLOCK: usize = 64;
 const BLOCK_BYTES: usize = BLOCK / 2;
 /// Scales that share a scale of their own.
-const NESTED_BLOCK: usize = 256;
+pub(crate) const NESTED_BLOCK: usize = 256;
 
 /// What a code means as a share of its block's scale: quantiles of the normal distribution, with an exact zero.
 #[expect(clippy::excessive_precision, clippy::unreadable_literal, reason = "as bitsandbytes writes them")]
@@ -114,8 +114,8 @@ impl Nf4 {
         Ok(Self { codes, scales, out_features, in_features })
     }
 
-    /// Quantises a weight (O, C). Errors: as for [`new`](Self::new).
-    pub fn quantize(weight: &Tensor) -> Result<Self> {
+    /// Quantises a weight (O, C), and with `double_quant` its scales too. Errors: as for [`new`](Self::new).
+    pub fn quantize(weight: &Tensor, double_quant: bool) -> Result<Self> {
         let shape = weight.dims2()?;
         let num_values = shape.0 * shape.1;
         let mut codes = vec![0; num_values / 2];
@@ -137,7 +137,8 @@ impl Nf4 {
                 });
             Ok(())
         })?;
-        Self::new(codes, Nf4Scales::Plain(scales), shape)
+        let scales = if double_quant { Nf4Scales::nested(&scales) } else { Nf4Scales::Plain(scales) };
+        Self::new(codes, scales, shape)
     }
 
     /// (O, C).
@@ -146,33 +147,24 @@ impl Nf4 {
     }
 
     /// Calls `f(outputs, rows)` with the matrix in parts: the rows `outputs` of it, (outputs, C) in f32.
-    pub(crate) fn for_tiles(&self, mut f: impl FnMut(Range<usize>, Matrix<'_>)) {
-        let (out_features, in_features) = self.shape();
-        let mut tile = vec![0.0; TILE_ROWS.min(out_features) * in_features];
-        for first in (0..out_features).step_by(TILE_ROWS) {
-            let outputs = first..(first + TILE_ROWS).min(out_features);
-            let tile = &mut tile[..outputs.len() * in_features];
-            self.dequantize(first, tile);
-            f(outputs.clone(), Matrix::new(tile, outputs.len(), in_features));
-        }
+    pub(crate) fn for_tiles(&self, f: impl FnMut(Range<usize>, Matrix<'_>)) {
+        cpu::for_tiles(self.shape(), |row, out| self.dequantize_row(row, out), f);
     }
 
-    /// Writes the rows from `first_row` on in f32 into `out`, whole rows of it.
-    fn dequantize(&self, first_row: usize, out: &mut [f32]) {
-        cpu::for_row_chunks(out, self.in_features, |first, mut out| {
-            // Rows may begin inside a block: 64 need not divide the width.
-            let mut at = (first_row + first) * self.in_features / 2;
-            while !out.is_empty() {
-                let block = at / BLOCK_BYTES;
-                let end = ((block + 1) * BLOCK_BYTES).min(at + out.len() / 2);
-                let scale = self.scales.get(block);
-                let (now, later) = out.split_at_mut(2 * (end - at));
-                for (pair, byte) in now.as_chunks_mut::<2>().0.iter_mut().zip(&self.codes[at..end]) {
-                    *pair = PAIRS[usize::from(*byte)].map(|value| value * scale);
-                }
-                (out, at) = (later, end);
+    /// Writes a row in f32 into `out` (C).
+    pub(crate) fn dequantize_row(&self, row: usize, mut out: &mut [f32]) {
+        // A row may begin inside a block: 64 need not divide the width.
+        let mut at = row * self.in_features / 2;
+        while !out.is_empty() {
+            let block = at / BLOCK_BYTES;
+            let end = ((block + 1) * BLOCK_BYTES).min(at + out.len() / 2);
+            let scale = self.scales.get(block);
+            let (now, later) = out.split_at_mut(2 * (end - at));
+            for (pair, byte) in now.as_chunks_mut::<2>().0.iter_mut().zip(&self.codes[at..end]) {
+                *pair = PAIRS[usize::from(*byte)].map(|value| value * scale);
             }
-        });
+            (out, at) = (later, end);
+        }
     }
 }
 
@@ -221,15 +213,10 @@ mod tests {
     }
 
     fn dense(packed: &Nf4) -> Vec<f32> {
-        let mut values = Vec::new();
         let mut out = vec![0.0; packed.out_features * packed.in_features];
-        packed.dequantize(0, &mut out);
-        packed.for_tiles(|outputs, _| {
-            let mut tile = vec![0.0; outputs.len() * packed.in_features];
-            packed.dequantize(outputs.start, &mut tile);
-            values.extend(tile);
-        });
-        assert_eq!(bits(&values), bits(&out), "tiles differ from the whole");
+        for (row, out) in out.chunks_exact_mut(packed.in_features).enumerate() {
+            packed.dequantize_row(row, out);
+        }
         out
     }
 
@@ -240,7 +227,7 @@ mod tests {
             let get = |part: &str| &golden[&format!("{name}.{part}")];
             let weight = get("weight").to_dtype(DType::F32).unwrap();
             let shape = weight.dims2().unwrap();
-            let packed = Nf4::quantize(&weight).unwrap();
+            let packed = Nf4::quantize(&weight, false).unwrap();
             assert_eq!(packed.codes, bytes(get("codes")), "{name}");
             let Nf4Scales::Plain(scales) = &packed.scales else { panic!("nested") };
             assert_eq!(bits(scales), bits(&f32s(get("absmax"))), "{name}");
@@ -254,6 +241,9 @@ mod tests {
             };
             let nested = Nf4::new(bytes(get("codes")), nested, shape).unwrap();
             assert_eq!(bits(&dense(&nested)), bits(&f32s(get("nested_values"))), "{name}, nested");
+            let twice = Nf4::quantize(&weight, true).unwrap();
+            assert_same_scales(&twice.scales, &nested.scales, name);
+            assert_eq!(bits(&dense(&twice)), bits(&dense(&nested)), "{name}, quantised twice");
         }
     }
 
@@ -272,11 +262,22 @@ mod tests {
         assert_eq!(bits(&values), bits(&f32s(get("values"))));
     }
 
+    fn assert_same_scales(ours: &Nf4Scales, theirs: &Nf4Scales, name: &str) {
+        let parts = |scales: &Nf4Scales| match scales {
+            Nf4Scales::Nested { codes, scales, map, offset } => {
+                (codes.clone(), bits(scales), bits(map), offset.to_bits())
+            }
+            Nf4Scales::Plain(_) => panic!("not nested"),
+        };
+        assert_eq!(parts(ours), parts(theirs), "{name}");
+    }
+
     #[test]
     fn a_block_with_a_value_that_is_no_number_has_none_that_is() {
         let mut values = vec![0.5f32; 2 * BLOCK];
         values[3] = f32::NAN;
-        let packed = Nf4::quantize(&Tensor::from_vec(values, (2, BLOCK), &Device::Cpu).unwrap()).unwrap();
+        let packed =
+            Nf4::quantize(&Tensor::from_vec(values, (2, BLOCK), &Device::Cpu).unwrap(), false).unwrap();
         let values = dense(&packed);
         assert!(values[..BLOCK].iter().all(|value| value.is_nan()));
         assert_eq!(values[BLOCK..], [0.5; BLOCK]);
@@ -288,6 +289,6 @@ mod tests {
         assert!(Nf4::new(vec![0; 64], plain(2), (2, 64)).is_ok());
         assert!(Nf4::new(vec![0; 64], plain(1), (2, 64)).is_err());
         assert!(Nf4::new(vec![0; 63], plain(2), (2, 64)).is_err());
-        assert!(Nf4::quantize(&Tensor::ones((3, 20), DType::F32, &Device::Cpu).unwrap()).is_err());
+        assert!(Nf4::quantize(&Tensor::ones((3, 20), DType::F32, &Device::Cpu).unwrap(), false).is_err());
     }
 }

@@ -5,7 +5,7 @@ use rayon::prelude::*;
 
 use crate::{FrozenLinear, cpu, simd};
 
-/// Values that share a scale.
+/// Values of a block: they share one scale, or each half has its own.
 const BLOCK: usize = 32;
 /// Rows of a tile: one AVX-512 register of 32-bit sums.
 const TILE: usize = 16;
@@ -31,17 +31,25 @@ impl CodeBits {
     }
 }
 
-/// One block of one row before tiling: `value = d · code + m`.
+/// One block of one row before tiling: `value = d · code + m`, with the d and m of its half.
 #[derive(Debug, Clone, Copy)]
 pub struct AffineBlock {
-    pub d: f32,
-    pub m: f32,
+    pub d: [f32; 2],
+    pub m: [f32; 2],
     pub codes: [u8; BLOCK],
 }
 
-/// A frozen projection `y = x Wᵀ` whose weights are unsigned codes with a scale and a minimum per 32 values.
+/// What a [`QuantizedLinear`]'s codes are made of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct CodeLayout {
+    pub bits: CodeBits,
+    /// Scales of a block: 1, or 2 where its halves differ.
+    pub scales: usize,
+}
+
+/// A frozen projection `y = x Wᵀ` whose weights are unsigned codes with a scale and a minimum per 32 or 16 values.
 ///
-/// Holds `Q4_0`, `Q4_1` and `Q8_0` exactly (`Q4_0` as m = −8d, `Q8_0` as m = −128d). Weights are tiled by 16 rows so
+/// Holds llama.cpp's block types exactly (`Q4_0` as m = −8d, `Q8_0` as m = −128d, ..). Weights are tiled by 16 rows so
 /// that one instruction multiplies four values of 16 rows: for each block of a tile the codes of values 4g..4g+4 of
 /// the 16 rows lie together; with four bits, groups g and g + 4 share bytes as low and high nibble.
 ///
@@ -51,9 +59,9 @@ pub struct AffineBlock {
 pub struct QuantizedLinear {
     out_features: usize,
     in_features: usize,
-    bits: CodeBits,
+    layout: CodeLayout,
     codes: Vec<u8>,
-    /// Per tile and block: 16 d, then 16 m.
+    /// Per tile, block and scale: 16 d, then 16 m.
     scales: Vec<f32>,
 }
 
@@ -61,8 +69,8 @@ pub struct QuantizedLinear {
 struct QuantizedRow {
     /// Per block: 32 coarse codes, then 32 fine ones.
     codes: Vec<i8>,
-    /// Per block: the scale, and the sum of the values.
-    scales: Vec<(f32, f32)>,
+    /// Per block: the scale, and the sum of each half's values as rounded.
+    scales: Vec<(f32, [f32; 2])>,
 }
 
 /// Steps of the fine code in one of the coarse.
@@ -75,7 +83,7 @@ impl QuantizedLinear {
     pub fn new(
         out_features: usize,
         in_features: usize,
-        bits: CodeBits,
+        layout: CodeLayout,
         blocks: impl ExactSizeIterator<Item = AffineBlock>,
     ) -> Result<Self> {
         let blocks_per_row = in_features / BLOCK;
@@ -83,14 +91,17 @@ impl QuantizedLinear {
             bail!("{} blocks for a weight {out_features} x {in_features}", blocks.len());
         }
         let num_tile_blocks = out_features.div_ceil(TILE) * blocks_per_row;
+        let CodeLayout { bits, scales: scales_per_block } = layout;
         let mut codes = vec![0; num_tile_blocks * bits.tile_block_bytes()];
-        let mut scales = vec![0.0; num_tile_blocks * 2 * TILE];
+        let mut scales = vec![0.0; num_tile_blocks * scales_per_block * 2 * TILE];
         for (index, block) in blocks.enumerate() {
             let (row, block_in_row) = (index / blocks_per_row, index % blocks_per_row);
             let (tile, row_in_tile) = (row / TILE, row % TILE);
             let tile_block = tile * blocks_per_row + block_in_row;
-            scales[tile_block * 2 * TILE + row_in_tile] = block.d;
-            scales[tile_block * 2 * TILE + TILE + row_in_tile] = block.m;
+            for (i, (d, m)) in block.d.iter().zip(block.m).take(scales_per_block).enumerate() {
+                let at = (tile_block * scales_per_block + i) * 2 * TILE + row_in_tile;
+                (scales[at], scales[at + TILE]) = (*d, m);
+            }
             let start = tile_block * bits.tile_block_bytes();
             let codes = &mut codes[start..start + bits.tile_block_bytes()];
             for (k, code) in block.codes.iter().enumerate() {
@@ -103,7 +114,7 @@ impl QuantizedLinear {
                 }
             }
         }
-        Ok(Self { out_features, in_features, bits, codes, scales })
+        Ok(Self { out_features, in_features, layout, codes, scales })
     }
 
     /// (O, C).
@@ -144,13 +155,14 @@ impl QuantizedLinear {
     fn dequantize_row(&self, row: usize, values: &mut [f32]) {
         let blocks_per_row = self.in_features / BLOCK;
         let (tile, row_in_tile) = (row / TILE, row % TILE);
+        let CodeLayout { bits, scales } = self.layout;
         for (block_in_row, values) in values.chunks_exact_mut(BLOCK).enumerate() {
             let tile_block = tile * blocks_per_row + block_in_row;
-            let d = self.scales[tile_block * 2 * TILE + row_in_tile];
-            let m = self.scales[tile_block * 2 * TILE + TILE + row_in_tile];
-            let codes = &self.codes[tile_block * self.bits.tile_block_bytes()..];
+            let codes = &self.codes[tile_block * bits.tile_block_bytes()..];
             for (group, values) in values.chunks_exact_mut(4).enumerate() {
-                let (place, shift, mask) = match self.bits {
+                let at = (tile_block * scales + group * scales / 8) * 2 * TILE + row_in_tile;
+                let (d, m) = (self.scales[at], self.scales[at + TILE]);
+                let (place, shift, mask) = match bits {
                     CodeBits::Eight => (group, 0, 255),
                     CodeBits::Four => (group % 4, group / 4 * 4, 15),
                 };
@@ -165,42 +177,55 @@ impl QuantizedLinear {
     /// Multiplies the tiles `first_tile..` with one input row; `y` has 16 places a tile.
     fn multiply(&self, first_tile: usize, x: &QuantizedRow, y: &mut [f32]) {
         let blocks_per_row = self.in_features / BLOCK;
-        let tile_bytes = blocks_per_row * self.bits.tile_block_bytes();
-        let tile_scales = blocks_per_row * 2 * TILE;
+        let CodeLayout { bits, scales } = self.layout;
+        let tile_bytes = blocks_per_row * bits.tile_block_bytes();
+        let tile_scales = blocks_per_row * scales * 2 * TILE;
+        let multiply_tile = match (bits, scales) {
+            (CodeBits::Four, 1) => multiply_tile::<{ CodeBits::Four.tile_block_bytes() }, 1>,
+            (CodeBits::Four, _) => multiply_tile::<{ CodeBits::Four.tile_block_bytes() }, 2>,
+            (CodeBits::Eight, 1) => multiply_tile::<{ CodeBits::Eight.tile_block_bytes() }, 1>,
+            (CodeBits::Eight, _) => multiply_tile::<{ CodeBits::Eight.tile_block_bytes() }, 2>,
+        };
         for (i, y) in y.as_chunks_mut::<TILE>().0.iter_mut().enumerate() {
             let tile = first_tile + i;
             let codes = &self.codes[tile * tile_bytes..(tile + 1) * tile_bytes];
             let scales = &self.scales[tile * tile_scales..(tile + 1) * tile_scales];
-            *y = match self.bits {
-                CodeBits::Four => multiply_tile::<{ CodeBits::Four.tile_block_bytes() }>(codes, scales, x),
-                CodeBits::Eight => multiply_tile::<{ CodeBits::Eight.tile_block_bytes() }>(codes, scales, x),
-            };
+            *y = multiply_tile(codes, scales, x);
         }
     }
 }
 
 /// One tile times one row: 16 sums. `BYTES` a block tells four-bit codes from eight-bit ones.
-fn multiply_tile<const BYTES: usize>(codes: &[u8], scales: &[f32], x: &QuantizedRow) -> [f32; TILE] {
+fn multiply_tile<const BYTES: usize, const SCALES: usize>(
+    codes: &[u8],
+    scales: &[f32],
+    x: &QuantizedRow,
+) -> [f32; TILE] {
     #[cfg(target_arch = "x86_64")]
     if is_x86_feature_detected!("avx512bw") && is_x86_feature_detected!("avx512vnni") {
         // SAFETY: the CPU has the instructions.
-        return unsafe { avx512::multiply_tile::<BYTES>(codes, scales, x) };
+        return unsafe { avx512::multiply_tile::<BYTES, SCALES>(codes, scales, x) };
     }
     simd::dispatch(
         #[inline(always)]
-        || multiply_tile_portable::<BYTES>(codes, scales, x),
+        || multiply_tile_portable::<BYTES, SCALES>(codes, scales, x),
     )
 }
 
 #[inline(always)]
-fn multiply_tile_portable<const BYTES: usize>(codes: &[u8], scales: &[f32], x: &QuantizedRow) -> [f32; TILE] {
+fn multiply_tile_portable<const BYTES: usize, const SCALES: usize>(
+    codes: &[u8],
+    scales: &[f32],
+    x: &QuantizedRow,
+) -> [f32; TILE] {
     let mut y = [0.0; TILE];
-    let blocks = codes.chunks_exact(BYTES).zip(scales.as_chunks::<TILE>().0.as_chunks::<2>().0);
-    for ((codes, [d, m]), (x_codes, (x_scale, x_sum))) in
+    let scales = scales.as_chunks::<TILE>().0.as_chunks::<2>().0.as_chunks::<SCALES>().0;
+    let blocks = codes.chunks_exact(BYTES).zip(scales);
+    for ((codes, scales), (x_codes, (x_scale, x_sums))) in
         blocks.zip(x.codes.chunks_exact(2 * BLOCK).zip(&x.scales))
     {
-        let mut coarse = [0i32; TILE];
-        let mut fine = [0i32; TILE];
+        let mut coarse = [[0i32; TILE]; SCALES];
+        let mut fine = [[0i32; TILE]; SCALES];
         for group in 0..BLOCK / 4 {
             let (place, shift, mask) = if BYTES == CodeBits::Eight.tile_block_bytes() {
                 (group, 0, 255)
@@ -211,17 +236,27 @@ fn multiply_tile_portable<const BYTES: usize>(codes: &[u8], scales: &[f32], x: &
             for (row, codes) in codes.as_chunks::<4>().0.iter().enumerate() {
                 for j in 0..4 {
                     let code = i32::from((codes[j] >> shift) & mask);
-                    coarse[row] += code * i32::from(x_codes[group * 4 + j]);
-                    fine[row] += code * i32::from(x_codes[BLOCK + group * 4 + j]);
+                    let half = group * SCALES / 8;
+                    coarse[half][row] += code * i32::from(x_codes[group * 4 + j]);
+                    fine[half][row] += code * i32::from(x_codes[BLOCK + group * 4 + j]);
                 }
             }
         }
-        for row in 0..TILE {
-            let sum = coarse[row] as f32 + fine[row] as f32 * (1.0 / FINE);
-            y[row] += sum * (d[row] * x_scale) + m[row] * x_sum;
+        for (half, [d, m]) in scales.iter().enumerate() {
+            let x_sum = sum_of_half::<SCALES>(*x_sums, half);
+            for row in 0..TILE {
+                let sum = coarse[half][row] as f32 + fine[half][row] as f32 * (1.0 / FINE);
+                y[row] += sum * (d[row] * x_scale) + m[row] * x_sum;
+            }
         }
     }
     y
+}
+
+/// Of the values that the block's scale number `half` is for.
+#[inline(always)]
+fn sum_of_half<const SCALES: usize>(x_sums: [f32; 2], half: usize) -> f32 {
+    if SCALES == 1 { x_sums[0] + x_sums[1] } else { x_sums[half] }
 }
 
 #[cfg(target_arch = "x86_64")]
@@ -232,14 +267,14 @@ mod avx512 {
         _mm512_set1_ps, _mm512_setzero_ps, _mm512_setzero_si512, _mm512_srli_epi16, _mm512_storeu_ps,
     };
 
-    use super::{BLOCK, CodeBits, FINE, QuantizedRow, TILE};
+    use super::{BLOCK, CodeBits, FINE, QuantizedRow, TILE, sum_of_half};
 
     /// Where a block's fine codes begin, in groups of four.
     const FINE_GROUP: usize = BLOCK / 4;
 
     /// [`super::multiply_tile_portable`] with one `vpdpbusd` per four values of 16 rows.
     #[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
-    pub(super) fn multiply_tile<const BYTES: usize>(
+    pub(super) fn multiply_tile<const BYTES: usize, const SCALES: usize>(
         codes: &[u8],
         scales: &[f32],
         x: &QuantizedRow,
@@ -247,12 +282,12 @@ mod avx512 {
         let num_blocks = x.scales.len();
         assert!(
             codes.len() == num_blocks * BYTES
-                && scales.len() == num_blocks * 2 * TILE
+                && scales.len() == num_blocks * SCALES * 2 * TILE
                 && x.codes.len() == num_blocks * 2 * BLOCK
         );
         let low_nibbles = _mm512_set1_epi8(15);
         let mut y = _mm512_setzero_ps();
-        for (block, (x_scale, x_sum)) in x.scales.iter().enumerate() {
+        for (block, (x_scale, x_sums)) in x.scales.iter().enumerate() {
             // SAFETY: the lengths were checked above; every load stays within block `block` of its slice.
             unsafe {
                 let codes = codes.as_ptr().add(block * BYTES);
@@ -260,31 +295,36 @@ mod avx512 {
                 let x_group = |group: usize| {
                     _mm512_set1_epi32(i32::from_ne_bytes(x_codes[group].map(i8::cast_unsigned)))
                 };
-                let mut coarse = _mm512_setzero_si512();
-                let mut fine = _mm512_setzero_si512();
+                let mut coarse = [_mm512_setzero_si512(); SCALES];
+                let mut fine = [_mm512_setzero_si512(); SCALES];
                 if BYTES == CodeBits::Four.tile_block_bytes() {
                     for group in 0..4 {
                         let both = _mm512_loadu_si512(codes.add(group * 64).cast());
                         let low = _mm512_and_si512(both, low_nibbles);
                         let high = _mm512_and_si512(_mm512_srli_epi16::<4>(both), low_nibbles);
-                        coarse = _mm512_dpbusd_epi32(coarse, low, x_group(group));
-                        fine = _mm512_dpbusd_epi32(fine, low, x_group(FINE_GROUP + group));
-                        coarse = _mm512_dpbusd_epi32(coarse, high, x_group(group + 4));
-                        fine = _mm512_dpbusd_epi32(fine, high, x_group(FINE_GROUP + group + 4));
+                        coarse[0] = _mm512_dpbusd_epi32(coarse[0], low, x_group(group));
+                        fine[0] = _mm512_dpbusd_epi32(fine[0], low, x_group(FINE_GROUP + group));
+                        let last = SCALES - 1;
+                        coarse[last] = _mm512_dpbusd_epi32(coarse[last], high, x_group(group + 4));
+                        fine[last] = _mm512_dpbusd_epi32(fine[last], high, x_group(FINE_GROUP + group + 4));
                     }
                 } else {
                     for group in 0..8 {
                         let weights = _mm512_loadu_si512(codes.add(group * 64).cast());
-                        coarse = _mm512_dpbusd_epi32(coarse, weights, x_group(group));
-                        fine = _mm512_dpbusd_epi32(fine, weights, x_group(FINE_GROUP + group));
+                        let half = group * SCALES / 8;
+                        coarse[half] = _mm512_dpbusd_epi32(coarse[half], weights, x_group(group));
+                        fine[half] = _mm512_dpbusd_epi32(fine[half], weights, x_group(FINE_GROUP + group));
                     }
                 }
-                let fine = _mm512_mul_ps(_mm512_cvtepi32_ps(fine), _mm512_set1_ps(1.0 / FINE));
-                let sums = _mm512_add_ps(_mm512_cvtepi32_ps(coarse), fine);
-                let d = _mm512_loadu_ps(scales.as_ptr().add(block * 2 * TILE));
-                let m = _mm512_loadu_ps(scales.as_ptr().add(block * 2 * TILE + TILE));
-                y = _mm512_fmadd_ps(sums, _mm512_mul_ps(d, _mm512_set1_ps(*x_scale)), y);
-                y = _mm512_fmadd_ps(m, _mm512_set1_ps(*x_sum), y);
+                for half in 0..SCALES {
+                    let fine = _mm512_mul_ps(_mm512_cvtepi32_ps(fine[half]), _mm512_set1_ps(1.0 / FINE));
+                    let sums = _mm512_add_ps(_mm512_cvtepi32_ps(coarse[half]), fine);
+                    let scales = scales.as_ptr().add((block * SCALES + half) * 2 * TILE);
+                    let (d, m) = (_mm512_loadu_ps(scales), _mm512_loadu_ps(scales.add(TILE)));
+                    let x_sum = sum_of_half::<SCALES>(*x_sums, half);
+                    y = _mm512_fmadd_ps(sums, _mm512_mul_ps(d, _mm512_set1_ps(*x_scale)), y);
+                    y = _mm512_fmadd_ps(m, _mm512_set1_ps(x_sum), y);
+                }
             }
         }
         let mut out = [0.0; TILE];
@@ -306,12 +346,20 @@ impl QuantizedRow {
                     let largest = x.iter().fold(0f32, |largest, value| largest.max(value.abs()));
                     let scale = largest / 127.0;
                     let inverse = if scale > 0.0 { 1.0 / scale } else { 0.0 };
-                    for ((coarse, fine), value) in coarse.iter_mut().zip(fine).zip(x) {
+                    for ((coarse, fine), value) in coarse.iter_mut().zip(&mut *fine).zip(x) {
                         let steps = value * inverse;
                         *coarse = steps.round() as i8;
                         *fine = ((steps - f32::from(*coarse)) * FINE).round() as i8;
                     }
-                    scales.push((scale, simd::sum_by(x, |value| value)));
+                    // Of the codes and not of the values, so that what rounding adds is multiplied by d · code + m.
+                    let sum = |half: usize| {
+                        let of = |codes: &[i8]| {
+                            let codes = &codes[half * BLOCK / 2..][..BLOCK / 2];
+                            codes.iter().map(|code| i32::from(*code)).sum::<i32>() as f32
+                        };
+                        scale * (of(coarse) + of(fine) / FINE)
+                    };
+                    scales.push((scale, [sum(0), sum(1)]));
                 }
             },
         );
@@ -383,19 +431,24 @@ mod tests {
     fn blocks(count: usize, largest_code: u32) -> Vec<AffineBlock> {
         (0..count)
             .map(|i| AffineBlock {
-                d: 0.01 + (i % 7) as f32 * 0.003,
-                m: -0.1 + (i % 5) as f32 * 0.02,
+                d: [0.01 + (i % 7) as f32 * 0.003, 0.012 - (i % 3) as f32 * 0.004],
+                m: [-0.1 + (i % 5) as f32 * 0.02, (i % 4) as f32 * 0.03],
                 codes: std::array::from_fn(|k| ((i * 31 + k * 17) as u32 % (largest_code + 1)) as u8),
             })
             .collect()
     }
 
-    fn check(out_features: usize, in_features: usize, bits: CodeBits, num_rows: usize) {
-        let largest_code = if bits == CodeBits::Four { 15 } else { 255 };
+    fn check(out_features: usize, in_features: usize, layout: CodeLayout, num_rows: usize) {
+        let largest_code = if layout.bits == CodeBits::Four { 15 } else { 255 };
         let blocks = blocks(out_features * in_features / BLOCK, largest_code);
-        let dense: Vec<f32> =
-            blocks.iter().flat_map(|b| b.codes.map(|code| b.d * f32::from(code) + b.m)).collect();
-        let linear = QuantizedLinear::new(out_features, in_features, bits, blocks.into_iter()).unwrap();
+        let mut dense = Vec::new();
+        for AffineBlock { d, m, codes } in &blocks {
+            for (k, code) in codes.iter().enumerate() {
+                let half = k * layout.scales / BLOCK;
+                dense.push(d[half] * f32::from(*code) + m[half]);
+            }
+        }
+        let linear = QuantizedLinear::new(out_features, in_features, layout, blocks.into_iter()).unwrap();
         let dense = Tensor::from_vec(dense, (out_features, in_features), &Device::Cpu).unwrap();
         let same: Vec<f32> =
             (linear.dequantize().unwrap() - &dense).unwrap().flatten_all().unwrap().to_vec1().unwrap();
@@ -407,30 +460,31 @@ mod tests {
         let max =
             |t: &Tensor| t.abs().unwrap().flatten_all().unwrap().max(0).unwrap().to_scalar::<f32>().unwrap();
         let error = max(&(linear.forward(&x).unwrap() - &expected).unwrap()) / max(&expected);
-        assert!(error < 1e-4, "{bits:?} {out_features} x {in_features}, {num_rows} rows: {error}");
+        assert!(error < 1e-4, "{layout:?} {out_features} x {in_features}, {num_rows} rows: {error}");
     }
 
     #[test]
     fn products_equal_the_dense_ones() {
-        for bits in [CodeBits::Four, CodeBits::Eight] {
+        for (bits, scales) in
+            [(CodeBits::Four, 1), (CodeBits::Four, 2), (CodeBits::Eight, 1), (CodeBits::Eight, 2)]
+        {
+            let layout = CodeLayout { bits, scales };
             for num_rows in [1, 3, 30] {
-                check(48, 64, bits, num_rows);
-                check(37, 96, bits, num_rows);
-                check(1536, 576, bits, num_rows);
+                check(48, 64, layout, num_rows);
+                check(37, 96, layout, num_rows);
+                check(1536, 576, layout, num_rows);
             }
         }
     }
 
     #[test]
     fn every_cpu_computes_the_same_sums() {
-        let linear = QuantizedLinear::new(16, 64, CodeBits::Four, blocks(32, 15).into_iter()).unwrap();
+        const BYTES: usize = CodeBits::Four.tile_block_bytes();
+        let layout = CodeLayout { bits: CodeBits::Four, scales: 2 };
+        let linear = QuantizedLinear::new(16, 64, layout, blocks(32, 15).into_iter()).unwrap();
         let x = QuantizedRow::new(&(0..64).map(|i| (i as f32 * 0.7).sin()).collect::<Vec<_>>());
-        let portable = multiply_tile_portable::<{ CodeBits::Four.tile_block_bytes() }>(
-            &linear.codes,
-            &linear.scales,
-            &x,
-        );
-        let best = multiply_tile::<{ CodeBits::Four.tile_block_bytes() }>(&linear.codes, &linear.scales, &x);
+        let portable = multiply_tile_portable::<BYTES, 2>(&linear.codes, &linear.scales, &x);
+        let best = multiply_tile::<BYTES, 2>(&linear.codes, &linear.scales, &x);
         for (a, b) in portable.iter().zip(best) {
             assert!((a - b).abs() <= 1e-4 * a.abs().max(1.0), "{a} {b}");
         }

@@ -6,21 +6,30 @@ use crate::cpu;
 
 /// Which experts each token goes to, and with which weights.
 pub struct Routing {
-    /// (T,K), each row summing to 1.
+    /// (T,K)
     pub weights: Tensor,
     /// (T·K), row by row.
     pub experts: Arc<Vec<u32>>,
 }
 
-/// The `k` greatest of each token's logits, and the softmax over them alone.
+/// What the chosen experts' weights are a softmax over.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum RouterSoftmax {
+    /// The chosen alone, so that they sum to 1.
+    Chosen,
+    /// All experts, so that what the others would have is missing.
+    All,
+}
+
+/// The `k` greatest of each token's logits, and their shares of the softmax.
 ///
 /// Shapes: logits (T,E) -> weights (T,K). F32. Equal logits: the lower expert first.
-/// Gradient: reaches the chosen logits through the weights; the choice itself has none.
+/// Gradient: reaches the logits that the softmax is over; the choice itself has none.
 /// Errors: more experts asked for than there are.
-/// Source: gpt-oss' `GptOssTopKRouter` in transformers.
-pub fn route(logits: &Tensor, k: usize) -> Result<Routing> {
+/// Source: `GptOssTopKRouter` and `Qwen3MoeTopKRouter` (with and without `norm_topk_prob`) in transformers.
+pub fn route(logits: &Tensor, k: usize, softmax: RouterSoftmax) -> Result<Routing> {
     let experts = Arc::new(OnceLock::new());
-    let weights = logits.contiguous()?.apply_op1(TopKSoftmax { k, experts: experts.clone() })?;
+    let weights = logits.contiguous()?.apply_op1(TopKSoftmax { k, softmax, experts: experts.clone() })?;
     match experts.get() {
         Some(experts) => Ok(Routing { weights, experts: Arc::clone(experts) }),
         None => bail!("a routing op that never ran"),
@@ -29,6 +38,7 @@ pub fn route(logits: &Tensor, k: usize) -> Result<Routing> {
 
 struct TopKSoftmax {
     k: usize,
+    softmax: RouterSoftmax,
     /// What the forward chose.
     experts: Arc<OnceLock<Arc<Vec<u32>>>>,
 }
@@ -54,7 +64,10 @@ impl CustomOp1 for TopKSoftmax {
             let chosen = &order[..k];
             let greatest = logits[chosen[0] as usize];
             let exp = |expert: &u32| (logits[*expert as usize] - greatest).exp();
-            let sum: f32 = chosen.iter().map(exp).sum();
+            let sum: f32 = match self.softmax {
+                RouterSoftmax::Chosen => chosen.iter().map(exp).sum(),
+                RouterSoftmax::All => order.iter().map(exp).sum(),
+            };
             weights.extend(chosen.iter().map(|expert| exp(expert) / sum));
             experts.extend_from_slice(chosen);
         }
@@ -64,17 +77,25 @@ impl CustomOp1 for TopKSoftmax {
         Ok((CpuStorage::F32(weights), (num_tokens, k).into()))
     }
 
-    /// `dlogit = w · (dw − Σ w·dw)` for the chosen, 0 for the others.
+    /// `dlogit = w · (dw − Σ w·dw)`, where experts that were not chosen have no dw.
     fn bwd(&self, logits: &Tensor, weights: &Tensor, dweights: &Tensor) -> Result<Option<Tensor>> {
         let Some(experts) = self.experts.get() else { bail!("backward of a routing op that never ran") };
-        let num_experts = logits.dim(1)?;
-        let mut dlogits = vec![0.0; logits.elem_count()];
+        let (num_experts, shape) = (logits.dim(1)?, logits.shape().clone());
+        let mut dlogits = vec![0.0; shape.elem_count()];
+        let logits: Vec<f32> = logits.flatten_all()?.to_vec1()?;
         cpu::with_slice(weights, |weights| {
             cpu::with_slice(dweights, |dweights| {
                 let rows = weights.chunks_exact(self.k).zip(dweights.chunks_exact(self.k));
-                let rows = rows.zip(experts.chunks_exact(self.k));
-                for (dlogits, ((w, dw), experts)) in dlogits.chunks_exact_mut(num_experts).zip(rows) {
+                let rows = rows.zip(experts.chunks_exact(self.k)).zip(logits.chunks_exact(num_experts));
+                for (dlogits, (((w, dw), experts), logits)) in dlogits.chunks_exact_mut(num_experts).zip(rows)
+                {
                     let mean: f32 = w.iter().zip(dw).map(|(w, dw)| w * dw).sum();
+                    if self.softmax == RouterSoftmax::All {
+                        let greatest = logits[experts[0] as usize];
+                        for (dlogit, logit) in dlogits.iter_mut().zip(logits) {
+                            *dlogit = -mean * w[0] * (logit - greatest).exp();
+                        }
+                    }
                     for ((w, dw), expert) in w.iter().zip(dw).zip(experts) {
                         dlogits[*expert as usize] = w * (dw - mean);
                     }
@@ -82,6 +103,6 @@ impl CustomOp1 for TopKSoftmax {
                 Ok(())
             })
         })?;
-        Ok(Some(cpu::tensor(dlogits, logits.shape())?))
+        Ok(Some(cpu::tensor(dlogits, &shape)?))
     }
 }

@@ -5,9 +5,10 @@ use std::sync::Arc;
 
 use candle_core::{DType, Device, Result, Tensor, Var};
 use lathe_kernels::{
-    Attention, ClampedSwiGlu, Dropout, ExpertLora, ExpertMatrices, Experts, FrozenLinear, LoraLinear, Mxfp4,
-    Nf4, RopeTable, Segment, linear, linear_cross_entropy, linear_cross_entropy_trainable,
-    linear_cross_entropy_with_rows, rms_norm, rms_norm_frozen, rope, route, swiglu,
+    Attention, BlockType, Blocks, ClampedSwiGlu, Dropout, ExpertLora, ExpertMatrices, Experts, FrozenLinear,
+    LoraLinear, Mxfp4, Nf4, RopeTable, RouterSoftmax, Segment, linear, linear_cross_entropy,
+    linear_cross_entropy_trainable, linear_cross_entropy_with_rows, rms_norm, rms_norm_frozen, rope, route,
+    swiglu,
 };
 
 const EPS: f32 = 1e-2;
@@ -71,12 +72,12 @@ fn a_frozen_weight_gets_no_gradient() {
 fn linears_in_nf4_equal_dense_ones_of_their_values() {
     // Two tiles of rows, and rows that begin inside a block.
     let (out_features, in_features) = (300, 96);
-    let packed = Nf4::quantize(&values(&[out_features, in_features], 2)).unwrap();
+    let packed = Nf4::quantize(&values(&[out_features, in_features], 2), false).unwrap();
     let bias = values(&[out_features], 3).as_tensor().clone();
     let identity = Tensor::eye(in_features, candle_core::DType::F32, &Device::Cpu).unwrap();
     let plain = FrozenLinear::nf4(packed, None).unwrap().forward(&identity).unwrap();
     let dense = FrozenLinear::new(&plain.t().unwrap(), Some(&bias)).unwrap();
-    let packed = Nf4::quantize(&values(&[out_features, in_features], 2)).unwrap();
+    let packed = Nf4::quantize(&values(&[out_features, in_features], 2), false).unwrap();
     let packed = FrozenLinear::nf4(packed, Some(&bias)).unwrap();
     assert_eq!(packed.shape(), dense.shape());
     let x = values(&[5, in_features], 1);
@@ -116,7 +117,7 @@ fn norms_of_adapted_rows_are_those_of_the_merged_weight() {
     let (a, b) = (values(&[2, in_features], 3), values(&[out_features, 2], 4));
     let w = values(&[out_features, in_features], 2);
     let identity = Tensor::eye(in_features, candle_core::DType::F32, &Device::Cpu).unwrap();
-    let packed = FrozenLinear::nf4(Nf4::quantize(&w).unwrap(), None).unwrap();
+    let packed = FrozenLinear::nf4(Nf4::quantize(&w, false).unwrap(), None).unwrap();
     for base in [FrozenLinear::new(&w, None).unwrap(), packed] {
         let merged = base.forward(&identity).unwrap().t().unwrap();
         let merged = (merged + (b.matmul(&a).unwrap() * 1.7).unwrap()).unwrap();
@@ -268,8 +269,9 @@ fn cross_entropy_in_chunks_equals_the_plain_formula() {
     assert_eq!((stats.num_correct, stats.num_tokens), (correct, 300));
 }
 
-/// Four experts of width 32 and inner width 32, packed, and the same values in f32.
-fn experts(activation: ClampedSwiGlu) -> [Arc<Experts>; 2] {
+/// Four experts of width 32 and inner width 32 in f32, and the same values packed as gpt-oss' own files and as GGUFs
+/// have them.
+fn experts(activation: ClampedSwiGlu) -> [Arc<Experts>; 3] {
     let (num_experts, width) = (4, 32);
     let packed = |outputs: usize, seed: usize| {
         let num_blocks = num_experts * outputs * width / 32;
@@ -297,19 +299,38 @@ fn experts(activation: ClampedSwiGlu) -> [Arc<Experts>; 2] {
         )
     };
     let from_dense = build(dense(2 * width, &gate_up), dense(width, &down));
+    // Row after row into `parts` matrices in turns; of a block the first 16 codes become low nibbles, the last 16 high.
+    let in_gguf = |(blocks, scales): &(Vec<u8>, Vec<u8>), parts: usize| {
+        let mut bytes = vec![Vec::new(); parts];
+        for (row, (block, scale)) in blocks.chunks_exact(16).zip(scales).enumerate() {
+            let code = |i: usize| block[i / 2] >> (i % 2 * 4) & 15;
+            bytes[row % parts].push(*scale);
+            bytes[row % parts].extend((0..16).map(|i| code(i) | code(i + 16) << 4));
+        }
+        let matrix = |bytes: Vec<u8>| {
+            let rows = bytes.len() / 17;
+            Blocks::new(bytes, BlockType::Mxfp4, rows, width).unwrap()
+        };
+        ExpertMatrices::Blocks(bytes.into_iter().map(matrix).collect())
+    };
+    let from_gguf = build(in_gguf(&gate_up, 2), in_gguf(&down, 1));
     let mxfp4 = |(blocks, scales)| ExpertMatrices::Mxfp4(Mxfp4::new(blocks, scales, width).unwrap());
-    [from_dense, build(mxfp4(gate_up), mxfp4(down))]
+    [from_dense, build(mxfp4(gate_up), mxfp4(down)), from_gguf]
 }
 
 #[test]
 fn routing_and_experts() {
     let logits = values(&[5, 4], 2);
-    check("route", &[&logits], || Ok(weigh(&route(&logits, 2)?.weights)));
+    for softmax in [RouterSoftmax::Chosen, RouterSoftmax::All] {
+        check("route", &[&logits], || Ok(weigh(&route(&logits, 2, softmax)?.weights)));
+    }
     // A limit that nothing comes near, so that no difference crosses the clamp's edge.
     let unclamped = ClampedSwiGlu { alpha: 1.702, limit: 100.0, offset: 1.0 };
     for experts in experts(unclamped).into_iter().chain(experts(ClampedSwiGlu::PLAIN)) {
         let (x, logits) = (values(&[5, 32], 1), values(&[5, 4], 2));
-        check("experts", &[&x, &logits], || Ok(weigh(&experts.forward(&x, &route(&logits, 2)?)?)));
+        check("experts", &[&x, &logits], || {
+            Ok(weigh(&experts.forward(&x, &route(&logits, 2, RouterSoftmax::Chosen)?)?))
+        });
     }
 }
 
@@ -327,7 +348,7 @@ fn experts_with_low_rank_updates() {
             scale: 0.2 + 0.1 * i as f64,
         };
         let forward = || {
-            let routing = route(&logits, 2)?;
+            let routing = route(&logits, 2, RouterSoftmax::Chosen)?;
             let updates = experts.updates(&[update(0)], &[update(1), update(2)])?;
             Ok(weigh(&experts.forward_adapted(&x, &routing, &updates)?))
         };
@@ -340,7 +361,7 @@ fn experts_with_low_rank_updates() {
 fn an_update_is_that_of_its_own_expert() {
     let experts = &experts(ClampedSwiGlu::PLAIN)[0];
     let (x, logits) = (values(&[6, 32], 1), values(&[6, 4], 2));
-    let routing = route(&logits, 1).unwrap();
+    let routing = route(&logits, 1, RouterSoftmax::Chosen).unwrap();
     let chosen: std::collections::BTreeSet<u32> = routing.experts.iter().copied().collect();
     assert!(chosen.len() < 4, "some expert is to be left out");
     let (a, b) = (values(&[4, 2, 32], 3), values(&[4, 32, 2], 4));
@@ -362,18 +383,23 @@ fn an_update_is_that_of_its_own_expert() {
 #[test]
 fn a_token_runs_its_own_experts_only_and_packed_ones_equal_dense_ones() {
     let (x, logits) = (values(&[70, 32], 1), values(&[70, 4], 2));
-    let routing = route(&logits, 2).unwrap();
+    let routing = route(&logits, 2, RouterSoftmax::Chosen).unwrap();
     let clamped = ClampedSwiGlu { alpha: 1.702, limit: 1.5, offset: 1.0 };
-    let [dense, packed] = experts(clamped).map(|experts| experts.forward(&x, &routing).unwrap());
+    let [dense, packed @ ..] = experts(clamped).map(|experts| experts.forward(&x, &routing).unwrap());
     let largest =
         |t: &Tensor| t.abs().unwrap().flatten_all().unwrap().max(0).unwrap().to_scalar::<f32>().unwrap();
-    assert!(largest(&(&dense - &packed).unwrap()) < 1e-5 * largest(&dense));
-    let gradients = [&dense, &packed].map(|y| weigh(y).backward().unwrap().get(&x).unwrap().clone());
-    assert!(largest(&(&gradients[0] - &gradients[1]).unwrap()) < 1e-5 * largest(&gradients[0]));
+    let gradient = |y: &Tensor| weigh(y).backward().unwrap().get(&x).unwrap().clone();
+    let dx = gradient(&dense);
+    for packed in packed {
+        assert!(largest(&(&dense - &packed).unwrap()) < 1e-5 * largest(&dense));
+        assert!(largest(&(&dx - gradient(&packed)).unwrap()) < 1e-5 * largest(&dx));
+    }
     // Each token alone gives what it gives among others.
     for token in [0, 33, 69] {
         let row = |t: &Tensor| t.narrow(0, token, 1).unwrap();
-        let alone = experts(clamped)[0].forward(&row(&x), &route(&row(&logits), 2).unwrap()).unwrap();
+        let alone = experts(clamped)[0]
+            .forward(&row(&x), &route(&row(&logits), 2, RouterSoftmax::Chosen).unwrap())
+            .unwrap();
         assert!(largest(&(alone - row(&dense)).unwrap()) < 1e-5 * largest(&dense));
     }
 }

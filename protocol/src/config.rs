@@ -24,6 +24,8 @@ pub enum Quant {
     #[default]
     None,
     Nf4,
+    /// NF4 with its scales quantised too (bitsandbytes' `bnb_4bit_use_double_quant`).
+    Nf4Double,
 }
 
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -175,7 +177,10 @@ impl Default for RunConfig {
 impl RunConfig {
     /// How the frozen base is held: QLoRA is LoRA on one in NF4.
     pub fn base_quant(&self) -> Quant {
-        if self.method == Method::Qlora { Quant::Nf4 } else { self.quant }
+        match (self.method, self.quant) {
+            (Method::Qlora, Quant::None) => Quant::Nf4,
+            (_, quant) => quant,
+        }
     }
 
     /// What the sample data needs on the starter model: some twenty seconds on two cores.
@@ -216,7 +221,7 @@ const fn key(name: &'static str, range: &'static str, help: &'static str) -> Con
 /// Every key that `--set`, a TOML file and the window's Advanced fold accept.
 pub const CONFIG_KEYS: &[ConfigKey] = &[
     key("method", "lora | qlora | full", "Which weights learn"),
-    key("quant", "none | nf4", "How the frozen base is held"),
+    key("quant", "none | nf4 | nf4_double", "How the frozen base is held"),
     key(
         "columns",
         "role=column, …, or a table",

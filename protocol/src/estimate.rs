@@ -31,6 +31,9 @@ pub struct ModelShape {
     pub vocab_size: usize,
     pub context_length: usize,
     pub tie_word_embeddings: bool,
+    /// How the blocks' linears are stored.
+    #[serde(default)]
+    pub linears: Quant,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub experts: Option<ExpertsShape>,
 }
@@ -50,17 +53,44 @@ pub enum ExpertFormat {
     F32,
     Bf16,
     Mxfp4,
+    Nf4,
+    Nf4Double,
+    /// A GGUF's blocks: bytes of 256 weights, on average.
+    Blocks(u64),
+}
+
+/// Weights that formats are compared by: as many as share a scale of NF4's scales.
+const GROUP: u64 = 256 * 64;
+
+impl Quant {
+    /// Bytes of [`GROUP`] weights.
+    fn group_bytes(self) -> u64 {
+        match self {
+            Self::None => F32 * GROUP,
+            // 4 bits each, and for 64 a scale of four bytes,
+            Self::Nf4 => GROUP / 2 + 4 * 256,
+            // or of one, with one of four for all of those.
+            Self::Nf4Double => GROUP / 2 + 256 + 4,
+        }
+    }
 }
 
 impl ExpertFormat {
-    /// Bytes of 32 weights.
-    fn block_bytes(self) -> u64 {
+    /// Bytes of [`GROUP`] weights.
+    fn group_bytes(self) -> u64 {
         match self {
-            Self::F32 => 128,
-            Self::Bf16 => 64,
-            // 4 bits each, and one byte for their scale.
-            Self::Mxfp4 => 17,
+            Self::F32 => Quant::None.group_bytes(),
+            Self::Bf16 => 2 * GROUP,
+            // 4 bits each, and one byte for the scale of 32.
+            Self::Mxfp4 => GROUP / 2 + GROUP / 32,
+            Self::Nf4 => Quant::Nf4.group_bytes(),
+            Self::Nf4Double => Quant::Nf4Double.group_bytes(),
+            Self::Blocks(bytes_of_256) => GROUP / 256 * bytes_of_256,
         }
+    }
+
+    fn is_dense(self) -> bool {
+        matches!(self, Self::F32 | Self::Bf16)
     }
 }
 
@@ -136,20 +166,24 @@ impl ModelShape {
         if self.tie_word_embeddings { 1 } else { 2 }
     }
 
-    /// Bytes of all weights where they are, frozen: experts and, by `quant`, the blocks' linears may be packed.
+    /// Bytes of all weights where they are, frozen: experts and the blocks' linears may be packed, as they are stored or
+    /// by `quant`.
     fn weight_bytes(&self, quant: Quant, placement: Placement) -> u64 {
-        let (linears, tables) = (self.linear_parameters(), self.num_tables() * self.embedding_parameters());
-        let experts = self.expert_parameters(self.num_experts());
-        let block_bytes = self.experts.map_or(0, |experts| experts.format.block_bytes());
-        let of_linears = match quant {
-            Quant::None => linears * placement.weight(),
-            // 32 bytes of codes and four of their scale, for 64 weights.
-            Quant::Nf4 => linears * 36 / 64,
+        let (of_linears, of_tables) =
+            (self.linear_parameters(), self.num_tables() * self.embedding_parameters());
+        let of_experts = self.expert_parameters(self.num_experts());
+        let linears = match if self.linears == Quant::None { quant } else { self.linears } {
+            Quant::None => GROUP * placement.weight(),
+            packed => packed.group_bytes(),
         };
-        (self.parameters() - experts - linears - tables) * placement.weight()
-            + tables * placement.table_value(self)
-            + experts * block_bytes / 32
-            + of_linears
+        let experts = match self.experts.map(|experts| experts.format) {
+            Some(format) if quant == Quant::None || !format.is_dense() => format.group_bytes(),
+            _ => quant.group_bytes(),
+        };
+        (self.parameters() - of_experts - of_linears - of_tables) * placement.weight()
+            + of_tables * placement.table_value(self)
+            + of_linears * linears / GROUP
+            + of_experts * experts / GROUP
     }
 
     /// Weights of an adapter: A and B of all it targets, DoRA's magnitudes, and what learns whole.
@@ -357,11 +391,12 @@ pub fn training_flops(shape: &ModelShape, config: &RunConfig, tokens: u64, row_t
 
 /// Peak memory of a chat whose conversation has `context_tokens`.
 ///
-/// A file of less than two bytes a weight is a quantised GGUF, unless it is one of experts: it stays so, with its blocks'
-/// scales in f32; any other model is f32, but for experts.
+/// A file of less than two bytes a weight is a quantised GGUF, unless it is one of experts or in NF4: it stays so, with
+/// its blocks' scales in f32; any other model is f32, but for experts and linears in NF4.
 pub fn chat_memory(shape: &ModelShape, model_bytes: u64, context_tokens: usize) -> u64 {
     let parameters = shape.parameters();
-    let quantized = shape.experts.is_none() && model_bytes < 2 * parameters * 9 / 10;
+    let is_float_or_gguf = shape.experts.is_none() && shape.linears == Quant::None;
+    let quantized = is_float_or_gguf && model_bytes < 2 * parameters * 9 / 10;
     let weights = if quantized {
         model_bytes + parameters / 8
     } else {

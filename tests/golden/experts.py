@@ -13,6 +13,7 @@ expected_gradients.safetensors   of the mean loss of row 0, from an adapter whos
 | tiny-gpt-oss       | dense fp32 | truncated YaRN; config.json in transformers v5 spelling                           |
 | tiny-gpt-oss-mxfp4 | MXFP4      | YaRN as gpt-oss has it; v4 spelling; layer types that do not alternate; low clamp |
 | tiny-qwen3-moe     | one linear an expert, fp32 | logits and rows only: router and experts of Qwen3, tied embeddings |
+| tiny-qwen3-moe-some-dense | likewise | logits only: three of four layers dense, the router's weights not made to sum to 1        |
 
 The first two have windows shorter than their rows and sinks large enough to matter. MXFP4 is quantised here, plainly; what is
 measured is the model that transformers makes of it, dequantised.
@@ -167,3 +168,9 @@ if __name__ == "__main__":
     )  # fmt: skip
     dump_model("tiny-qwen3-moe", 33, qwen3, num_tokens=40)
     write_json(DATA / "tiny-qwen3-moe" / "expected_tokens.json", random_rows(33))
+    some_dense = Qwen3MoeConfig(
+        **SHAPE | dict(num_hidden_layers=4), moe_intermediate_size=8, intermediate_size=12, num_experts=4, norm_topk_prob=False,
+        decoder_sparse_step=2, mlp_only_layers=[3], head_dim=8, num_attention_heads=2, num_key_value_heads=1,
+        tie_word_embeddings=True, rope_parameters={"rope_type": "default", "rope_theta": 1000000.0},
+    )  # fmt: skip
+    dump_model("tiny-qwen3-moe-some-dense", 34, some_dense, num_tokens=40)

@@ -20,8 +20,17 @@ pub struct Args {
 }
 
 /// In order: each may read what those before it wrote.
-const SCRIPTS: [&str; 8] =
-    ["models.py", "lora.py", "train.py", "styles.py", "full.py", "nf4.py", "experts.py", "kinds.py"];
+const SCRIPTS: [&str; 9] = [
+    "models.py",
+    "lora.py",
+    "train.py",
+    "styles.py",
+    "full.py",
+    "nf4.py",
+    "experts.py",
+    "kinds.py",
+    "gguf_models.py",
+];
 
 pub fn goldens(args: &Args) -> Result<()> {
     let Args { python, qwen3_config } = args;

@@ -1,14 +1,15 @@
-use lathe_kernels::ClampedSwiGlu;
+use lathe_kernels::{ClampedSwiGlu, RouterSoftmax};
 use serde_json::Value;
 
 use super::RopeScaling;
-use crate::{Error, Result, family::ModelFamily, gguf::GgufMetadata};
+use crate::{Error, Result, family::ModelFamily};
 
 /// Everything about a decoder's shape, from `config.json` or a GGUF's metadata.
 #[derive(Debug, Clone, PartialEq)]
 pub struct ModelConfig {
     pub family: ModelFamily,
     pub hidden_size: usize,
+    /// Of one expert where there are any.
     pub intermediate_size: usize,
     pub num_layers: usize,
     pub num_heads: usize,
@@ -26,11 +27,20 @@ pub struct ModelConfig {
 }
 
 /// The shape of a mixture of experts.
-#[derive(Debug, Clone, Copy, PartialEq)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct ExpertsConfig {
     pub num_experts: usize,
     pub experts_per_token: usize,
     pub activation: ClampedSwiGlu,
+    pub router_softmax: RouterSoftmax,
+    /// Layers that have a plain MLP instead, and its inner width.
+    pub dense_layers: Vec<usize>,
+    pub dense_intermediate_size: usize,
+}
+
+impl ExpertsConfig {
+    /// gpt-oss' activation; its config names no other.
+    pub(super) const GPT_OSS: ClampedSwiGlu = ClampedSwiGlu { alpha: 1.702, limit: 7.0, offset: 1.0 };
 }
 
 impl ModelConfig {
@@ -87,53 +97,12 @@ impl ModelConfig {
             rope_scaling: rope.map_or(Ok(RopeScaling::None), RopeScaling::from_json)?,
             tie_word_embeddings: json.get("tie_word_embeddings").and_then(Value::as_bool).unwrap_or(false),
             windows: windows_from_json(json, family, num_layers)?,
-            experts: experts_from_json(json, family)?,
+            experts: experts_from_json(json, family, num_layers)?,
         };
         config.check()
     }
 
-    /// From a GGUF's metadata; `tied` is whether it lacks an output projection of its own.
-    pub fn from_gguf(metadata: &GgufMetadata<'_>, tied: bool, vocab_size: usize) -> Result<Self> {
-        let architecture = metadata.string("general.architecture")?;
-        let family = ModelFamily::by_name(&architecture)?;
-        if family.has_experts() {
-            return Err(Error::model(format!("A GGUF of {architecture:?} is not supported by this version"))
-                .hint("use the model's Hugging Face folder"));
-        }
-        let size = |key: &str| metadata.number(&format!("{architecture}.{key}")).map(|value| value as usize);
-        let hidden_size = size("embedding_length")?;
-        let num_heads = size("attention.head_count")?;
-        let rope_scaling = match metadata.string(&format!("{architecture}.rope.scaling.type")).as_deref() {
-            Err(_) | Ok("none") => RopeScaling::None,
-            Ok("linear") => RopeScaling::Linear {
-                factor: metadata.number(&format!("{architecture}.rope.scaling.factor"))?,
-            },
-            Ok(other) => {
-                return Err(Error::model(format!("RoPE scaling {other:?} is not supported by this version")));
-            }
-        };
-        let num_layers = size("block_count")?;
-        let config = Self {
-            family,
-            hidden_size,
-            intermediate_size: size("feed_forward_length")?,
-            num_layers,
-            num_heads,
-            num_kv_heads: size("attention.head_count_kv").unwrap_or(num_heads),
-            head_dim: size("attention.key_length").unwrap_or(hidden_size / num_heads.max(1)),
-            vocab_size,
-            max_position_embeddings: size("context_length").unwrap_or(2048),
-            rms_norm_eps: metadata.number(&format!("{architecture}.attention.layer_norm_rms_epsilon"))?,
-            rope_theta: metadata.number(&format!("{architecture}.rope.freq_base")).unwrap_or(10_000.0),
-            rope_scaling,
-            tie_word_embeddings: tied,
-            windows: vec![None; num_layers],
-            experts: None,
-        };
-        config.check()
-    }
-
-    fn check(self) -> Result<Self> {
+    pub(super) fn check(self) -> Result<Self> {
         let sizes = [
             ("hidden_size", self.hidden_size),
             ("intermediate_size", self.intermediate_size),
@@ -153,8 +122,8 @@ impl ModelConfig {
                 self.num_heads, self.head_dim, self.num_kv_heads
             )));
         }
-        if let Some(ExpertsConfig { num_experts, experts_per_token, .. }) = self.experts
-            && !(1..=num_experts).contains(&experts_per_token)
+        if let Some(ExpertsConfig { num_experts, experts_per_token, .. }) = &self.experts
+            && !(1..=*num_experts).contains(experts_per_token)
         {
             return Err(Error::model(format!(
                 "The model's config says {experts_per_token} of {num_experts} experts run for a token"
@@ -222,7 +191,7 @@ fn windows_from_json(json: &Value, family: ModelFamily, num_layers: usize) -> Re
         .collect()
 }
 
-fn experts_from_json(json: &Value, family: ModelFamily) -> Result<Option<ExpertsConfig>> {
+fn experts_from_json(json: &Value, family: ModelFamily, num_layers: usize) -> Result<Option<ExpertsConfig>> {
     let size = |key: &str| {
         json.get(key)
             .and_then(Value::as_u64)
@@ -234,31 +203,36 @@ fn experts_from_json(json: &Value, family: ModelFamily) -> Result<Option<Experts
     match family {
         ModelFamily::Llama | ModelFamily::Qwen2 | ModelFamily::Qwen3 => Ok(None),
         ModelFamily::Qwen3Moe => {
-            let some_are_dense =
-                json.get("mlp_only_layers").and_then(Value::as_array).is_some_and(|l| !l.is_empty())
-                    || size("decoder_sparse_step").is_ok_and(|step| step != 1);
-            // Only then is the softmax over all experts, its top-k made to sum to 1, that over the top-k.
+            let step = size("decoder_sparse_step").unwrap_or(1).max(1);
+            let mlp_only: Vec<usize> = match json.get("mlp_only_layers").and_then(Value::as_array) {
+                Some(layers) => layers.iter().filter_map(Value::as_u64).map(|layer| layer as usize).collect(),
+                None => Vec::new(),
+            };
+            let is_dense = |layer: &usize| mlp_only.contains(layer) || !(layer + 1).is_multiple_of(step);
+            let dense_layers: Vec<usize> = (0..num_layers).filter(is_dense).collect();
             let sums_to_one = json.get("norm_topk_prob").and_then(Value::as_bool) == Some(true);
-            if some_are_dense || !sums_to_one {
-                return Err(Error::model(
-                    "qwen3_moe with dense layers or norm_topk_prob = false is not supported",
-                ));
-            }
             Ok(Some(ExpertsConfig {
                 // transformers 5 writes the latter.
                 num_experts: size("num_experts").or_else(|_| size("num_local_experts"))?,
                 experts_per_token: experts_per_token()?,
                 activation: ClampedSwiGlu::PLAIN,
+                // A softmax over all experts, its top-k made to sum to 1, is that over the top-k.
+                router_softmax: if sums_to_one { RouterSoftmax::Chosen } else { RouterSoftmax::All },
+                dense_intermediate_size: if dense_layers.is_empty() { 0 } else { size("intermediate_size")? },
+                dense_layers,
             }))
         }
         ModelFamily::GptOss => Ok(Some(ExpertsConfig {
             num_experts: size("num_local_experts")?,
             experts_per_token: experts_per_token()?,
             activation: ClampedSwiGlu {
-                alpha: number("swiglu_alpha").unwrap_or(1.702),
-                limit: number("swiglu_limit").unwrap_or(7.0),
-                offset: 1.0,
+                alpha: number("swiglu_alpha").unwrap_or(ExpertsConfig::GPT_OSS.alpha),
+                limit: number("swiglu_limit").unwrap_or(ExpertsConfig::GPT_OSS.limit),
+                ..ExpertsConfig::GPT_OSS
             },
+            router_softmax: RouterSoftmax::Chosen,
+            dense_layers: Vec::new(),
+            dense_intermediate_size: 0,
         })),
     }
 }

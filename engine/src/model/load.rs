@@ -1,13 +1,12 @@
+mod experts;
+
 use std::{cell::RefCell, path::Path, sync::Arc};
 
-use candle_core::{DType, Device, Tensor, Var, quantized::QTensor};
-use lathe_kernels::{Attention, ExpertMatrices, Experts, FrozenLinear, Mxfp4, Nf4};
+use candle_core::{DType, Device, Tensor, Var};
+use lathe_kernels::{Attention, FrozenLinear, Nf4, QuantizedLinear};
 
-use super::{
-    BaseLinear, Block, Embedding, ExpertParameter, ExpertsConfig, MixtureOfExperts, Mlp, Model, ModelConfig,
-    Norm, OutputHead, Projection, nf4,
-};
-use crate::{Error, Result, family::ModelFamily, gguf::QuantizedWeight, weights::Weights};
+use super::{BaseLinear, Block, Embedding, Mlp, Model, ModelConfig, Norm, OutputHead, Projection, nf4};
+use crate::{Error, Result, weights::Weights};
 
 /// Larger tables of tokens stay in bf16, if their file has them so: half the memory, for some work at every product.
 const MAX_F32_TABLE_BYTES: usize = 512 << 20;
@@ -19,8 +18,8 @@ pub enum LoadFor {
     Inference,
     /// Adapters on a frozen base: dense f32 outside autograd.
     Lora,
-    /// Like `Lora`, the blocks' linears in NF4.
-    Qlora,
+    /// Like `Lora`, the blocks' linears and experts in NF4, with `double_quant` its scales quantised too.
+    Qlora { double_quant: bool },
     /// Every weight a variable.
     Full,
 }
@@ -63,7 +62,7 @@ fn build(
         return Err(Error::model(format!("Experts stay frozen: {name} cannot be trained whole"))
             .hint("use method = \"lora\""));
     }
-    if let (Source::Stored(weights), LoadFor::Qlora) = (&source, load_for) {
+    if let (Source::Stored(weights), LoadFor::Qlora { .. }) = (&source, load_for) {
         nf4::check_can_quantize(weights)?;
     }
     let loader = Loader { source, config: &config, load_for };
@@ -109,21 +108,22 @@ impl Loader<'_, '_> {
         }
     }
 
-    /// A tensor in the blocks it is stored in, for inference.
-    fn quantized(&self, name: &str) -> Result<Option<QTensor>> {
-        match &self.source {
-            Source::Stored(weights) if self.load_for == LoadFor::Inference => {
-                weights.quantized(name, self.config)
-            }
-            _ => Ok(None),
+    /// A weight (O, C) that is stored in blocks, for inference.
+    fn quantized(&self, name: &str, shape: (usize, usize)) -> Result<Option<QuantizedLinear>> {
+        let Source::Stored(weights) = &self.source else { return Ok(None) };
+        if self.load_for != LoadFor::Inference {
+            return Ok(None);
         }
+        let Some(blocks) = weights.quantized(name, self.config)? else { return Ok(None) };
+        check_shape(name, &<[usize; 2]>::from(blocks.shape()), &<[usize; 2]>::from(shape))?;
+        Ok(Some(blocks.tiled()?))
     }
 
     fn norm(&self, name: &str, width: usize) -> Result<Norm> {
         let weight = self.dense(name, &[width])?;
         Ok(match self.load_for {
             LoadFor::Full => Norm::Trainable(Var::from_tensor(&weight)?),
-            LoadFor::Inference | LoadFor::Lora | LoadFor::Qlora => Norm::Frozen(weight),
+            LoadFor::Inference | LoadFor::Lora | LoadFor::Qlora { .. } => Norm::Frozen(weight),
         })
     }
 
@@ -139,13 +139,14 @@ impl Loader<'_, '_> {
 
     fn embedding(&self) -> Result<Embedding> {
         let name = "model.embed_tokens.weight";
-        if let Some(table) = self.quantized(name)? {
-            return Ok(Embedding::Quantized(QuantizedWeight::new(table)?));
+        let shape = (self.config.vocab_size, self.config.hidden_size);
+        if let Some(table) = self.quantized(name, shape)? {
+            return Ok(Embedding::Quantized(table));
         }
         let table = self.table(name)?;
         Ok(match self.load_for {
             LoadFor::Full => Embedding::Trainable(Var::from_tensor(&table)?),
-            LoadFor::Inference | LoadFor::Lora | LoadFor::Qlora => Embedding::Frozen(table),
+            LoadFor::Inference | LoadFor::Lora | LoadFor::Qlora { .. } => Embedding::Frozen(table),
         })
     }
 
@@ -154,14 +155,8 @@ impl Loader<'_, '_> {
         let has_bias = self.has(&bias_name);
         let bias = has_bias.then(|| self.dense(&bias_name, &[out_features])).transpose()?;
         let name = format!("{module}.weight");
-        if let Some(weight) = self.quantized(&name)? {
-            if weight.shape().dims() != [out_features, in_features] {
-                let found = weight.shape().dims();
-                return Err(Error::model(format!(
-                    "Tensor {name:?} has shape {found:?}, the config says [{out_features}, {in_features}]"
-                )));
-            }
-            return Ok(BaseLinear::Gguf { weight: QuantizedWeight::new(weight)?, bias });
+        if let Some(weight) = self.quantized(&name, (out_features, in_features))? {
+            return Ok(BaseLinear::Gguf { weight, bias });
         }
         if let Some(weight) = self.nf4(&name, (out_features, in_features))? {
             return Ok(BaseLinear::Dense(FrozenLinear::nf4(weight, bias.as_ref())?));
@@ -176,7 +171,7 @@ impl Loader<'_, '_> {
                 weight: Var::from_tensor(&weight)?,
                 bias: bias.map(|bias| Var::from_tensor(&bias)).transpose()?,
             },
-            LoadFor::Inference | LoadFor::Lora | LoadFor::Qlora => {
+            LoadFor::Inference | LoadFor::Lora | LoadFor::Qlora { .. } => {
                 BaseLinear::Dense(FrozenLinear::new(&weight, bias.as_ref())?)
             }
         })
@@ -190,15 +185,15 @@ impl Loader<'_, '_> {
             return Err(Error::model("A model stored in NF4 cannot be trained whole")
                 .hint("use method = \"lora\", or the unquantised model"));
         }
-        if stored.is_some() || self.load_for != LoadFor::Qlora || name == "lm_head.weight" {
+        let LoadFor::Qlora { double_quant } = self.load_for else { return Ok(stored) };
+        if stored.is_some() || name == "lm_head.weight" {
             return Ok(stored);
         }
-        Ok(Some(Nf4::quantize(&self.dense(name, &[shape.0, shape.1])?)?))
+        Ok(Some(Nf4::quantize(&self.dense(name, &[shape.0, shape.1])?, double_quant)?))
     }
 
     fn block(&self, layer: usize) -> Result<Block> {
-        let ModelConfig { hidden_size, intermediate_size, num_heads, num_kv_heads, head_dim, .. } =
-            *self.config;
+        let ModelConfig { hidden_size, num_heads, num_kv_heads, head_dim, .. } = *self.config;
         let prefix = format!("model.layers.{layer}");
         let mut index = layer as u64 * 7;
         let mut projection = |module: &str, out_features, in_features| -> Result<Projection> {
@@ -228,12 +223,19 @@ impl Loader<'_, '_> {
             v: projection("self_attn.v_proj", num_kv_heads * head_dim, hidden_size)?,
             o: projection("self_attn.o_proj", hidden_size, num_heads * head_dim)?,
             mlp: match &self.config.experts {
-                None => Mlp::Dense {
-                    gate: projection("mlp.gate_proj", intermediate_size, hidden_size)?,
-                    up: projection("mlp.up_proj", intermediate_size, hidden_size)?,
-                    down: projection("mlp.down_proj", hidden_size, intermediate_size)?,
-                },
-                Some(experts) => Mlp::Experts(self.experts(layer, &format!("{prefix}.mlp"), experts)?),
+                Some(experts) if !experts.dense_layers.contains(&layer) => {
+                    Mlp::Experts(self.experts(layer, &format!("{prefix}.mlp"), experts)?)
+                }
+                experts => {
+                    let width = experts
+                        .as_ref()
+                        .map_or(self.config.intermediate_size, |experts| experts.dense_intermediate_size);
+                    Mlp::Dense {
+                        gate: projection("mlp.gate_proj", width, hidden_size)?,
+                        up: projection("mlp.up_proj", width, hidden_size)?,
+                        down: projection("mlp.down_proj", hidden_size, width)?,
+                    }
+                }
             },
             input_norm: self.norm(&format!("{prefix}.input_layernorm.weight"), hidden_size)?,
             post_attention_norm: self
@@ -242,116 +244,17 @@ impl Loader<'_, '_> {
             k_norm: head_norm("k_norm")?,
         })
     }
-
-    fn experts(&self, layer: usize, module: &str, config: &ExpertsConfig) -> Result<MixtureOfExperts> {
-        let ModelConfig { hidden_size, intermediate_size, .. } = *self.config;
-        let ExpertsConfig { num_experts, experts_per_token, activation } = *config;
-        let (router, experts) = if self.config.family == ModelFamily::Qwen3Moe {
-            let router = self.dense(&format!("{module}.gate.weight"), &[num_experts, hidden_size])?;
-            let (gate_up, down) = self.separate_experts(module, num_experts)?;
-            let no_bias = |width| Tensor::zeros((num_experts, width), DType::F32, &Device::Cpu);
-            let (gate_up_bias, down_bias) = (no_bias(2 * intermediate_size)?, no_bias(hidden_size)?);
-            let experts = Experts::new((gate_up, &gate_up_bias), (down, &down_bias), activation)?;
-            (FrozenLinear::new(&router, None)?, experts)
-        } else {
-            let router = self.dense(&format!("{module}.router.weight"), &[num_experts, hidden_size])?;
-            let router_bias = self.dense(&format!("{module}.router.bias"), &[num_experts])?;
-            let matrices = |name: &str, in_features: usize, out_features: usize| -> Result<_> {
-                let name = format!("{module}.experts.{name}");
-                let bias = self.dense(&format!("{name}_bias"), &[num_experts, out_features])?;
-                let shape = [num_experts, in_features, out_features];
-                let matrices = match self.packed(&name, shape)? {
-                    Some(packed) => ExpertMatrices::Mxfp4(packed),
-                    None => ExpertMatrices::Dense(self.compact(&name, &shape)?),
-                };
-                Ok((matrices, bias))
-            };
-            let (gate_up, gate_up_bias) = matrices("gate_up_proj", hidden_size, 2 * intermediate_size)?;
-            let (down, down_bias) = matrices("down_proj", intermediate_size, hidden_size)?;
-            let experts = Experts::new((gate_up, &gate_up_bias), (down, &down_bias), activation)?;
-            (FrozenLinear::new(&router, Some(&router_bias))?, experts)
-        };
-        let router_name = if self.config.family == ModelFamily::Qwen3Moe { "gate" } else { "router" };
-        let parameter = |name: &str, out_features, in_features, index| ExpertParameter {
-            name: format!("{module}.experts.{name}"),
-            num_experts,
-            out_features,
-            in_features,
-            in_halves: self.config.family == ModelFamily::Qwen3Moe && name == "gate_up_proj",
-            lora: Vec::new(),
-            // The places that a dense block's linears have.
-            index: layer as u64 * 7 + index,
-        };
-        Ok(MixtureOfExperts {
-            router: Projection {
-                name: format!("{module}.{router_name}"),
-                base: BaseLinear::Dense(router),
-                lora: Vec::new(),
-                index: layer as u64 * 7 + 7,
-            },
-            experts: Arc::new(experts),
-            experts_per_token,
-            gate_up: parameter("gate_up_proj", 2 * intermediate_size, hidden_size, 5),
-            down: parameter("down_proj", hidden_size, intermediate_size, 6),
-            fixed_updates: None,
-        })
-    }
-
-    /// Gate and up (E, C, 2I) in turns, and down (E, I, C), of experts that are stored one linear after the other.
-    fn separate_experts(&self, module: &str, num_experts: usize) -> Result<(ExpertMatrices, ExpertMatrices)> {
-        let ModelConfig { hidden_size, intermediate_size, .. } = *self.config;
-        let (mut gate_ups, mut downs) = (Vec::new(), Vec::new());
-        for expert in 0..num_experts {
-            let linear = |name: &str, out_features: usize, in_features: usize| {
-                let name = format!("{module}.experts.{expert}.{name}.weight");
-                self.compact(&name, &[out_features, in_features])
-            };
-            let gate = linear("gate_proj", intermediate_size, hidden_size)?;
-            let up = linear("up_proj", intermediate_size, hidden_size)?;
-            // (I, 2, C) -> (2I, C) -> (C, 2I)
-            let gate_up = Tensor::stack(&[gate, up], 1)?.reshape((2 * intermediate_size, hidden_size))?;
-            gate_ups.push(gate_up.t()?.contiguous()?);
-            downs.push(linear("down_proj", hidden_size, intermediate_size)?.t()?.contiguous()?);
-        }
-        let stack = |matrices: &[Tensor]| Tensor::stack(matrices, 0).map(ExpertMatrices::Dense);
-        Ok((stack(&gate_ups)?, stack(&downs)?))
-    }
-
-    /// A tensor of exactly this shape, in bf16 where it is stored so.
-    fn compact(&self, name: &str, shape: &[usize]) -> Result<Tensor> {
-        match &self.source {
-            Source::Stored(Weights::Safetensors(folder)) => of_shape(folder.read_compact(name)?, name, shape),
-            _ => self.dense(name, shape),
-        }
-    }
-
-    /// Matrices (E, C, O) stored in MXFP4: `_blocks` (E, O, C/32, 16) and `_scales` (E, O, C/32); `None` if dense.
-    fn packed(
-        &self,
-        name: &str,
-        [num_experts, in_features, out_features]: [usize; 3],
-    ) -> Result<Option<Mxfp4>> {
-        let (blocks_name, scales_name) = (format!("{name}_blocks"), format!("{name}_scales"));
-        let Source::Stored(Weights::Safetensors(folder)) = &self.source else { return Ok(None) };
-        if !folder.has(&blocks_name) {
-            return Ok(None);
-        }
-        if !in_features.is_multiple_of(32) {
-            return Err(Error::model(format!(
-                "MXFP4 takes widths that 32 divides, {name:?} has {in_features}"
-            )));
-        }
-        let shape = [num_experts, out_features, in_features / 32, 16];
-        let blocks = folder.read_bytes(&blocks_name, Some(&shape))?;
-        let scales = folder.read_bytes(&scales_name, Some(&shape[..3]))?;
-        Ok(Some(Mxfp4::new(blocks, scales, in_features)?))
-    }
 }
 
 /// The tensor, if it has the shape that the config says.
 fn of_shape(tensor: Tensor, name: &str, shape: &[usize]) -> Result<Tensor> {
-    if tensor.dims() == shape {
-        return Ok(tensor);
+    check_shape(name, tensor.dims(), shape)?;
+    Ok(tensor)
+}
+
+fn check_shape(name: &str, found: &[usize], shape: &[usize]) -> Result<()> {
+    if found == shape {
+        return Ok(());
     }
-    Err(Error::model(format!("Tensor {name:?} has shape {:?}, the config says {shape:?}", tensor.dims())))
+    Err(Error::model(format!("Tensor {name:?} has shape {found:?}, the config says {shape:?}")))
 }

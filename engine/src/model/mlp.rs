@@ -1,7 +1,7 @@
 use std::sync::Arc;
 
 use candle_core::Tensor;
-use lathe_kernels::{ExpertLora, ExpertUpdates, Experts, route, swiglu};
+use lathe_kernels::{ExpertLora, ExpertUpdates, Experts, RouterSoftmax, route, swiglu};
 
 use super::{LoraWeights, Projection};
 use crate::Result;
@@ -18,6 +18,7 @@ pub struct MixtureOfExperts {
     pub router: Projection,
     pub experts: Arc<Experts>,
     pub experts_per_token: usize,
+    pub router_softmax: RouterSoftmax,
     /// C -> 2I.
     pub gate_up: ExpertParameter,
     /// I -> C.
@@ -53,7 +54,7 @@ impl MixtureOfExperts {
 
     /// (T,C) -> (T,C).
     fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        let routing = route(&self.router.forward(x, None)?, self.experts_per_token)?;
+        let routing = route(&self.router.forward(x, None)?, self.experts_per_token, self.router_softmax)?;
         Ok(match self.updates()? {
             None => self.experts.forward(x, &routing)?,
             Some(updates) => self.experts.forward_adapted(x, &routing, &updates)?,

@@ -4,6 +4,7 @@
 //! batch dimension: a batch is one row of tokens cut into segments.
 
 mod config;
+mod gguf_config;
 mod load;
 mod mlp;
 mod nf4;
@@ -16,7 +17,7 @@ use std::sync::Arc;
 
 use candle_core::{Tensor, Var};
 use lathe_kernels::{
-    Attention, CrossEntropyStats, FrozenLinear, RopeTable, Segment, linear_cross_entropy,
+    Attention, CrossEntropyStats, FrozenLinear, QuantizedLinear, RopeTable, Segment, linear_cross_entropy,
     linear_cross_entropy_trainable, linear_cross_entropy_with_rows, rms_norm, rms_norm_frozen, rope,
 };
 
@@ -28,7 +29,7 @@ pub use rope_scaling::{RopeScaling, Yarn};
 pub use token_rows::TokenRows;
 pub use whole::Trainable;
 
-use crate::{Error, Result, gguf::QuantizedWeight};
+use crate::{Error, Result};
 
 /// A weight vector of a norm.
 pub enum Norm {
@@ -42,16 +43,16 @@ pub enum Embedding {
     Frozen(Tensor),
     Trainable(Var),
     /// Rows are dequantised as they are looked up.
-    Quantized(QuantizedWeight),
+    Quantized(QuantizedLinear),
 }
 
 impl Embedding {
-    /// The whole table in f32.
+    /// The whole table: in f32, but for a frozen one that is large.
     fn dense(&self) -> Result<Tensor> {
         match self {
             Self::Frozen(table) => Ok(table.clone()),
             Self::Trainable(table) => Ok(table.as_tensor().clone()),
-            Self::Quantized(table) => table.dequantize(),
+            Self::Quantized(table) => Ok(table.dequantize()?),
         }
     }
 }

@@ -1,7 +1,7 @@
 use candle_core::{Tensor, Var};
-use lathe_kernels::{Dropout, FrozenLinear, LoraLinear, linear};
+use lathe_kernels::{Dropout, FrozenLinear, LoraLinear, QuantizedLinear, linear};
 
-use crate::{Result, gguf::QuantizedWeight};
+use crate::Result;
 
 /// A projection without its adapters.
 pub enum BaseLinear {
@@ -12,7 +12,7 @@ pub enum BaseLinear {
     },
     /// For inference: no gradient.
     Gguf {
-        weight: QuantizedWeight,
+        weight: QuantizedLinear,
         bias: Option<Tensor>,
     },
 }
@@ -90,7 +90,7 @@ impl BaseLinear {
         Ok(match self {
             Self::Dense(frozen) => frozen.shape(),
             Self::Trainable { weight, .. } => weight.dims2()?,
-            Self::Gguf { weight, .. } => weight.shape()?,
+            Self::Gguf { weight, .. } => weight.shape(),
         })
     }
 }

@@ -83,7 +83,7 @@ impl Model {
         let table: &Tensor = match &self.embedding {
             Embedding::Frozen(table) => table,
             Embedding::Trainable(table) => table,
-            Embedding::Quantized(table) => return table.rows(ids),
+            Embedding::Quantized(table) => return Ok(table.rows(ids)?),
         };
         Ok(table.index_select(&Tensor::new(ids, &Device::Cpu)?, 0)?.to_dtype(DType::F32)?)
     }

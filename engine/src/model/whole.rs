@@ -119,7 +119,7 @@ impl Model {
         }
         match module {
             EMBEDDING => {
-                let table = stored.map_or_else(|| self.embedding_table(), Ok)?.to_dtype(DType::F32)?;
+                let table = stored.map_or_else(|| self.embedding.dense(), Ok)?.to_dtype(DType::F32)?;
                 let learned = Embedding::Trainable(Var::from_tensor(&table)?);
                 let frozen = std::mem::replace(&mut self.embedding, learned);
                 if matches!(self.head, OutputHead::Tied) {
@@ -139,7 +139,7 @@ impl Model {
                 let weight = match (stored, &self.head) {
                     (Some(stored), _) => stored,
                     (None, OutputHead::Own(base)) => own(base)?,
-                    (None, OutputHead::Tied) => self.embedding_table()?,
+                    (None, OutputHead::Tied) => self.embedding.dense()?,
                 };
                 let weight = Var::from_tensor(&weight.to_dtype(DType::F32)?)?;
                 self.head = OutputHead::Own(BaseLinear::Trainable { weight, bias: None });
@@ -156,14 +156,5 @@ impl Model {
             }
         }
         Ok(())
-    }
-
-    /// (V, C)
-    fn embedding_table(&self) -> Result<Tensor> {
-        match &self.embedding {
-            Embedding::Frozen(table) => Ok(table.clone()),
-            Embedding::Trainable(table) => Ok(table.as_tensor().clone()),
-            Embedding::Quantized(table) => table.dequantize(),
-        }
     }
 }

@@ -311,7 +311,8 @@ fn load_model(job: &TrainJob, text_files: Option<&TextFiles>) -> Result<(Model, 
         Method::Lora | Method::Qlora => {
             let load_for = match config.base_quant() {
                 Quant::None => LoadFor::Lora,
-                Quant::Nf4 => LoadFor::Qlora,
+                Quant::Nf4 => LoadFor::Qlora { double_quant: false },
+                Quant::Nf4Double => LoadFor::Qlora { double_quant: true },
             };
             let mut model = Model::load(path, load_for)?;
             let mut peft_config = if let Some(folder) = &job.init_adapter {

@@ -5,7 +5,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use lathe_protocol::{ExpertFormat, ExpertsShape, ModelProblem, ModelShape};
+use lathe_protocol::{ExpertFormat, ExpertsShape, ModelProblem, ModelShape, Quant};
 use serde::Deserialize;
 use serde_json::Value;
 
@@ -123,6 +123,7 @@ fn shape(config: &Value) -> Option<ModelShape> {
         vocab_size: size("vocab_size")?,
         context_length: size("max_position_embeddings")?,
         tie_word_embeddings: config["tie_word_embeddings"].as_bool().unwrap_or(false),
+        linears: Quant::None,
         experts: size("num_local_experts").or(size("num_experts")).zip(size("num_experts_per_tok")).map(
             |(num_experts, experts_per_token)| ExpertsShape {
                 num_experts,
@@ -232,6 +233,19 @@ fn inspect_shard(folder: &Path, shard: &str, tensors: &BTreeSet<&str>, findings:
         Err(problem) => return findings.add(shard, problem),
     };
     findings.parameters = Some(findings.parameters.unwrap_or(0) + header.num_parameters());
+    if let Some(shape) = &mut findings.shape {
+        // A shard without linears says nothing of them.
+        if shape.linears == Quant::None {
+            shape.linears = header.nf4(|name| name.contains(".self_attn."));
+        }
+        if let Some(experts) = &mut shape.experts {
+            match header.nf4(|name| name.contains(".experts.")) {
+                Quant::None => {}
+                Quant::Nf4 => experts.format = ExpertFormat::Nf4,
+                Quant::Nf4Double => experts.format = ExpertFormat::Nf4Double,
+            }
+        }
+    }
     let held: BTreeSet<&str> = header.tensors.iter().map(|tensor| tensor.name.as_str()).collect();
     findings.has_head |= held.iter().any(|name| name.ends_with("lm_head.weight"));
     let absent: Vec<&&str> = tensors.difference(&held).collect();

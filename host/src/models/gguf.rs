@@ -7,7 +7,7 @@ use std::{
     path::Path,
 };
 
-use lathe_protocol::ModelShape;
+use lathe_protocol::{ExpertFormat, ExpertsShape, ModelShape, Quant};
 
 const MAX_KEYS: u64 = 1 << 20;
 const MAX_TENSORS: u64 = 1 << 20;
@@ -79,6 +79,7 @@ impl Reader {
 
         let (mut vocab_size, mut is_tied) = (None, true);
         let mut num_parameters = 0u64;
+        let (mut expert_values, mut expert_bytes) = (0u64, 0u64);
         let mut data_bytes = 0u64;
         for _ in 0..num_tensors {
             let name = self.string()?;
@@ -103,6 +104,10 @@ impl Reader {
             let offset = self.u64()?;
             num_parameters = num_parameters.saturating_add(elements);
             let size = block(kind).map_or(0, |(block, bytes)| elements.div_ceil(block).saturating_mul(bytes));
+            if name.contains("_exps.weight") {
+                expert_values = expert_values.saturating_add(elements);
+                expert_bytes = expert_bytes.saturating_add(size);
+            }
             data_bytes = data_bytes.max(offset.saturating_add(size));
         }
         let data_start = self.position.div_ceil(alignment).saturating_mul(alignment);
@@ -113,14 +118,23 @@ impl Reader {
             Some(ModelShape {
                 num_layers: size("block_count")?,
                 hidden_size,
-                intermediate_size: size("feed_forward_length")?,
+                intermediate_size: size("expert_feed_forward_length").or(size("feed_forward_length"))?,
                 num_attention_heads,
                 num_key_value_heads: size("attention.head_count_kv").unwrap_or(num_attention_heads),
                 head_dim: size("attention.key_length").or(hidden_size.checked_div(num_attention_heads))?,
                 vocab_size,
                 context_length: size("context_length")?,
                 tie_word_embeddings: is_tied,
-                experts: None,
+                linears: Quant::None,
+                experts: size("expert_count").filter(|count| *count > 0).zip(size("expert_used_count")).map(
+                    |(num_experts, experts_per_token)| ExpertsShape {
+                        num_experts,
+                        experts_per_token,
+                        format: ExpertFormat::Blocks(
+                            expert_bytes.saturating_mul(256).div_ceil(expert_values.max(1)),
+                        ),
+                    },
+                ),
             })
         });
         let header = Header { architecture, license, shape, num_parameters };

@@ -2,6 +2,7 @@
 
 use std::{fs::File, io::Read as _, path::Path};
 
+use lathe_protocol::Quant;
 use serde::Deserialize;
 
 /// A longer header is taken for a broken file.
@@ -14,6 +15,7 @@ pub(crate) struct Header {
 pub(crate) struct Tensor {
     pub name: String,
     pub shape: Vec<u64>,
+    dtype: String,
 }
 
 #[derive(Deserialize)]
@@ -25,7 +27,32 @@ struct Entry {
 
 impl Header {
     pub(crate) fn num_parameters(&self) -> u64 {
-        self.tensors.iter().map(|tensor| tensor.shape.iter().product::<u64>()).sum()
+        self.tensors.iter().map(Tensor::num_parameters).sum()
+    }
+
+    /// How the linears whose names `are_meant` are stored.
+    pub(crate) fn nf4(&self, are_meant: impl Fn(&str) -> bool) -> Quant {
+        let has = |part: &str| {
+            self.tensors.iter().any(|Tensor { name, .. }| name.ends_with(part) && are_meant(name))
+        };
+        match (has(".quant_state.bitsandbytes__nf4"), has(".nested_absmax")) {
+            (false, _) => Quant::None,
+            (true, false) => Quant::Nf4,
+            (true, true) => Quant::Nf4Double,
+        }
+    }
+}
+
+impl Tensor {
+    /// Of MXFP4 the blocks and of NF4 the weights hold two values a byte, what goes with them none.
+    fn num_parameters(&self) -> u64 {
+        let elements = self.shape.iter().product::<u64>();
+        match self.dtype.as_str() {
+            _ if self.name.contains(".weight.") => 0,
+            "U8" if self.name.ends_with("_blocks") || self.name.ends_with(".weight") => 2 * elements,
+            "U8" => 0,
+            _ => elements,
+        }
     }
 }
 
@@ -77,7 +104,7 @@ pub(crate) fn read_header(path: &Path) -> Result<Header, String> {
             }
         }
         data_bytes = data_bytes.max(end);
-        tensors.push(Tensor { name, shape: entry.shape });
+        tensors.push(Tensor { name, shape: entry.shape, dtype: entry.dtype });
     }
     let wanted = 8 + header_bytes + data_bytes;
     match file_bytes {

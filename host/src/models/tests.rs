@@ -1,6 +1,6 @@
 #![cfg(unix)]
 
-use lathe_protocol::{CommandBody, EventBody, ModelProblem, ModelShape};
+use lathe_protocol::{CommandBody, EventBody, ExpertFormat, ModelProblem, ModelShape, Quant};
 
 use super::*;
 use crate::{
@@ -147,6 +147,7 @@ fn a_gguf_file_is_imported_and_found_by_its_short_name() {
         vocab_size: 2,
         context_length: 512,
         tie_word_embeddings: true,
+        linears: Quant::None,
         experts: None,
     };
     assert_eq!(models[0].shape, Some(shape));
@@ -328,4 +329,30 @@ fn a_models_license_and_shape_are_read_from_its_own_files() {
     assert!(!read().shape.unwrap().tie_word_embeddings);
     fs::write(source.join("config.json"), format!(r#"{{"text_config": {config}}}"#)).unwrap();
     assert_eq!(read().shape.unwrap().vocab_size, 320);
+}
+
+#[test]
+fn weights_in_nf4_and_in_blocks_count_as_the_values_they_are() {
+    let inspect = |name: &str| {
+        let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/golden/data").join(name);
+        let findings = check::inspect(&golden, Depth::Headers);
+        (findings.parameters.unwrap(), findings.shape.unwrap())
+    };
+    let formats = |shape: ModelShape| (shape.linears, shape.experts.map(|experts| experts.format));
+    for (packed, dense, expected) in [
+        ("tiny-llama-nf4", "tiny-llama", (Quant::Nf4, None)),
+        ("tiny-qwen3-nf4", "tiny-qwen3", (Quant::Nf4Double, None)),
+        ("tiny-gpt-oss-nf4", "tiny-gpt-oss", (Quant::Nf4Double, Some(ExpertFormat::Nf4Double))),
+        ("tiny-qwen3-moe-nf4", "tiny-qwen3-moe", (Quant::Nf4, Some(ExpertFormat::Nf4))),
+    ] {
+        let ((parameters, shape), (of_dense, _)) = (inspect(packed), inspect(dense));
+        assert_eq!(parameters, of_dense, "{packed}");
+        assert_eq!(formats(shape), expected, "{packed}");
+    }
+    let (_, shape) = inspect("gguf/gpt-oss.gguf");
+    assert_eq!(
+        (shape.intermediate_size, shape.experts.map(|experts| experts.experts_per_token)),
+        (32, Some(2))
+    );
+    assert_eq!(formats(shape), (Quant::None, Some(ExpertFormat::Blocks(136))));
 }

@@ -11,6 +11,7 @@ const SMOLLM2: ModelShape = ModelShape {
     vocab_size: 49_152,
     context_length: 8192,
     tie_word_embeddings: true,
+    linears: Quant::None,
     experts: None,
 };
 const STARTER: ModelShape = ModelShape {
@@ -23,6 +24,7 @@ const STARTER: ModelShape = ModelShape {
     vocab_size: 4096,
     context_length: 256,
     tie_word_embeddings: true,
+    linears: Quant::None,
     experts: None,
 };
 
@@ -36,6 +38,7 @@ const GPT_OSS_20B: ModelShape = ModelShape {
     vocab_size: 201_088,
     context_length: 131_072,
     tie_word_embeddings: false,
+    linears: Quant::None,
     experts: Some(ExpertsShape { num_experts: 32, experts_per_token: 4, format: ExpertFormat::Mxfp4 }),
 };
 
@@ -234,4 +237,27 @@ fn a_card_holds_bf16_where_the_cpu_holds_f32() {
     assert_eq!(cpu.logits, card.logits);
     let full = RunConfig { method: Method::Full, ..lora };
     assert_eq!(on(&full, Placement::Cpu).weights, on(&full, Placement::Cuda).weights);
+}
+
+#[test]
+fn what_is_stored_in_nf4_takes_no_more_than_that() {
+    let bytes = |shape: &ModelShape, quant| shape.weight_bytes(quant, Placement::Cpu);
+    let stored = ModelShape { linears: Quant::Nf4, ..SMOLLM2 };
+    let saved = 106_168_320 * 4 - 106_168_320 * 9 / 16;
+    assert_eq!(bytes(&SMOLLM2, Quant::None) - bytes(&stored, Quant::None), saved);
+    assert_eq!(bytes(&stored, Quant::Nf4), bytes(&stored, Quant::None));
+    let with = |format| {
+        let experts = GPT_OSS_20B.experts.map(|experts| ExpertsShape { format, ..experts });
+        ModelShape { linears: Quant::Nf4Double, experts, ..GPT_OSS_20B }
+    };
+    let in_memory = bytes(&with(ExpertFormat::Nf4Double), Quant::None);
+    let packed = GPT_OSS_20B.linear_parameters() + GPT_OSS_20B.expert_parameters(32);
+    let tables = 2 * GPT_OSS_20B.embedding_parameters();
+    let dense = GPT_OSS_20B.parameters() - packed - tables;
+    assert_eq!(in_memory, 4 * dense + 2 * tables + packed * (32 * 256 + 256 + 4) / (64 * 256));
+    assert_eq!(bytes(&with(ExpertFormat::Nf4Double), Quant::Nf4), in_memory);
+    assert_eq!(bytes(&with(ExpertFormat::Bf16), Quant::Nf4Double), in_memory);
+    let mxfp4 = bytes(&with(ExpertFormat::Mxfp4), Quant::None);
+    assert_eq!(bytes(&with(ExpertFormat::Blocks(136)), Quant::None), mxfp4);
+    assert!(chat_memory(&stored, 130_000_000, 100) > bytes(&stored, Quant::None));
 }

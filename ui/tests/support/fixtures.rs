@@ -1,8 +1,8 @@
 //! A workstation with some history, as the host would tell it.
 
 use lathe_protocol::{
-    AdapterEntry, Command, CommandBody, EventBody, Gpu, Hardware, Method, ModelEntry, ModelShape, RunEntry,
-    RunStatus, Settings, SettingsView, Style, Theme, TokenStatus,
+    AdapterEntry, Command, CommandBody, EventBody, Gpu, Hardware, Method, ModelEntry, ModelShape, Quant,
+    RunEntry, RunStatus, Settings, SettingsView, Style, Theme, TokenStatus,
 };
 
 use super::{NOW_SECS, Script};
@@ -125,6 +125,7 @@ fn shape(
         vocab_size: vocab,
         context_length: 8192,
         tie_word_embeddings: true,
+        linears: Quant::None,
         experts: None,
     }
 }

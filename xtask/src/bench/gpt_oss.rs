@@ -9,7 +9,7 @@ use std::{
 
 use anyhow::{Context as _, Result};
 use half::bf16;
-use lathe_protocol::{ExpertFormat, ExpertsShape, ModelShape, Placement, RunConfig, training_memory};
+use lathe_protocol::{ExpertFormat, ExpertsShape, ModelShape, Placement, Quant, RunConfig, training_memory};
 use rand::{RngCore as _, SeedableRng as _};
 use rand_chacha::ChaCha8Rng;
 use safetensors::{Dtype, View, serialize_to_file};
@@ -120,6 +120,7 @@ fn shape() -> ModelShape {
         vocab_size: VOCAB_SIZE,
         context_length: 131_072,
         tie_word_embeddings: false,
+        linears: Quant::None,
         experts: Some(ExpertsShape {
             num_experts: NUM_EXPERTS,
             experts_per_token: 4,
