@@ -177,8 +177,19 @@ pub enum Runs {
     List,
     /// One run, in detail
     Show { run: String },
-    /// Continue a stopped, interrupted or failed run from its newest checkpoint
-    Resume { run: String },
+    /// Continue a stopped, interrupted, diverged or failed run from its newest checkpoint
+    Resume {
+        run: String,
+        /// Of a run that diverged: leave out the rows it names
+        #[arg(long, group = "how")]
+        skip_rows: bool,
+        /// Halve the learning rate
+        #[arg(long, group = "how")]
+        lower_rate: bool,
+        /// Look for spikes no more; a loss that is no number still ends the run
+        #[arg(long, group = "how")]
+        ignore_spikes: bool,
+    },
     /// Checkpoint and stop a run, also one of another process, or take it out of the queue
     Stop {
         run: String,

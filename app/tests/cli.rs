@@ -183,6 +183,34 @@ fn reports_are_one_json_object() {
 }
 
 #[test]
+fn a_run_that_diverges_names_its_rows_and_goes_on_as_it_is_told() {
+    let bench = Bench::new().with_samples();
+    // So wary that the first loss above the mean is a spike.
+    let wary = ["--json", "--set", "spike_window=4", "--set", "spike_threshold=0.001", "--max-steps", "20"];
+    let said = bench.fails(1, &train(&[&wary[..], &["--set", "save_steps=1", "--name", "wary"]].concat()));
+    let lines = json_lines(&said.stdout);
+    let divergence = of_kind(&lines, "diverged")[0];
+    let step = divergence["step"].as_u64().unwrap();
+    assert!(divergence["resumes_from"].as_u64().unwrap() < step - 1, "{divergence}");
+    let places = divergence["rows"].as_array().unwrap();
+    let place = format!("{} (line {})", places[0]["row"], places[0]["line"]);
+    assert!(said.stderr.contains(&format!("Training diverged at step {step}: ")), "{said:?}");
+    assert!(said.stderr.contains(&place) && said.stderr.contains("--skip-rows"), "{said:?}");
+    let shown = bench.ok(&["runs", "show", "wary"]).stdout;
+    assert!(shown.contains("diverged") && shown.contains(&place), "{shown}");
+
+    bench.fails(2, &["runs", "resume", "wary", "--skip-rows", "--ignore-spikes"]);
+    // The next spike may end it again, elsewhere.
+    bench.run(&["runs", "resume", "wary", "--skip-rows"]);
+    bench.ok(&["runs", "resume", "wary", "--ignore-spikes"]);
+    let lines = json_lines(&bench.ok(&["runs", "show", "wary", "--json"]).stdout);
+    assert_eq!(lines[0]["run"]["status"], "completed");
+    assert_eq!(lines[0]["config"]["spike_threshold"], 0.0);
+    let skipped = lines[0]["config"]["skip_rows"].as_array().unwrap();
+    assert!(places.iter().all(|place| skipped.contains(&place["row"])), "{skipped:?}");
+}
+
+#[test]
 fn styles_are_trained_kept_shown_and_asked_for() {
     let bench = Bench::new().with_samples();
     fs::write(

@@ -3,7 +3,8 @@
 use std::{collections::BTreeMap, path::Path};
 
 use lathe_protocol::{
-    EvalJob, EvalMetrics, ExpertFormat, ExpertsShape, LogitsJob, ModelDetails, ModelFile, ModelShape, Quant,
+    ErrorCode, EvalJob, EvalMetrics, ExpertFormat, ExpertsShape, LogitsJob, ModelDetails, ModelFile,
+    ModelShape, Quant,
 };
 
 use crate::{
@@ -83,7 +84,7 @@ fn expert_format(weights: &Weights) -> ExpertFormat {
 /// Writes `logits` (T, V) f32 of the given ids. Returns (T, V).
 pub fn logits(job: &LogitsJob) -> Result<(usize, usize)> {
     if job.ids.is_empty() {
-        return Err(Error::invalid(lathe_protocol::ErrorCode::Usage, "No token ids were given"));
+        return Err(Error::invalid(ErrorCode::Usage, "No token ids were given"));
     }
     let mut model = Model::load(Path::new(&job.model), LoadFor::Inference)?;
     if let Some(folder) = &job.adapter {
@@ -108,5 +109,14 @@ pub fn eval(job: &EvalJob) -> Result<EvalMetrics> {
     if let Some(folder) = &job.adapter {
         adapter::attach(&mut model, Path::new(folder))?;
     }
-    train::evaluate_rows(&model, &prepared.rows, config, 0)
+    let evaluation = train::evaluate_rows(&model, &prepared.rows, config, 0)?;
+    if evaluation.is_sound() {
+        return Ok(evaluation.metrics);
+    }
+    let message = format!(
+        "The loss is no finite number on {} of {} rows",
+        evaluation.not_finite.len(),
+        prepared.rows.len()
+    );
+    Err(Error::invalid(ErrorCode::Diverged, message).hint("the model's or the adapter's weights are broken"))
 }

@@ -1,7 +1,7 @@
 //! Which weights get an adapter, and its fresh values.
 
 use candle_core::{Device, Var};
-use lathe_protocol::{ErrorCode, LoraConfig, LoraTargets, REGEX_PREFIX, ends_in, is_saved, layers_text};
+use lathe_protocol::{ErrorCode, LoraConfig, LoraTargets, REGEX_PREFIX, ends_in, indices_text, is_saved};
 use rand::Rng as _;
 
 use crate::{
@@ -124,7 +124,7 @@ fn check_matches(model: &Model, config: &LoraConfig) -> Result<()> {
     if let Some(layer) = config.layers.iter().find(|layer| **layer >= num_layers) {
         let all: Vec<usize> = (0..num_layers).collect();
         return Err(Error::invalid(ErrorCode::Usage, format!("lora.layers: the model has no layer {layer}"))
-            .hint(format!("it has {}", layers_text(&all))));
+            .hint(format!("it has {}", indices_text(&all))));
     }
     let modules = model.modules_to_save();
     for name in &config.modules_to_save {

@@ -4,7 +4,7 @@ use std::path::Path;
 
 use lathe_protocol::{
     CONFIG_KEYS, ConfigKey, ErrorInfo, LoraTargets, Method, Optimizer, Quant, REGEX_PREFIX, RunConfig, Style,
-    is_saved, parse_layers,
+    is_saved, parse_layers, parse_rows,
 };
 use serde_json::{Map, Value};
 
@@ -94,6 +94,8 @@ pub fn validate(config: &RunConfig) -> Result<()> {
     not_negative("weight_decay", config.weight_decay)?;
     not_negative("max_grad_norm", config.max_grad_norm)?;
     at_least_one("save_total_limit", config.save_total_limit)?;
+    in_range("spike_window", config.spike_window as f64, config.spike_window >= 4)?;
+    not_negative("spike_threshold", config.spike_threshold)?;
     not_negative("neftune_alpha", config.neftune_alpha)?;
     in_range("lora.r", lora.r as f64, (1..=4096).contains(&lora.r))?;
     positive("lora.alpha", lora.alpha)?;
@@ -189,7 +191,8 @@ fn set(values: &mut Map<String, Value>, name: &str, given: Given<'_>) -> Result<
         Value::Number(_) => as_u64(given).map(Value::from),
         Value::Array(_) if key.name == "styles" => as_styles(given, place),
         Value::Array(_) if key.name == "sample_prompts" => as_list(given, prompts).map(Value::from),
-        Value::Array(_) if key.name == "lora.layers" => as_layers(given).map(Value::from),
+        Value::Array(_) if key.name == "lora.layers" => as_indices(given, parse_layers).map(Value::from),
+        Value::Array(_) if key.name == "skip_rows" => as_indices(given, parse_rows).map(Value::from),
         Value::Array(_) => as_list(given, names).map(Value::from),
         Value::Object(_) => as_pairs(given).map(Value::Object),
         _ => as_word(given, key).map(Value::String),
@@ -234,15 +237,15 @@ fn as_list(given: Given<'_>, split: impl Fn(&str) -> Vec<String>) -> Option<Vec<
 }
 
 /// A list of numbers, or one text of numbers and ranges.
-fn as_layers(given: Given<'_>) -> Option<Vec<usize>> {
+fn as_indices(given: Given<'_>, parse: fn(&str) -> Option<Vec<usize>>) -> Option<Vec<usize>> {
     match given {
         Given::Typed(Value::Array(items)) => {
             items.iter().map(|item| usize::try_from(item.as_u64()?).ok()).collect()
         }
         Given::Typed(value) => {
-            value.as_u64().map(|layer| layer.to_string()).as_deref().or(value.as_str()).and_then(parse_layers)
+            value.as_u64().map(|index| index.to_string()).as_deref().or(value.as_str()).and_then(parse)
         }
-        Given::Text(text) => parse_layers(text.trim_start_matches('[').trim_end_matches(']')),
+        Given::Text(text) => parse(text.trim_start_matches('[').trim_end_matches(']')),
     }
 }
 
@@ -504,6 +507,8 @@ mod tests {
             "lora.r=0",
             "lora.dropout=1",
             "max_seq_len=4",
+            "spike_window=3",
+            "spike_threshold=-1",
             "learning_rate=-1",
         ] {
             let error = validate(&sets(&[pair]).unwrap()).unwrap_err();

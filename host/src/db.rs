@@ -94,6 +94,8 @@ const MIGRATIONS: &[&str] = &[
         record TEXT NOT NULL
     ) STRICT;
 ",
+    // divergence: JSON.
+    "ALTER TABLE runs ADD COLUMN divergence TEXT;",
 ];
 
 pub(crate) struct Db {

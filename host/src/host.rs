@@ -297,7 +297,7 @@ fn run(job: &mut Job, body: CommandBody) -> Result<()> {
         CommandBody::RunsShow { run } => runs::show(job, &run)?,
         CommandBody::RunsFollow => runs::follow(job)?,
         CommandBody::RunsWatch { run } => runs::watch(job, &run)?,
-        CommandBody::RunsResume { run, start } => runs::resume(job, &run, start)?,
+        CommandBody::RunsResume { run, how, start } => runs::resume(job, &run, how, start)?,
         CommandBody::RunsStop { run, then } => runs::stop(job, &run, then)?,
         CommandBody::RunsMove { run, position } => runs::move_queued(job, &run, position)?,
         CommandBody::RunsRemove { run } => runs::remove(job, &run)?,

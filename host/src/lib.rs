@@ -28,4 +28,5 @@ pub use error::Result;
 pub(crate) use host::Shared;
 pub use host::{Host, HostOptions};
 pub use paths::Paths;
+pub use runs::recovery_hint;
 pub use samples::write_samples;

@@ -67,6 +67,8 @@ pub enum CommandBody {
     RunsResume {
         run: String,
         #[serde(default)]
+        how: ResumeHow,
+        #[serde(default)]
         start: TrainStart,
     },
     /// Checkpoint and stop, also when another Lathe process holds the run. Takes a queued run out of the queue.
@@ -178,6 +180,20 @@ pub struct TrainRequest {
     pub device: String,
     #[serde(default)]
     pub start: TrainStart,
+}
+
+/// What changes in a run that goes on; its config keeps it.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ResumeHow {
+    #[default]
+    AsItWas,
+    /// Without the rows of the step it diverged at.
+    SkipRows,
+    /// At half the learning rate.
+    LowerRate,
+    /// No longer watched for spikes.
+    IgnoreSpikes,
 }
 
 /// How long a `Train` job stays with its run.

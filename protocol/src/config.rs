@@ -129,6 +129,12 @@ pub struct RunConfig {
     pub sample_prompts: Vec<String>,
     /// Stop after so many evaluations without improvement; 0 means never.
     pub early_stopping_patience: usize,
+    /// Steps that a loss and gradient norm are compared with to find a spike.
+    pub spike_window: usize,
+    /// A spike is so many standard deviations above the mean of those steps; 0 means none is looked for.
+    pub spike_threshold: f64,
+    /// Rows of the data file, from 0, that are not trained on. The others keep their places.
+    pub skip_rows: Vec<usize>,
     /// Noise on the embeddings while training (NEFTune); 0 means none.
     pub neftune_alpha: f64,
     /// Compute type; `f32` on the CPU.
@@ -166,6 +172,9 @@ impl Default for RunConfig {
             save_total_limit: 2,
             sample_prompts: Vec::new(),
             early_stopping_patience: 0,
+            spike_window: 50,
+            spike_threshold: 10.0,
+            skip_rows: Vec::new(),
             neftune_alpha: 0.0,
             dtype: "f32".into(),
             styles: Vec::new(),
@@ -253,6 +262,9 @@ pub const CONFIG_KEYS: &[ConfigKey] = &[
         "Answered at every checkpoint and evaluation",
     ),
     key("early_stopping_patience", "0..", "Evaluations without improvement before stopping; 0 means never"),
+    key("spike_window", "4..", "Steps that a spike of loss or gradient norm is measured against"),
+    key("spike_threshold", "0..", "Standard deviations that make a spike, which ends the run; 0 means never"),
+    key("skip_rows", "rows, e.g. 3, 17-20", "Rows of the data, from 0, not to train on"),
     key("neftune_alpha", "0..", "Noise on the embeddings while training"),
     key("dtype", "f32", "Compute type"),
     key(

@@ -20,7 +20,7 @@ pub enum ErrorCode {
     Template,
     /// The job needs more memory than there is.
     OutOfMemory,
-    /// The loss or a gradient is not finite.
+    /// A loss or gradient spiked or is not finite.
     Diverged,
     /// Another process holds what this one needs.
     Busy,

@@ -1,9 +1,9 @@
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    AdapterEntry, ChatEntry, ChatRecord, ChatStats, ColumnView, DataReport, DoctorCheck, ErrorInfo,
-    FolderView, Hardware, JobId, ModelDetails, ModelEntry, ModelProblem, ReplyDelta, RowView, RunDetails,
-    RunEntry, SettingsView,
+    AdapterEntry, ChatEntry, ChatRecord, ChatStats, ColumnView, DataReport, Divergence, DoctorCheck,
+    ErrorInfo, FolderView, Hardware, JobId, ModelDetails, ModelEntry, ModelProblem, ReplyDelta, RowView,
+    RunDetails, RunEntry, SettingsView,
 };
 
 /// Something that happened, with the job it belongs to. A worker's events carry the id its host gave it.
@@ -108,6 +108,8 @@ pub enum EventBody {
         path: String,
     },
     Sample(SampleText),
+    /// The guard ends the run; its failure follows.
+    Diverged(Divergence),
     /// Of a watched run: its status, place in the queue, or what it is doing.
     RunChanged(Box<RunEntry>),
     TrainingDone(TrainSummary),

@@ -5,6 +5,7 @@
 mod chat;
 mod command;
 mod config;
+mod divergence;
 mod error;
 mod estimate;
 mod event;
@@ -20,8 +21,9 @@ pub use chat::{
     ChatEntry, ChatLane, ChatNode, ChatRecord, ChatStats, Message, REASONING_EFFORTS, ReplyChannel,
     ReplyDelta, Role, SamplingParams, Thinking, ToolCall,
 };
-pub use command::{Command, CommandBody, JobId, TrainRequest, TrainStart};
+pub use command::{Command, CommandBody, JobId, ResumeHow, TrainRequest, TrainStart};
 pub use config::{CONFIG_KEYS, ConfigKey, LoraConfig, Method, Optimizer, Quant, RunConfig, Schedule};
+pub use divergence::{Divergence, DivergenceSign, RowPlace};
 pub use error::{ErrorCode, ErrorInfo};
 pub use estimate::{
     ExpertFormat, ExpertsShape, MemoryEstimate, ModelShape, Placement, chat_memory, training_flops,
@@ -38,7 +40,9 @@ pub use report::{
 };
 pub use settings::{Secret, Settings, SettingsView, Theme, TokenStatus};
 pub use style::{Style, StylesFile};
-pub use targets::{LoraTargets, REGEX_PREFIX, ends_in, is_saved, layers_text, matches_pattern, parse_layers};
+pub use targets::{
+    LoraTargets, REGEX_PREFIX, ends_in, indices_text, is_saved, matches_pattern, parse_layers, parse_rows,
+};
 
 /// Version of the frames between host and worker; the worker's first line of stdout carries it.
 pub const PROTOCOL_VERSION: u32 = 1;

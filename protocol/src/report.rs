@@ -3,7 +3,8 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    EvalMetrics, LogLevel, Method, ModelShape, ReplyChannel, Role, RunConfig, SampleText, StepMetrics, Style,
+    Divergence, EvalMetrics, LogLevel, Method, ModelShape, ReplyChannel, Role, RunConfig, SampleText,
+    StepMetrics, Style,
 };
 
 /// This machine.
@@ -206,6 +207,8 @@ pub enum RunStatus {
     Kept,
     /// Its process died; it can be resumed.
     Interrupted,
+    /// The guard ended it before a bad update; it can be resumed.
+    Diverged,
     Completed,
     Failed,
 }
@@ -227,6 +230,9 @@ pub struct RunEntry {
     pub eval_loss: Option<f64>,
     /// Why it failed.
     pub error: Option<String>,
+    /// Of one that diverged.
+    #[serde(default)]
+    pub divergence: Option<Divergence>,
     /// Of late.
     pub tokens_per_second: Option<f64>,
     /// What a running one prepares, e.g. `Loading the model`; none once it trains.

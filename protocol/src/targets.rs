@@ -10,6 +10,8 @@ use crate::{ErrorCode, ErrorInfo, LoraConfig};
 pub const REGEX_PREFIX: &str = "regex:";
 /// Layers beyond this are a slip of the pen.
 const MAX_LAYERS: usize = 10_000;
+/// More rows than a data file has.
+const MAX_ROWS: usize = 10_000_000;
 
 /// The targets of a [`LoraConfig`], understood.
 pub struct LoraTargets<'a> {
@@ -135,21 +137,30 @@ fn layer_of(path: &str) -> Option<usize> {
 ///
 /// `None`: something else, or a range that runs backwards.
 pub fn parse_layers(written: &str) -> Option<Vec<usize>> {
-    let mut layers = BTreeSet::new();
+    parse_indices(written, MAX_LAYERS)
+}
+
+/// Rows of a data file, written like layers.
+pub fn parse_rows(written: &str) -> Option<Vec<usize>> {
+    parse_indices(written, MAX_ROWS)
+}
+
+fn parse_indices(written: &str, below: usize) -> Option<Vec<usize>> {
+    let mut indices = BTreeSet::new();
     for part in written.split(',').map(str::trim).filter(|part| !part.is_empty()) {
         let (first, last) = part.split_once('-').unwrap_or((part, part));
         let (first, last): (usize, usize) = (first.trim().parse().ok()?, last.trim().parse().ok()?);
-        if first > last || last >= MAX_LAYERS {
+        if first > last || last >= below {
             return None;
         }
-        layers.extend(first..=last);
+        indices.extend(first..=last);
     }
-    Some(layers.into_iter().collect())
+    Some(indices.into_iter().collect())
 }
 
-/// What [`parse_layers`] reads.
-pub fn layers_text(layers: &[usize]) -> String {
-    let runs = layers.chunk_by(|a, b| a + 1 == *b).map(|run| match run {
+/// What [`parse_layers`] and [`parse_rows`] read.
+pub fn indices_text(indices: &[usize]) -> String {
+    let runs = indices.chunk_by(|a, b| a + 1 == *b).map(|run| match run {
         [first, .., last] => format!("{first}-{last}"),
         _ => run[0].to_string(),
     });
@@ -239,7 +250,7 @@ mod tests {
             (" 4 - 5 ,7", vec![4, 5, 7], "4-5, 7"),
         ] {
             assert_eq!(parse_layers(written).as_ref(), Some(&layers), "{written:?}");
-            assert_eq!(layers_text(&layers), text);
+            assert_eq!(indices_text(&layers), text);
         }
         for wrong in ["a", "3-1", "-1", "1-", "0-99999999999", "1.5"] {
             assert_eq!(parse_layers(wrong), None, "{wrong:?}");

@@ -1,6 +1,8 @@
 //! Keys of a [`RunConfig`] by name, as text: what the window's fields show and take.
 
-use lathe_protocol::{CONFIG_KEYS, ConfigKey, REGEX_PREFIX, RunConfig, Style, layers_text, parse_layers};
+use lathe_protocol::{
+    CONFIG_KEYS, ConfigKey, REGEX_PREFIX, RunConfig, Style, indices_text, parse_layers, parse_rows,
+};
 use serde_json::{Map, Number, Value};
 
 /// What lies between prompts in a text.
@@ -19,7 +21,8 @@ pub fn get(config: &RunConfig, name: &str) -> Value {
 /// A key's value as a person would write it.
 pub fn text(config: &RunConfig, name: &str) -> String {
     match get(config, name) {
-        Value::Array(_) if name == "lora.layers" => layers_text(&config.lora.layers),
+        Value::Array(_) if name == "lora.layers" => indices_text(&config.lora.layers),
+        Value::Array(_) if name == "skip_rows" => indices_text(&config.skip_rows),
         Value::String(text) => text,
         Value::Number(number) => match number.as_f64().filter(|_| number.is_f64()) {
             Some(value) => value.to_string(),
@@ -123,6 +126,7 @@ fn parse(old: &Value, key: &ConfigKey, written: &str) -> Option<Value> {
         }
         Value::Array(_) if key.name == "sample_prompts" => Some(list(PROMPT_SEPARATOR).into()),
         Value::Array(_) if key.name == "lora.layers" => parse_layers(written).map(Value::from),
+        Value::Array(_) if key.name == "skip_rows" => parse_rows(written).map(Value::from),
         Value::Array(_) if written.starts_with(REGEX_PREFIX) => Some(vec![written].into()),
         Value::Array(_) => {
             let names = list(",");
@@ -186,6 +190,7 @@ mod tests {
             (config.lora.layers.as_slice(), text(&config, "lora.layers")),
             (&[0, 1, 2, 3, 12][..], "0-3, 12".into())
         );
+        assert_eq!(set_to("skip_rows", "4096, 1-2").unwrap().skip_rows, [1, 2, 4096]);
         assert_eq!(set_to("sample_prompts", "Hi, you | Bye").unwrap().sample_prompts, ["Hi, you", "Bye"]);
         assert_eq!(set_to("columns", "prompt=question").unwrap().columns["prompt"], "question");
         let mut styled = RunConfig { styles: Style::terse_and_detailed(), ..RunConfig::default() };

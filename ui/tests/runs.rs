@@ -5,7 +5,8 @@ mod support;
 use egui::{Theme, Vec2};
 use egui_kittest::{Harness, SnapshotResults, kittest::Queryable as _};
 use lathe_protocol::{
-    CommandBody, ErrorCode, ErrorInfo, EventBody, JobId, LogLevel, RunEntry, RunStatus, SampleText, StopThen,
+    CommandBody, Divergence, DivergenceSign, ErrorCode, ErrorInfo, EventBody, JobId, LogLevel, ResumeHow,
+    RowPlace, RunEntry, RunStatus, SampleText, StopThen, TrainStart,
 };
 use lathe_ui::Route;
 use support::{ScriptedLink, Window, fixtures, runs, window, window_of_size};
@@ -175,6 +176,48 @@ fn a_resume_that_fails_says_why_where_it_was_asked_for() {
     assert_eq!(sent(&link, is_resume).len(), 2);
 }
 
+/// A run that spiked, at two rows.
+fn diverged(sign: DivergenceSign, rows: Vec<RowPlace>) -> RunEntry {
+    let divergence = Divergence {
+        step: 312,
+        sign,
+        loss: (sign == DivergenceSign::LossSpike).then_some(11.25),
+        grad_norm: Some(4.5),
+        usual: Some(1.75),
+        resumes_from: 300,
+        rows,
+    };
+    let run = fixtures::run("too-hot", RunStatus::Diverged, 3, 311);
+    RunEntry { divergence: Some(divergence), ..run }
+}
+
+#[test]
+fn a_diverged_run_names_its_rows_and_goes_on_as_it_is_told() {
+    let rows = vec![RowPlace { row: 3, line: 4 }, RowPlace { row: 17, line: 18 }];
+    let run = diverged(DivergenceSign::LossSpike, rows);
+    for (label, how) in [
+        ("Skip these rows and go on", ResumeHow::SkipRows),
+        ("Lower the rate and go on", ResumeHow::LowerRate),
+        ("Go on anyway", ResumeHow::IgnoreSpikes),
+    ] {
+        let (mut harness, link) = open(vec![run.clone()], Route::Run(run.id.clone()));
+        harness.get_by_label_contains("the loss rose to 11.2500, from 1.7500 in the steps before");
+        harness.get_by_label_contains("3 (line 4), 17 (line 18)");
+        click(&mut harness, label);
+        let resume = CommandBody::RunsResume { run: run.id.clone(), how, start: TrainStart::Detached };
+        assert_eq!(sent(&link, is_resume), [resume]);
+        assert!(!shows(&harness, label), "once");
+    }
+    // Without rows to blame none can be skipped, and what is no number cannot be ignored.
+    let run = diverged(DivergenceSign::EvalNotFinite, Vec::new());
+    let (mut harness, link) = open(vec![run.clone()], Route::Run(run.id.clone()));
+    assert!(!shows(&harness, "Skip these rows and go on"));
+    click(&mut harness, "Go on anyway");
+    let is_plain =
+        |body: &CommandBody| matches!(body, CommandBody::RunsResume { how: ResumeHow::AsItWas, .. });
+    assert_eq!(sent(&link, is_plain).len(), 1);
+}
+
 /// The names in the table, from the top.
 fn names(harness: &Test, all: &[RunEntry]) -> Vec<String> {
     let mut rows: Vec<(f32, String)> = all
@@ -312,13 +355,17 @@ fn pictures() {
     let mut night = fixtures::run("night-shift", RunStatus::Queued, 2, 0);
     night.queue_position = Some(1);
     all.insert(2, night);
+    let rows = (40..52).map(|row| RowPlace { row, line: row + 1 }).collect();
+    let diverged = diverged(DivergenceSign::LossSpike, rows);
+    let alone = vec![diverged.clone()];
     let compared = [0, 3, 4].map(|index: usize| all[index].id.clone()).to_vec();
     let mut results = SnapshotResults::new();
     for (theme, ending) in [(Theme::Light, "light"), (Theme::Dark, "dark")] {
-        for (name, route) in [
-            ("run", Route::Run(all[0].id.clone())),
-            ("runs", Route::Runs),
-            ("compare", Route::Compare(compared.clone())),
+        for (name, all, route) in [
+            ("run", &all, Route::Run(all[0].id.clone())),
+            ("run_diverged", &alone, Route::Run(diverged.id.clone())),
+            ("runs", &all, Route::Runs),
+            ("compare", &all, Route::Compare(compared.clone())),
         ] {
             let picture = |size: Vec2| {
                 let mut harness = window_of_size(runs::link(all.clone()), theme, size);

@@ -187,6 +187,7 @@ fn status(run: &RunEntry) -> String {
         RunStatus::Stopped => "stopped",
         RunStatus::Kept => "kept",
         RunStatus::Interrupted => "interrupted",
+        RunStatus::Diverged => "diverged",
         RunStatus::Completed => "completed",
         RunStatus::Failed => "failed",
     };
@@ -253,7 +254,12 @@ pub fn run(session: &mut Session, run: String) -> Outcome {
     match run.status {
         RunStatus::Queued => session.out.line(&format!("\nStart it now: lathe runs resume {}", run.id)),
         RunStatus::Running | RunStatus::Completed => {}
-        _ => session.out.line(&format!("\nResume it: lathe runs resume {}", run.id)),
+        _ => match &run.divergence {
+            Some(divergence) => {
+                session.out.line(&format!("\nTo {}", lathe_host::recovery_hint(&run.id, divergence)));
+            }
+            None => session.out.line(&format!("\nResume it: lathe runs resume {}", run.id)),
+        },
     }
     Ok(ExitCode::SUCCESS)
 }

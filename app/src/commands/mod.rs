@@ -9,7 +9,7 @@ use std::{path::Path, process::ExitCode};
 
 use lathe_host::config;
 use lathe_protocol::{
-    CheckStatus, CommandBody, ErrorCode, ErrorInfo, EventBody, Hardware, RunConfig, StopThen,
+    CheckStatus, CommandBody, ErrorCode, ErrorInfo, EventBody, Hardware, ResumeHow, RunConfig, StopThen,
 };
 use lathe_ui::format::{bytes, gib};
 
@@ -45,7 +45,15 @@ pub fn run(session: &mut Session, command: CommandLine) -> Outcome {
         CommandLine::Train(args) => train::run(session, *args),
         CommandLine::Runs(Runs::List) => library::runs(session),
         CommandLine::Runs(Runs::Show { run }) => library::run(session, run),
-        CommandLine::Runs(Runs::Resume { run }) => train::resume(session, run),
+        CommandLine::Runs(Runs::Resume { run, skip_rows, lower_rate, ignore_spikes }) => {
+            let how = match (skip_rows, lower_rate, ignore_spikes) {
+                (true, ..) => ResumeHow::SkipRows,
+                (_, true, _) => ResumeHow::LowerRate,
+                (.., true) => ResumeHow::IgnoreSpikes,
+                _ => ResumeHow::AsItWas,
+            };
+            train::resume(session, run, how)
+        }
         CommandLine::Runs(Runs::Stop { run, keep, discard }) => {
             let then = match (keep, discard) {
                 (true, _) => StopThen::Keep,

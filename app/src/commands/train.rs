@@ -2,8 +2,8 @@ use std::{path::Path, process::ExitCode};
 
 use lathe_host::config;
 use lathe_protocol::{
-    AdapterEntry, CommandBody, ErrorCode, ErrorInfo, EventBody, RunConfig, TrainRequest, TrainStart,
-    TrainSummary,
+    AdapterEntry, CommandBody, ErrorCode, ErrorInfo, EventBody, ResumeHow, RunConfig, TrainRequest,
+    TrainStart, TrainSummary,
 };
 use lathe_ui::{RunView, format};
 use serde_json::{Value, json};
@@ -67,8 +67,8 @@ pub fn run(session: &mut Session, args: Train) -> Outcome {
     finish(session, CommandBody::Train(Box::new(request)))
 }
 
-pub fn resume(session: &mut Session, run: String) -> Outcome {
-    finish(session, CommandBody::RunsResume { run, start: TrainStart::Attached })
+pub fn resume(session: &mut Session, run: String, how: ResumeHow) -> Outcome {
+    finish(session, CommandBody::RunsResume { run, how, start: TrainStart::Attached })
 }
 
 fn resumed_config(out: &Path, args: &ConfigArgs) -> Result<RunConfig, ErrorInfo> {
@@ -105,7 +105,12 @@ pub fn execute(session: &mut Session, body: CommandBody) -> Result<Trained, Erro
         progress.apply(&event);
         match event {
             EventBody::RunStarted { run, name, out_dir } => note!("run {run} ({name}): {out_dir}"),
-            EventBody::Step(_) | EventBody::Eval(_) | EventBody::Checkpoint { .. } if session.out.json => {
+            EventBody::Step(_)
+            | EventBody::Eval(_)
+            | EventBody::Checkpoint { .. }
+            | EventBody::Diverged(_)
+                if session.out.json =>
+            {
                 session.out.object(&event);
             }
             EventBody::TrainingDone(done) => summary = Some(done),

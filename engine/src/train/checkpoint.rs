@@ -11,6 +11,7 @@ use crate::{
     Error, Result, adapter,
     files::{self, Values},
     model::Trainable,
+    train::guard::Recent,
     weights::SafetensorsFolder,
 };
 
@@ -29,6 +30,9 @@ pub struct State {
     pub last_loss: Option<f64>,
     pub best_eval_loss: Option<f64>,
     pub evals_without_improvement: usize,
+    /// What the guard compares the next step with.
+    #[serde(default)]
+    pub recent: Recent,
 }
 
 pub fn folder(out_dir: &Path) -> PathBuf {
@@ -88,6 +92,11 @@ pub fn list(out_dir: &Path) -> Result<Vec<PathBuf>> {
     }
     found.sort();
     Ok(found)
+}
+
+/// Of a checkpoint's folder, `…/step-N`.
+pub fn step(path: &Path) -> Option<usize> {
+    path.file_name()?.to_str()?.strip_prefix("step-")?.parse().ok()
 }
 
 /// Puts weights and moments of one checkpoint back.

@@ -1,39 +1,33 @@
 //! A training run, top to bottom.
 
 mod checkpoint;
+mod evaluation;
+mod guard;
+mod load;
 mod plan;
 mod samples;
 mod schedule;
 mod step;
 
 use std::{
-    collections::BTreeMap,
-    path::Path,
-    sync::atomic::{AtomicBool, Ordering},
+    path::{Path, PathBuf},
+    sync::atomic::AtomicBool,
 };
 
-use candle_core::Tensor;
-use lathe_kernels::{AdamW, AdamWParams, CrossEntropyStats, global_norm};
+use lathe_kernels::{AdamW, AdamWParams, global_norm};
 use lathe_protocol::{
-    ErrorCode, EvalMetrics, EventBody, LogLevel, Method, Quant, RunConfig, StepMetrics, Style, TrainJob,
+    Divergence, DivergenceSign, ErrorCode, EventBody, LogLevel, RowPlace, RunConfig, StepMetrics, TrainJob,
     TrainSummary,
 };
 use sha2::{Digest as _, Sha256};
 
 pub use crate::model::Trainable;
+pub use evaluation::{Evaluation, evaluate_rows};
 pub use plan::{Plan, Window};
 pub use samples::Samples;
 pub use step::{PassOptions, accumulate, evaluate, trainables};
 
-use crate::{
-    Error, Result,
-    adapter::{self, PeftConfig, TokenIndices},
-    batch, data, files, lora,
-    model::{LoadFor, Model},
-    preflight, prepare, rng, styles,
-    text_files::TextFiles,
-    tokenize::TokenizedRow,
-};
+use crate::{Error, Result, files, styles, text_files::TextFiles, tokenize::TokenizedRow};
 
 /// What a run needs of the world: a clock, and somebody to tell it to stop.
 pub struct Surroundings<'a> {
@@ -46,7 +40,8 @@ pub struct Surroundings<'a> {
 /// Runs (or resumes) a fine-tune on the rows of `job.data`. Every metric goes through `emit`; the summary is the last
 /// word.
 ///
-/// Errors: unusable model, data or adapter (before the first step); a loss or gradient that is not finite; a full disk.
+/// Errors: unusable model, data or adapter (before the first step); a loss or gradient that spikes or is not finite; a
+/// full disk.
 pub fn run(
     job: &TrainJob,
     world: &Surroundings<'_>,
@@ -60,10 +55,11 @@ pub fn run(
             Error::invalid(ErrorCode::Usage, message).hint("leave --eval-data out, or set eval_ratio=0")
         );
     }
-    let text_files = open_text_files(job)?;
-    let (rows, held_out) = load_rows(&text_files, &job.data, config, "Reading the data", emit)?;
+    let text_files = load::open_text_files(job)?;
+    let (rows, mut held_out) = load::load_rows(&text_files, &job.data, config, "Reading the data", emit)?;
+    held_out.retain(|row| !config.skip_rows.contains(&row.row));
     let eval_rows = match &job.eval_data {
-        Some(path) => load_rows(&text_files, path, config, "Reading the held-out data", emit)?.0,
+        Some(path) => load::load_rows(&text_files, path, config, "Reading the held-out data", emit)?.0,
         None => held_out,
     };
     run_on_rows(job, &rows, &eval_rows, Some(&text_files), world, emit)
@@ -89,10 +85,15 @@ pub fn run_on_rows(
     let lengths: Vec<usize> = rows.iter().map(|row| row.ids.len()).collect();
     let tokens_per_epoch = lengths.iter().sum::<usize>() as u64;
     let plan = Plan::new(config, lengths);
+    let skipped: Vec<bool> = rows.iter().map(|row| config.skip_rows.contains(&row.row)).collect();
+    if !rows.is_empty() && skipped.iter().all(|skipped| *skipped) {
+        let message = "Every row is among skip_rows: none is left to train on";
+        return Err(Error::data(message).hint("leave some of them out of skip_rows"));
+    }
 
     // 2. Model
     emit(EventBody::Progress { what: "Loading the model".into(), done: 0, total: 0 });
-    let (model, peft_config) = load_model(job, text_files)?;
+    let (model, peft_config) = load::load_model(job, text_files)?;
     let trainables = trainables(&model, config.method);
     let mut gradients: Vec<Vec<f32>> = trainables.iter().map(|t| vec![0.0; t.var.elem_count()]).collect();
     let vars: Vec<_> = trainables
@@ -118,13 +119,14 @@ pub fn run_on_rows(
         last_loss: None,
         best_eval_loss: None,
         evals_without_improvement: 0,
+        recent: guard::Recent::new(),
     };
     if job.resume {
         state = resume(out_dir, &trainables, &mut optimizer, &data_hash, emit)?.unwrap_or(state);
     }
     let styled = text_files.filter(|text_files| !text_files.styles.is_empty());
     let save_weights = |folder: &Path| {
-        save_weights(job, &model, &trainables, peft_config.as_ref(), folder)?;
+        load::save_weights(job, &model, &trainables, peft_config.as_ref(), folder)?;
         styled.map_or(Ok(()), |text_files| {
             styles::save(text_files, Path::new(&job.model), model.config.vocab_size, folder)
         })
@@ -141,78 +143,86 @@ pub fn run_on_rows(
     // 4. The loop
     let mut stopped = false;
     let mut eval_loss = None;
+    // A checkpoint whose weights no step has yet shown to be sound.
+    let mut unproven: Option<PathBuf> = None;
+    let pass = step::Pass { model: &model, trainables: &trainables, rows, rope, config, stop: world.stop };
     for (epoch, window) in plan.windows(state.step) {
         let step_started = (world.clock)();
-        let batches: Vec<_> =
-            window.iter().map(|micro_batch| batch::pack(micro_batch.iter().map(|row| &rows[*row]))).collect();
-        let loss_tokens: usize = batches.iter().map(batch::Batch::num_loss_tokens).sum();
-        let tokens: usize = batches.iter().map(|batch| batch.ids.len()).sum();
+        let window = without(window, &skipped);
 
-        // One step: the loss of the whole window over its trained tokens, then one update.
-        let mut stats = CrossEntropyStats::default();
-        for gradient in &mut gradients {
-            gradient.fill(0.0);
-        }
-        for (micro_batch, batch) in batches.iter().enumerate() {
-            if world.stop.load(Ordering::Relaxed) {
+        // One step: the loss of the whole window over its trained tokens, then one update. Without rows, none.
+        if !window.is_empty() {
+            let Some(stats) = pass.run(state.step, &window, &mut gradients)? else {
                 stopped = true;
                 break;
-            }
-            let index = (state.step as u64) << 20 | micro_batch as u64;
-            let options = PassOptions {
-                rope: rope.clone(),
-                dropout_key: (config.lora.dropout > 0.0).then(|| rng::key(config.seed, "dropout", index)),
-                neftune: (config.neftune_alpha > 0.0).then(|| step::Neftune {
-                    alpha: config.neftune_alpha,
-                    key: rng::key(config.seed, "neftune", index),
-                }),
-                gradient_checkpointing: config.gradient_checkpointing,
             };
-            let loss_scale = 1.0 / loss_tokens as f64;
-            let part = accumulate(&model, &trainables, batch, &options, loss_scale, &mut gradients)?;
-            stats.loss_sum += part.loss_sum;
-            stats.num_tokens += part.num_tokens;
+            let loss = stats.loss_sum / stats.num_tokens as f64;
+            let grad_norm = global_norm(&gradients);
+            if let Some(alarm) = guard::check(config, &mut state.recent, loss, grad_norm) {
+                let mut places: Vec<RowPlace> =
+                    window.iter().flatten().map(|row| place(&rows[*row])).collect();
+                places.sort_by_key(|place| place.row);
+                let divergence = Divergence {
+                    step: state.step + 1,
+                    sign: alarm.sign,
+                    loss: Some(loss).filter(|loss| loss.is_finite()),
+                    grad_norm: Some(grad_norm).filter(|grad_norm| grad_norm.is_finite()),
+                    usual: alarm.usual,
+                    resumes_from: 0,
+                    rows: places,
+                };
+                return Err(diverged(out_dir, unproven, divergence, emit)?);
+            }
+            unproven = None;
+            let clip = if config.max_grad_norm > 0.0 {
+                // torch.nn.utils.clip_grad_norm_
+                (config.max_grad_norm / (grad_norm + 1e-6)).min(1.0)
+            } else {
+                1.0
+            };
+            let lr = schedule::learning_rate(config, state.step, plan.total_steps);
+            optimizer.step(&vars, &gradients, clip, lr)?;
+            state.last_loss = Some(loss);
+            let tokens: usize = window.iter().flatten().map(|row| rows[*row].ids.len()).sum();
+            let seconds = (world.clock)() - step_started;
+            emit(EventBody::Step(StepMetrics {
+                step: state.step + 1,
+                loss,
+                grad_norm,
+                lr,
+                tokens_per_second: tokens as f64 / seconds.max(1e-9),
+                tokens,
+                loss_tokens: stats.num_tokens,
+                epoch,
+                memory_bytes: None,
+            }));
         }
-        if stopped {
-            break;
-        }
-        let loss = stats.loss_sum / stats.num_tokens as f64;
-        let grad_norm = global_norm(&gradients);
-        if !loss.is_finite() || !grad_norm.is_finite() {
-            return Err(diverged(state.step + 1, loss, grad_norm, &window, rows));
-        }
-        let clip = if config.max_grad_norm > 0.0 {
-            // torch.nn.utils.clip_grad_norm_
-            (config.max_grad_norm / (grad_norm + 1e-6)).min(1.0)
-        } else {
-            1.0
-        };
-        let lr = schedule::learning_rate(config, state.step, plan.total_steps);
-        optimizer.step(&vars, &gradients, clip, lr)?;
         state.step += 1;
         state.num_updates = optimizer.num_updates;
-        state.last_loss = Some(loss);
 
-        // Tell, evaluate, save.
-        let seconds = (world.clock)() - step_started;
-        emit(EventBody::Step(StepMetrics {
-            step: state.step,
-            loss,
-            grad_norm,
-            lr,
-            tokens_per_second: tokens as f64 / seconds.max(1e-9),
-            tokens,
-            loss_tokens,
-            epoch,
-            memory_bytes: None,
-        }));
+        // Evaluate, save.
         let last = state.step == plan.total_steps;
         let mut patience_spent = false;
         let evaluates = !eval_rows.is_empty()
             && (last || (config.eval_steps > 0 && state.step.is_multiple_of(config.eval_steps)));
         if evaluates {
-            let metrics = evaluate_rows(&model, eval_rows, config, state.step)?;
-            emit(EventBody::Eval(metrics));
+            let evaluation = evaluate_rows(&model, eval_rows, config, state.step)?;
+            let Evaluation { metrics, not_finite } = &evaluation;
+            if !evaluation.is_sound() {
+                // Rows of the data to blame, unless all are: then it is the weights.
+                let blamed = job.eval_data.is_none() && not_finite.len() < eval_rows.len();
+                let divergence = Divergence {
+                    step: state.step,
+                    sign: DivergenceSign::EvalNotFinite,
+                    loss: state.last_loss,
+                    grad_norm: None,
+                    usual: None,
+                    resumes_from: 0,
+                    rows: not_finite.iter().filter(|_| blamed).map(|row| place(&eval_rows[*row])).collect(),
+                };
+                return Err(diverged(out_dir, unproven, divergence, emit)?);
+            }
+            emit(EventBody::Eval(*metrics));
             eval_loss = Some(metrics.loss);
             if state.best_eval_loss.is_none_or(|best| metrics.loss < best) {
                 state.best_eval_loss = Some(metrics.loss);
@@ -226,7 +236,9 @@ pub fn run_on_rows(
         let saves =
             last || patience_spent || (config.save_steps > 0 && state.step.is_multiple_of(config.save_steps));
         if saves {
-            save_checkpoint(out_dir, &state, &trainables, &optimizer, save_weights, config, emit)?;
+            let saved =
+                save_checkpoint(out_dir, &state, &trainables, &optimizer, save_weights, config, emit)?;
+            unproven = Some(saved);
         }
         if let Some(samples) = samples.as_ref().filter(|_| evaluates || saves) {
             samples.answer(&model, state.step, world.stop, emit)?;
@@ -255,83 +267,6 @@ pub fn run_on_rows(
         seconds: (world.clock)() - started,
         out_dir: job.out_dir.clone(),
     })
-}
-
-/// Reads a data file's rows: those trained on, and those held out. The preflight's findings are emitted, and refuse a
-/// file that leaves nothing to learn.
-fn load_rows(
-    text_files: &TextFiles,
-    path: &str,
-    config: &RunConfig,
-    what: &str,
-    emit: &mut dyn FnMut(EventBody),
-) -> Result<(Vec<TokenizedRow>, Vec<TokenizedRow>)> {
-    emit(EventBody::Progress { what: what.into(), done: 0, total: 0 });
-    let path = Path::new(path);
-    let dataset = data::read_examples(path, &config.columns)?;
-    let prepared = prepare::rows(text_files, &dataset, config.max_seq_len)?;
-    let report = preflight::report(text_files, &dataset, &prepared, config)?;
-    preflight::refuse_nothing(&report, path)?;
-    emit(EventBody::DataReport(Box::new(report)));
-    let mut held_out = prepare::held_out(prepared.rows.len(), config).into_iter();
-    Ok(prepared.rows.into_iter().partition(|_| held_out.next() == Some(false)))
-}
-
-/// The model's words, those of the styles included: the run's, or those of the adapter it starts from.
-fn open_text_files(job: &TrainJob) -> Result<TextFiles> {
-    let styles = &job.config.styles;
-    let mut text_files = TextFiles::open_with(Path::new(&job.model), job.init_adapter.as_slice())?;
-    if text_files.styles.is_empty() {
-        return text_files.with_styles(styles);
-    }
-    if !styles.is_empty() {
-        let tokens = |styles: &[Style]| -> Vec<(String, String)> {
-            styles.iter().map(|style| (style.name.clone(), style.token.clone())).collect()
-        };
-        let (known, wanted) = (tokens(&text_files.styles), tokens(styles));
-        if known != wanted {
-            let message = format!("The adapter has the styles {known:?}, the run {wanted:?}");
-            return Err(Error::invalid(ErrorCode::Adapter, message).hint("leave the run's styles out"));
-        }
-        text_files.styles.clone_from(styles);
-    }
-    Ok(text_files)
-}
-
-fn load_model(job: &TrainJob, text_files: Option<&TextFiles>) -> Result<(Model, Option<PeftConfig>)> {
-    let path = Path::new(&job.model);
-    let config = &job.config;
-    match config.method {
-        Method::Full if path.is_file() => Err(Error::invalid(
-            ErrorCode::Usage,
-            format!("A GGUF cannot be trained whole: {}", path.display()),
-        )
-        .hint("use method = \"lora\", or the model's Hugging Face folder")),
-        Method::Full => Ok((Model::load(path, LoadFor::Full)?, None)),
-        Method::Lora | Method::Qlora => {
-            let load_for = match config.base_quant() {
-                Quant::None => LoadFor::Lora,
-                Quant::Nf4 => LoadFor::Qlora { double_quant: false },
-                Quant::Nf4Double => LoadFor::Qlora { double_quant: true },
-            };
-            let mut model = Model::load(path, load_for)?;
-            let mut peft_config = if let Some(folder) = &job.init_adapter {
-                adapter::attach(&mut model, Path::new(folder))?
-            } else {
-                lora::attach_fresh(&mut model, &config.lora, config.seed)?;
-                PeftConfig::new(&config.lora, &model, &job.model_name)
-            };
-            let styled = text_files.filter(|text_files| !text_files.styles.is_empty());
-            if let Some(text_files) = styled.filter(|_| model.token_rows.is_none()) {
-                styles::attach_fresh(&mut model, text_files)?;
-                peft_config.trainable_token_indices =
-                    Some(TokenIndices::OfEmbedding(text_files.style_ids()?));
-            }
-            peft_config.base_model_name_or_path = Some(job.model_name.clone());
-            peft_config.inference_mode = true;
-            Ok((model, Some(peft_config)))
-        }
-    }
 }
 
 /// The newest sound checkpoint; a broken one is named and passed over.
@@ -371,82 +306,42 @@ fn save_checkpoint(
     save_weights: impl Fn(&Path) -> Result<()>,
     config: &RunConfig,
     emit: &mut dyn FnMut(EventBody),
-) -> Result<()> {
+) -> Result<PathBuf> {
     let path =
         checkpoint::save(out_dir, state, trainables, optimizer, save_weights, config.save_total_limit)?;
     emit(EventBody::Checkpoint { step: state.step, path: path.display().to_string() });
-    Ok(())
+    Ok(path)
 }
 
-/// The adapter as a PEFT folder, or (method `full`) the model as a Hugging Face folder.
-fn save_weights(
-    job: &TrainJob,
-    model: &Model,
-    trainables: &[Trainable],
-    peft_config: Option<&PeftConfig>,
-    folder: &Path,
-) -> Result<()> {
-    if let Some(peft_config) = peft_config {
-        return adapter::save(model, peft_config, folder);
-    }
-    files::create_dir_all(folder)?;
-    let tensors: BTreeMap<String, Tensor> =
-        trainables.iter().map(|t| (t.name.clone(), t.var.as_tensor().clone())).collect();
-    files::write_safetensors(&folder.join("model.safetensors"), &tensors)?;
-    for name in [
-        "config.json",
-        "generation_config.json",
-        "tokenizer.json",
-        "tokenizer_config.json",
-        "special_tokens_map.json",
-        "chat_template.jinja",
-    ] {
-        let source = Path::new(&job.model).join(name);
-        if source.exists() {
-            files::write_atomically(&folder.join(name), &files::read_maybe_gzip(&source)?)?;
-        }
-    }
-    Ok(())
+/// A window without the rows that are skipped, and without what that leaves empty.
+fn without(window: Window, skipped: &[bool]) -> Window {
+    let kept = |rows: Vec<usize>| rows.into_iter().filter(|row| !skipped[*row]).collect::<Vec<_>>();
+    window.into_iter().map(kept).filter(|rows| !rows.is_empty()).collect()
 }
 
-/// Mean loss and accuracy over the trained tokens of `rows`.
-pub fn evaluate_rows(
-    model: &Model,
-    rows: &[TokenizedRow],
-    config: &RunConfig,
-    step: usize,
-) -> Result<EvalMetrics> {
-    let lengths: Vec<usize> = rows.iter().map(|row| row.ids.len()).collect();
-    let order: Vec<usize> = (0..rows.len()).collect();
-    let rope = model.rope_table(lengths.iter().copied().max().unwrap_or(0));
-    let mut total = CrossEntropyStats::default();
-    for sequence in batch::sequences(&lengths, &order, config.max_seq_len, true) {
-        let stats = evaluate(model, &batch::pack(sequence.iter().map(|row| &rows[*row])), &rope)?;
-        total.loss_sum += stats.loss_sum;
-        total.num_correct += stats.num_correct;
-        total.num_tokens += stats.num_tokens;
-    }
-    let loss = total.loss_sum / total.num_tokens.max(1) as f64;
-    Ok(EvalMetrics {
-        step,
-        loss,
-        perplexity: loss.exp(),
-        token_accuracy: total.num_correct as f64 / total.num_tokens.max(1) as f64,
-        loss_tokens: total.num_tokens,
-        rows: rows.len(),
-    })
+fn place(row: &TokenizedRow) -> RowPlace {
+    RowPlace { row: row.row, line: row.line }
 }
 
-fn diverged(step: usize, loss: f64, grad_norm: f64, window: &Window, rows: &[TokenizedRow]) -> Error {
-    let lines: Vec<String> = window.iter().flatten().take(8).map(|row| rows[*row].line.to_string()).collect();
-    Error::invalid(
-        ErrorCode::Diverged,
-        format!(
-            "Training diverged at step {step}: loss {loss}, gradient norm {grad_norm}; the rows of the batch start on lines {}",
-            lines.join(", ")
-        ),
-    )
-    .hint("lower learning_rate, or look at those rows; the last checkpoint is kept and can be resumed")
+/// Leaves the last sound checkpoint as the newest, and tells of the divergence. The error to end with.
+fn diverged(
+    out_dir: &Path,
+    unproven: Option<PathBuf>,
+    mut divergence: Divergence,
+    emit: &mut dyn FnMut(EventBody),
+) -> Result<Error> {
+    if let Some(path) = unproven {
+        std::fs::remove_dir_all(&path).map_err(Error::io("remove a checkpoint that diverges", &path))?;
+    }
+    divergence.resumes_from =
+        checkpoint::list(out_dir)?.last().and_then(|path| checkpoint::step(path)).unwrap_or(0);
+    let mut message = format!("Training diverged at step {}: {}", divergence.step, divergence.what());
+    if !divergence.rows.is_empty() {
+        message = format!("{message}; rows {}", divergence.rows_text());
+    }
+    emit(EventBody::Diverged(divergence));
+    Ok(Error::invalid(ErrorCode::Diverged, message)
+        .hint("look at those rows, lower learning_rate, or raise spike_threshold"))
 }
 
 fn hash_rows(rows: &[TokenizedRow]) -> String {

@@ -1,13 +1,19 @@
-use std::sync::Arc;
+use std::sync::{
+    Arc,
+    atomic::{AtomicBool, Ordering},
+};
 
 use candle_core::{Tensor, Var, backprop::GradStore};
 use lathe_kernels::{CrossEntropyStats, RopeTable};
-use lathe_protocol::Method;
+use lathe_protocol::{Method, RunConfig};
 
+use super::Window;
 use crate::{
     Result, adapter,
-    batch::Batch,
+    batch::{self, Batch},
     model::{Context, Model, Trainable},
+    rng,
+    tokenize::TokenizedRow,
 };
 
 /// Everything that learns under `method`, in a fixed order.
@@ -28,6 +34,55 @@ pub struct PassOptions {
 pub struct Neftune {
     pub alpha: f64,
     pub key: u64,
+}
+
+/// Forward and backward of whole windows of a run.
+pub(super) struct Pass<'a> {
+    pub model: &'a Model,
+    pub trainables: &'a [Trainable],
+    pub rows: &'a [TokenizedRow],
+    pub rope: Arc<RopeTable>,
+    pub config: &'a RunConfig,
+    pub stop: &'a AtomicBool,
+}
+
+impl Pass<'_> {
+    /// Sets `gradients` to those of the window's loss over its trained tokens. None if stopped midway.
+    pub fn run(
+        &self,
+        step: usize,
+        window: &Window,
+        gradients: &mut [Vec<f32>],
+    ) -> Result<Option<CrossEntropyStats>> {
+        let Self { model, trainables, rows, rope, config, stop } = self;
+        let batches: Vec<_> =
+            window.iter().map(|micro_batch| batch::pack(micro_batch.iter().map(|row| &rows[*row]))).collect();
+        let loss_tokens: usize = batches.iter().map(Batch::num_loss_tokens).sum();
+        let mut stats = CrossEntropyStats::default();
+        for gradient in gradients.iter_mut() {
+            gradient.fill(0.0);
+        }
+        for (micro_batch, batch) in batches.iter().enumerate() {
+            if stop.load(Ordering::Relaxed) {
+                return Ok(None);
+            }
+            let index = (step as u64) << 20 | micro_batch as u64;
+            let options = PassOptions {
+                rope: rope.clone(),
+                dropout_key: (config.lora.dropout > 0.0).then(|| rng::key(config.seed, "dropout", index)),
+                neftune: (config.neftune_alpha > 0.0).then(|| Neftune {
+                    alpha: config.neftune_alpha,
+                    key: rng::key(config.seed, "neftune", index),
+                }),
+                gradient_checkpointing: config.gradient_checkpointing,
+            };
+            let loss_scale = 1.0 / loss_tokens as f64;
+            let part = accumulate(model, trainables, batch, &options, loss_scale, gradients)?;
+            stats.loss_sum += part.loss_sum;
+            stats.num_tokens += part.num_tokens;
+        }
+        Ok(Some(stats))
+    }
 }
 
 fn context(batch: &Batch, options: &PassOptions) -> Context {

@@ -1,4 +1,4 @@
-use lathe_protocol::{ErrorCode, ErrorInfo, RunConfig, RunEntry, RunStatus, StopThen};
+use lathe_protocol::{Divergence, ErrorCode, ErrorInfo, RunConfig, RunEntry, RunStatus, StopThen};
 use rusqlite::{Row, params};
 
 use super::{Db, failed, from_word, word};
@@ -46,8 +46,8 @@ impl Db {
         let RunRecord { entry, config, eval_data, init_adapter } = record;
         let count = self.connection.execute(
             "INSERT INTO runs (id, name, status, model, data, eval_data, init_adapter, method, out_dir, config,
-                created_secs, step, total_steps, last_loss, eval_loss, error, queue_position)
-             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16,
+                created_secs, step, total_steps, last_loss, eval_loss, error, divergence, queue_position)
+             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16, ?17,
                 (SELECT ifnull(max(queue_position), 0) + 1 FROM runs WHERE ?3 = 'queued'))
              ON CONFLICT DO NOTHING",
             params![
@@ -67,6 +67,7 @@ impl Db {
                 entry.last_loss,
                 entry.eval_loss,
                 entry.error,
+                entry.divergence.as_ref().and_then(|divergence| serde_json::to_string(divergence).ok()),
             ],
         )?;
         Ok(count == 1)
@@ -89,7 +90,7 @@ impl Db {
     /// Puts a run that does not run at the end of the queue.
     pub(crate) fn enqueue(&self, id: &str) -> Result<()> {
         self.write(
-            "UPDATE runs SET status = 'queued', error = NULL, stop_then = NULL,
+            "UPDATE runs SET status = 'queued', error = NULL, divergence = NULL, stop_then = NULL,
                 queue_position = (SELECT ifnull(max(queue_position), 0) + 1 FROM runs WHERE status = 'queued')
              WHERE id = ?1",
             [id],
@@ -125,11 +126,22 @@ impl Db {
     /// A run starts (again): whatever was asked of it before is over.
     pub(crate) fn set_running(&self, id: &str, out_dir: &str) -> Result<()> {
         self.write(
-            "UPDATE runs SET status = 'running', error = NULL, stop_then = NULL, doing = NULL, out_dir = ?2
+            "UPDATE runs SET status = 'running', error = NULL, divergence = NULL, stop_then = NULL, doing = NULL,
+                out_dir = ?2
              WHERE id = ?1",
             params![id, out_dir],
         )
         .map(drop)
+    }
+
+    pub(crate) fn set_divergence(&self, id: &str, divergence: &Divergence) -> Result<()> {
+        let divergence = serde_json::to_string(divergence).unwrap_or_default();
+        self.write("UPDATE runs SET divergence = ?2 WHERE id = ?1", params![id, divergence]).map(drop)
+    }
+
+    pub(crate) fn set_config(&self, id: &str, config: &RunConfig) -> Result<()> {
+        let config = serde_json::to_string(config).unwrap_or_default();
+        self.write("UPDATE runs SET config = ?2 WHERE id = ?1", params![id, config]).map(drop)
     }
 
     pub(crate) fn set_doing(&self, id: &str, doing: &str) -> Result<()> {
@@ -171,6 +183,7 @@ fn run_record(row: &Row<'_>) -> rusqlite::Result<RunRecord> {
     let status = from_word(&row.get::<_, String>("status")?).unwrap_or(RunStatus::Interrupted);
     let place: usize = row.get("place")?;
     let config: String = row.get("config")?;
+    let divergence: Option<String> = row.get("divergence")?;
     Ok(RunRecord {
         entry: RunEntry {
             id: row.get("id")?,
@@ -186,6 +199,7 @@ fn run_record(row: &Row<'_>) -> rusqlite::Result<RunRecord> {
             last_loss: row.get("last_loss")?,
             eval_loss: row.get("eval_loss")?,
             error: row.get("error")?,
+            divergence: divergence.and_then(|divergence| serde_json::from_str(&divergence).ok()),
             tokens_per_second: row.get("speed")?,
             doing: row.get("doing")?,
             queue_position: (status == RunStatus::Queued).then_some(place),

@@ -21,6 +21,7 @@ fn record(id: &str, name: &str) -> RunRecord {
             last_loss: None,
             eval_loss: None,
             error: None,
+            divergence: None,
             tokens_per_second: None,
             doing: None,
             queue_position: None,

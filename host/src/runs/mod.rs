@@ -3,6 +3,7 @@
 mod folder;
 mod naming;
 mod queue;
+mod recover;
 mod stop;
 #[cfg(test)]
 mod tests;
@@ -18,6 +19,7 @@ use lathe_protocol::{ErrorCode, ErrorInfo, EventBody, RunEntry, RunStatus};
 
 pub(crate) use folder::Provenance;
 pub(crate) use queue::{is_any_queued, move_queued, work_off_queue};
+pub use recover::recovery_hint;
 pub(crate) use stop::stop;
 pub(crate) use train::{resume, train};
 pub(crate) use watch::{follow, show, watch};
@@ -174,6 +176,7 @@ fn status_word(status: RunStatus) -> &'static str {
         RunStatus::Stopped => "stopped",
         RunStatus::Kept => "kept",
         RunStatus::Interrupted => "interrupted",
+        RunStatus::Diverged => "diverged",
         RunStatus::Completed => "completed",
         RunStatus::Failed => "failed",
     }

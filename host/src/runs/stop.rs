@@ -47,8 +47,10 @@ pub(crate) fn stop(job: &Job, name: &str, then: StopThen) -> Result<()> {
     if was_queued {
         Provenance::of(&record).write(Path::new(&record.entry.out_dir))?;
     }
-    let is_over =
-        matches!(record.entry.status, RunStatus::Stopped | RunStatus::Interrupted | RunStatus::Failed);
+    let is_over = matches!(
+        record.entry.status,
+        RunStatus::Stopped | RunStatus::Interrupted | RunStatus::Diverged | RunStatus::Failed
+    );
     if then == StopThen::Discard && (is_over || record.entry.status == RunStatus::Kept) {
         let freed_bytes = delete(host.paths(), &db, &record.entry)?;
         job.emit(EventBody::Removed { what: format!("run {}", record.entry.name), freed_bytes });
@@ -89,7 +91,8 @@ pub(super) fn keep(paths: &Paths, record: &mut RunRecord) -> Result<AdapterEntry
         ErrorInfo::new(ErrorCode::NotFound, message)
     })?;
     let mut kept = record.clone();
-    (kept.entry.status, kept.entry.error) = (RunStatus::Kept, None);
+    kept.entry.status = RunStatus::Kept;
+    (kept.entry.error, kept.entry.divergence) = (None, None);
     let provenance = Provenance::of(&kept);
     let adapter = adapters::import_of_run(paths, checkpoint.as_ref(), &provenance)?;
     provenance.write(folder)?;

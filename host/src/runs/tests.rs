@@ -1,11 +1,12 @@
 #![cfg(unix)]
 
+mod diverged;
 mod live;
 mod stops;
 
 use std::time::{Duration, Instant};
 
-use lathe_protocol::{CommandBody, StopThen, TrainStart};
+use lathe_protocol::{CommandBody, ResumeHow, StopThen, TrainStart};
 
 use super::*;
 use crate::testing::{Bench, ask, failure, send, step, to_the_end, training_done, training_started};
@@ -58,7 +59,11 @@ fn a_finished_run_is_recorded_and_its_adapter_in_the_library() {
     let error = failure(&ask(
         &mut finished_host(&bench, &out),
         1,
-        CommandBody::RunsResume { run: "model-pirate".into(), start: TrainStart::Attached },
+        CommandBody::RunsResume {
+            run: "model-pirate".into(),
+            how: ResumeHow::AsItWas,
+            start: TrainStart::Attached,
+        },
     ));
     assert!(error.message.contains("is complete after 2 steps"), "{error}");
 
@@ -94,8 +99,15 @@ fn a_killed_worker_leaves_an_interrupted_run_that_can_be_resumed() {
     let script = format!("head -c 2000 > $FRAMES/job & sleep 0.2; {}", finishing(&bench, &out));
     let end: &[EventBody] = &[training_done(true), EventBody::Done];
     let mut host = bench.host(&[training_started(), step(1), step(2)], &script, &[("end", end)]);
-    let events =
-        ask(&mut host, 1, CommandBody::RunsResume { run: run.id[..18].into(), start: TrainStart::Attached });
+    let events = ask(
+        &mut host,
+        1,
+        CommandBody::RunsResume {
+            run: run.id[..18].into(),
+            how: ResumeHow::AsItWas,
+            start: TrainStart::Attached,
+        },
+    );
     assert_eq!(events.last(), Some(&EventBody::Done), "{events:?}");
     assert_eq!(listed(&bench)[0].status, RunStatus::Completed);
 }

@@ -5,15 +5,17 @@ use std::{
 };
 
 use lathe_protocol::{
-    ErrorCode, ErrorInfo, EventBody, Job as WorkerJob, LogLevel, LogLine, Method, MetricPoint, RunEntry,
-    RunStatus, StopThen, TrainJob, TrainRequest, TrainStart, TrainSummary,
+    ErrorCode, ErrorInfo, EventBody, Job as WorkerJob, LogLevel, LogLine, Method, MetricPoint, ResumeHow,
+    RunEntry, RunStatus, StopThen, TrainJob, TrainRequest, TrainStart, TrainSummary,
 };
 
 use super::{
     Provenance, adopt, delete, find,
     folder::{self, LockedFolder},
     naming::{made_up_name, new_id},
-    open_db, stop,
+    open_db,
+    recover::{change, recovery_hint},
+    stop,
 };
 use crate::{
     Shared, adapters, config,
@@ -35,7 +37,8 @@ pub(crate) fn train(job: &mut Job, request: TrainRequest) -> Result<()> {
         let dir = request.out_dir.as_deref().ok_or_else(|| {
             usage("Resuming needs the run's folder").hint("add --out DIR, or use `lathe runs resume ID`")
         })?;
-        return resume_folder(job, &absolute(dir.as_ref()), Some(&request), request.start);
+        let how = ResumeHow::AsItWas;
+        return resume_folder(job, &absolute(dir.as_ref()), Some(&request), how, request.start);
     }
     let TrainRequest {
         model,
@@ -87,6 +90,7 @@ pub(crate) fn train(job: &mut Job, request: TrainRequest) -> Result<()> {
             last_loss: None,
             eval_loss: None,
             error: None,
+            divergence: None,
             tokens_per_second: None,
             doing: None,
             queue_position: None,
@@ -124,18 +128,25 @@ pub(crate) fn train(job: &mut Job, request: TrainRequest) -> Result<()> {
 }
 
 /// Continues a run by its name or id, or starts a queued one.
-pub(crate) fn resume(job: &mut Job, name: &str, start: TrainStart) -> Result<()> {
+pub(crate) fn resume(job: &mut Job, name: &str, how: ResumeHow, start: TrainStart) -> Result<()> {
     let entry = find(&job.host, &open_db(job.host.paths())?, name)?.entry;
-    resume_folder(job, folder::of_run(&entry)?, None, start)
+    resume_folder(job, folder::of_run(&entry)?, None, how, start)
 }
 
-fn resume_folder(job: &mut Job, dir: &Path, request: Option<&TrainRequest>, start: TrainStart) -> Result<()> {
+fn resume_folder(
+    job: &mut Job,
+    dir: &Path,
+    request: Option<&TrainRequest>,
+    how: ResumeHow,
+    start: TrainStart,
+) -> Result<()> {
     if !dir.is_dir() {
         return Err(ErrorInfo::new(ErrorCode::NotFound, format!("No such run folder: {}", dir.display()))
             .hint("leave --resume out to start a new run"));
     }
     folder::require_run(dir)?;
     let mut run = reopen(job, LockedFolder::open(dir)?, request)?;
+    run.change(how)?;
     if start == TrainStart::Queued {
         return run.enqueue(job);
     }
@@ -263,10 +274,22 @@ struct Seen {
 }
 
 impl ActiveRun {
+    /// Changes the run's settings before it goes on, in its folder and its row.
+    fn change(&mut self, how: ResumeHow) -> Result<()> {
+        let Self { db, folder, record, .. } = self;
+        if how != ResumeHow::AsItWas {
+            change(&mut record.config, &record.entry, how)?;
+            folder.write_config(&record.config)?;
+            db.set_config(&record.entry.id, &record.config)?;
+        }
+        Ok(())
+    }
+
     /// Leaves the run to the queue.
     fn enqueue(mut self, job: &Job) -> Result<()> {
         let entry = &mut self.record.entry;
-        (entry.status, entry.error) = (RunStatus::Queued, None);
+        entry.status = RunStatus::Queued;
+        (entry.error, entry.divergence) = (None, None);
         self.db.enqueue(&entry.id)?;
         Provenance::of(&self.record).write(&self.folder.path)?;
         job.emit(run_started(&self.record.entry));
@@ -277,7 +300,8 @@ impl ActiveRun {
     pub(super) fn run(mut self, job: &mut Job) -> Result<()> {
         let RunRecord { entry, config: run_config, eval_data, init_adapter } = &mut self.record;
         let _active = Active::new(job, &entry.id);
-        (entry.status, entry.error) = (RunStatus::Running, None);
+        entry.status = RunStatus::Running;
+        (entry.error, entry.divergence) = (None, None);
         let work = WorkerJob::Train(Box::new(TrainJob {
             model: self.model.clone(),
             model_name: entry.model.clone(),
@@ -341,6 +365,10 @@ impl ActiveRun {
                 let (at_secs, message) = (files::now_secs(), message.clone());
                 db.add_log(&id, &LogLine { at_secs, level: *level, message })
             }
+            EventBody::Diverged(divergence) => {
+                entry.divergence = Some(divergence.clone());
+                db.set_divergence(&id, divergence)
+            }
             EventBody::Checkpoint { .. } => Provenance::of(record).write(&self.folder.path),
             EventBody::TrainingDone(summary) => {
                 seen.summary = Some(summary.clone());
@@ -384,8 +412,10 @@ impl ActiveRun {
                 Err(ErrorInfo { message: format!("{}{after}", error.message), ..error }.hint(hint))
             }
             Err(error) => {
-                entry.status = RunStatus::Failed;
-                Err(error)
+                let divergence = entry.divergence.as_ref().filter(|_| error.code == ErrorCode::Diverged);
+                entry.status = if divergence.is_some() { RunStatus::Diverged } else { RunStatus::Failed };
+                let hint = divergence.map(|divergence| recovery_hint(&entry.id, divergence));
+                Err(ErrorInfo { hint: hint.or(error.hint), ..error })
             }
             Ok(()) => {
                 entry.status = if completed { RunStatus::Completed } else { RunStatus::Stopped };

@@ -1,5 +1,5 @@
 use egui::Ui;
-use lathe_protocol::{CommandBody, Event, Method, RunEntry, RunStatus, StopThen, TrainStart};
+use lathe_protocol::{CommandBody, Event, Method, ResumeHow, RunEntry, RunStatus, StopThen, TrainStart};
 
 use crate::{
     Asked, Outbox, format,
@@ -32,8 +32,8 @@ struct Question {
 
 impl RunActions {
     /// Also starts a queued run at once.
-    pub fn resume(&mut self, run: &RunEntry, out: &mut Outbox) {
-        let command = CommandBody::RunsResume { run: run.id.clone(), start: TrainStart::Detached };
+    pub fn resume(&mut self, run: &RunEntry, how: ResumeHow, out: &mut Outbox) {
+        let command = CommandBody::RunsResume { run: run.id.clone(), how, start: TrainStart::Detached };
         self.ask(&run.id, None, command, out);
     }
 

@@ -113,6 +113,20 @@ pub fn offer(ui: &mut Ui, tone: Tone, text: &str, action: Button<'_>) -> bool {
     clicked
 }
 
+/// A remark with several ways on below it.
+pub fn choices(ui: &mut Ui, tone: Tone, text: &str, ways: impl FnOnce(&mut Ui)) {
+    message_frame(ui, tone, |ui| {
+        ui.horizontal_top(|ui| {
+            ui.label(theme::icon(tone_icon(tone)).color(tone.color(ui)));
+            ui.vertical(|ui| {
+                ui.add(egui::Label::new(text).wrap());
+                ui.add_space(space::S);
+                ui.horizontal_wrapped(ways);
+            });
+        });
+    });
+}
+
 /// A remark in a tone of its own.
 pub fn notice(ui: &mut Ui, tone: Tone, text: &str) {
     let icon = tone_icon(tone);

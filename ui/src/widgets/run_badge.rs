@@ -12,6 +12,7 @@ pub fn status_name(status: RunStatus) -> &'static str {
         RunStatus::Stopped => "Paused",
         RunStatus::Kept => "Kept",
         RunStatus::Interrupted => "Interrupted",
+        RunStatus::Diverged => "Diverged",
         RunStatus::Completed => "Completed",
         RunStatus::Failed => "Failed",
     }
@@ -23,7 +24,7 @@ pub fn status_tone(status: RunStatus) -> Tone {
         RunStatus::Running => Tone::Accent,
         RunStatus::Kept | RunStatus::Completed => Tone::Success,
         RunStatus::Interrupted => Tone::Warning,
-        RunStatus::Failed => Tone::Error,
+        RunStatus::Diverged | RunStatus::Failed => Tone::Error,
     }
 }
 

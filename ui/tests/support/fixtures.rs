@@ -145,6 +145,7 @@ pub fn run(name: &str, status: RunStatus, hours_ago: u64, step: usize) -> RunEnt
         last_loss: (step > 0).then(|| 0.6 + 2.0 / (1.0 + step as f64 / 60.0)),
         eval_loss: (status == RunStatus::Completed).then_some(0.913),
         error: (status == RunStatus::Failed).then(|| "Loss is not finite at step 312".into()),
+        divergence: None,
         tokens_per_second: (step > 0).then_some(492.0),
         doing: None,
         queue_position: (status == RunStatus::Queued).then_some(0),

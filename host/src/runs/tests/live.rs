@@ -131,7 +131,8 @@ fn a_queued_run_waits_while_another_runs_and_can_be_started_by_hand() {
     assert_eq!(by_name(&bench, "second").queue_position, Some(0));
     assert_eq!(host.active_runs(), 1);
 
-    let resume = CommandBody::RunsResume { run: "third".into(), start: TrainStart::Detached };
+    let resume =
+        CommandBody::RunsResume { run: "third".into(), how: ResumeHow::AsItWas, start: TrainStart::Detached };
     let events = ask(&mut host, 4, resume);
     assert!(events.contains(&training_started()), "{events:?}");
     assert_eq!(host.active_runs(), 2);
@@ -162,7 +163,15 @@ fn a_queued_run_that_cannot_start_says_why_and_lets_the_next_one_go() {
     assert!(errors[0].contains("folder is gone") && errors[1].contains("No such data file"), "{errors:?}");
     if by_name(&bench, "dies").status == RunStatus::Failed {
         // It was its turn already.
-        ask(&mut host, 4, CommandBody::RunsResume { run: "dies".into(), start: TrainStart::Queued });
+        ask(
+            &mut host,
+            4,
+            CommandBody::RunsResume {
+                run: "dies".into(),
+                how: ResumeHow::AsItWas,
+                start: TrainStart::Queued,
+            },
+        );
     }
     let options = bench.options(&[loading()], "echo bang >&2; exit 3", &[]);
     let _queue = Host::start(HostOptions { runs_queue: true, ..options }).unwrap();
@@ -219,7 +228,11 @@ fn another_host_watches_a_run_as_it_is_recorded() {
     until(&mut other, 1, |events| changed_to(events, RunStatus::Stopped));
     // It goes on from step 0 as its frames say: what was told before holds no more.
     fs::remove_file(bench.path("go")).unwrap();
-    ask(&mut host, 3, CommandBody::RunsResume { run: "seen".into(), start: TrainStart::Detached });
+    ask(
+        &mut host,
+        3,
+        CommandBody::RunsResume { run: "seen".into(), how: ResumeHow::AsItWas, start: TrainStart::Detached },
+    );
     let events = until(&mut other, 1, |events| events.iter().any(|event| run_of(event).is_some()));
     let record = events.iter().find_map(run_of).unwrap();
     assert!(record.steps.len() <= 1 && record.samples.is_empty(), "{record:?}");

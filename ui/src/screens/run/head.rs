@@ -1,5 +1,5 @@
 use egui::{Align, Layout, Ui};
-use lathe_protocol::{Method, RunEntry, RunStatus, StopThen};
+use lathe_protocol::{Method, ResumeHow, RunEntry, RunStatus, StopThen};
 
 use crate::{
     format,
@@ -11,7 +11,7 @@ use crate::{
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Deed {
     Back,
-    Resume,
+    Resume(ResumeHow),
     Stop(StopThen),
     /// After a question.
     Discard,
@@ -68,7 +68,7 @@ fn deeds(ui: &mut Ui, run: &RunEntry, is_busy: bool) -> Option<Deed> {
             let tooltip = "Writes a checkpoint and stops; the run can go on later";
             button(ui, pause.tooltip(tooltip), Deed::Stop(StopThen::Pause));
         }
-        RunStatus::Stopped | RunStatus::Interrupted | RunStatus::Failed => {
+        RunStatus::Stopped | RunStatus::Interrupted | RunStatus::Diverged | RunStatus::Failed => {
             button(ui, remove, Deed::Remove);
             if keeps && run.step > 0 {
                 let keep = Button::secondary("Keep as it is").icon(icons::FLOPPY_DISK);
@@ -76,13 +76,13 @@ fn deeds(ui: &mut Ui, run: &RunEntry, is_busy: bool) -> Option<Deed> {
             }
             // The others have it beside what went wrong.
             if run.status == RunStatus::Stopped {
-                button(ui, Button::primary("Resume").icon(icons::PLAY), Deed::Resume);
+                button(ui, Button::primary("Resume").icon(icons::PLAY), Deed::Resume(ResumeHow::AsItWas));
             }
         }
         RunStatus::Kept | RunStatus::Completed => {
             button(ui, remove, Deed::Remove);
             if run.status == RunStatus::Kept {
-                button(ui, resume, Deed::Resume);
+                button(ui, resume, Deed::Resume(ResumeHow::AsItWas));
             }
             button(ui, Button::primary("Test in chat").icon(icons::CHAT_CIRCLE), Deed::Chat);
         }

@@ -1,10 +1,11 @@
 mod charts;
+mod diverged;
 mod head;
 mod progress;
 mod texts;
 
 use egui::Ui;
-use lathe_protocol::{CommandBody, Event, EventBody, Method, RunDetails, RunEntry, RunStatus};
+use lathe_protocol::{CommandBody, Event, EventBody, Method, ResumeHow, RunDetails, RunEntry, RunStatus};
 
 use self::{charts::RunCharts, head::Deed, texts::Samples};
 pub use self::{
@@ -128,7 +129,7 @@ impl RunScreen {
         match from_head.or(from_body) {
             None => {}
             Some(Deed::Back) => out.go(Route::Runs),
-            Some(Deed::Resume) => actions.resume(&run, out),
+            Some(Deed::Resume(how)) => actions.resume(&run, how, out),
             Some(Deed::Stop(then)) => actions.stop(&run, then, out),
             Some(Deed::Discard) => actions.discard(&run),
             Some(Deed::Remove) => actions.remove(&run),
@@ -170,17 +171,22 @@ fn notices(ui: &mut Ui, run: &RunEntry, actions: &RunActions) -> Option<Deed> {
         return None;
     }
     let resume = || Button::secondary("Resume").icon(icons::PLAY);
+    let as_it_was = Deed::Resume(ResumeHow::AsItWas);
     match run.status {
         RunStatus::Interrupted => {
             let text = format!(
                 "The run's process ended at step {}. It can go on from its newest checkpoint.",
                 format::count(run.step as u64)
             );
-            return offer(ui, Tone::Warning, &text, resume()).then_some(Deed::Resume);
+            return offer(ui, Tone::Warning, &text, resume()).then_some(as_it_was);
+        }
+        RunStatus::Diverged => {
+            let how = run.divergence.as_ref().and_then(|divergence| diverged::ui(ui, divergence));
+            return how.map(Deed::Resume);
         }
         RunStatus::Failed => {
             let error = run.error.as_deref().unwrap_or("The run failed");
-            return offer(ui, Tone::Error, error, resume()).then_some(Deed::Resume);
+            return offer(ui, Tone::Error, error, resume()).then_some(as_it_was);
         }
         RunStatus::Queued => {
             let text = match run.queue_position {
@@ -188,7 +194,7 @@ fn notices(ui: &mut Ui, run: &RunEntry, actions: &RunActions) -> Option<Deed> {
                 Some(before) => format!("In the queue, after {}", format::plural(before, "other run")),
             };
             let now = Button::secondary("Start now").icon(icons::PLAY);
-            return offer(ui, Tone::Neutral, &text, now).then_some(Deed::Resume);
+            return offer(ui, Tone::Neutral, &text, now).then_some(as_it_was);
         }
         _ => {}
     }

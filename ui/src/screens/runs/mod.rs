@@ -5,7 +5,7 @@ mod table;
 use std::collections::BTreeSet;
 
 use egui::{Align, Layout, Ui};
-use lathe_protocol::{Event, RunStatus};
+use lathe_protocol::{Event, ResumeHow, RunStatus};
 
 use self::{
     list::{Arrangement, Kind},
@@ -90,7 +90,7 @@ impl Runs {
             let name = format!("Resume {}", run.name);
             let resume = Button::secondary(&name).icon(icons::PLAY).enabled(!self.actions.is_busy(&run.id));
             if offer(ui, Tone::Warning, &text, resume) {
-                self.actions.resume(run, out);
+                self.actions.resume(run, ResumeHow::AsItWas, out);
             }
         }
     }
@@ -106,7 +106,7 @@ impl Runs {
         match wish {
             Wish::Open => out.go(Route::Run(run.id.clone())),
             Wish::Move(position) => actions.move_to(run, position, out),
-            Wish::Start => actions.resume(run, out),
+            Wish::Start => actions.resume(run, ResumeHow::AsItWas, out),
             Wish::Remove => actions.discard(run),
         }
     }

@@ -46,8 +46,11 @@ const GROUPS: [(&str, &[&str]); 6] = [
             "neftune_alpha",
         ],
     ),
-    ("Data", &["max_seq_len", "packing", "shuffle", "seed", "columns", "eval_ratio"]),
-    ("While it trains", &["eval_steps", "early_stopping_patience", "sample_prompts"]),
+    ("Data", &["max_seq_len", "packing", "shuffle", "seed", "columns", "eval_ratio", "skip_rows"]),
+    (
+        "While it trains",
+        &["eval_steps", "early_stopping_patience", "spike_window", "spike_threshold", "sample_prompts"],
+    ),
     ("Checkpoints", &["save_steps", "save_total_limit"]),
 ];
 

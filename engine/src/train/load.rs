@@ -1,0 +1,127 @@
+//! What a run is made of, read before its first step and written after its last.
+
+use std::{collections::BTreeMap, path::Path};
+
+use candle_core::Tensor;
+use lathe_protocol::{ErrorCode, EventBody, Method, Quant, RunConfig, Style, TrainJob};
+
+use crate::{
+    Error, Result,
+    adapter::{self, PeftConfig, TokenIndices},
+    data, files, lora,
+    model::{LoadFor, Model, Trainable},
+    preflight, prepare, styles,
+    text_files::TextFiles,
+    tokenize::TokenizedRow,
+};
+
+/// Reads a data file's rows: those trained on, and those held out. The preflight's findings are emitted, and refuse a
+/// file that leaves nothing to learn.
+pub(super) fn load_rows(
+    text_files: &TextFiles,
+    path: &str,
+    config: &RunConfig,
+    what: &str,
+    emit: &mut dyn FnMut(EventBody),
+) -> Result<(Vec<TokenizedRow>, Vec<TokenizedRow>)> {
+    emit(EventBody::Progress { what: what.into(), done: 0, total: 0 });
+    let path = Path::new(path);
+    let dataset = data::read_examples(path, &config.columns)?;
+    let prepared = prepare::rows(text_files, &dataset, config.max_seq_len)?;
+    let report = preflight::report(text_files, &dataset, &prepared, config)?;
+    preflight::refuse_nothing(&report, path)?;
+    emit(EventBody::DataReport(Box::new(report)));
+    let mut held_out = prepare::held_out(prepared.rows.len(), config).into_iter();
+    Ok(prepared.rows.into_iter().partition(|_| held_out.next() == Some(false)))
+}
+
+/// The model's words, those of the styles included: the run's, or those of the adapter it starts from.
+pub(super) fn open_text_files(job: &TrainJob) -> Result<TextFiles> {
+    let styles = &job.config.styles;
+    let mut text_files = TextFiles::open_with(Path::new(&job.model), job.init_adapter.as_slice())?;
+    if text_files.styles.is_empty() {
+        return text_files.with_styles(styles);
+    }
+    if !styles.is_empty() {
+        let tokens = |styles: &[Style]| -> Vec<(String, String)> {
+            styles.iter().map(|style| (style.name.clone(), style.token.clone())).collect()
+        };
+        let (known, wanted) = (tokens(&text_files.styles), tokens(styles));
+        if known != wanted {
+            let message = format!("The adapter has the styles {known:?}, the run {wanted:?}");
+            return Err(Error::invalid(ErrorCode::Adapter, message).hint("leave the run's styles out"));
+        }
+        text_files.styles.clone_from(styles);
+    }
+    Ok(text_files)
+}
+
+pub(super) fn load_model(
+    job: &TrainJob,
+    text_files: Option<&TextFiles>,
+) -> Result<(Model, Option<PeftConfig>)> {
+    let path = Path::new(&job.model);
+    let config = &job.config;
+    match config.method {
+        Method::Full if path.is_file() => Err(Error::invalid(
+            ErrorCode::Usage,
+            format!("A GGUF cannot be trained whole: {}", path.display()),
+        )
+        .hint("use method = \"lora\", or the model's Hugging Face folder")),
+        Method::Full => Ok((Model::load(path, LoadFor::Full)?, None)),
+        Method::Lora | Method::Qlora => {
+            let load_for = match config.base_quant() {
+                Quant::None => LoadFor::Lora,
+                Quant::Nf4 => LoadFor::Qlora { double_quant: false },
+                Quant::Nf4Double => LoadFor::Qlora { double_quant: true },
+            };
+            let mut model = Model::load(path, load_for)?;
+            let mut peft_config = if let Some(folder) = &job.init_adapter {
+                adapter::attach(&mut model, Path::new(folder))?
+            } else {
+                lora::attach_fresh(&mut model, &config.lora, config.seed)?;
+                PeftConfig::new(&config.lora, &model, &job.model_name)
+            };
+            let styled = text_files.filter(|text_files| !text_files.styles.is_empty());
+            if let Some(text_files) = styled.filter(|_| model.token_rows.is_none()) {
+                styles::attach_fresh(&mut model, text_files)?;
+                peft_config.trainable_token_indices =
+                    Some(TokenIndices::OfEmbedding(text_files.style_ids()?));
+            }
+            peft_config.base_model_name_or_path = Some(job.model_name.clone());
+            peft_config.inference_mode = true;
+            Ok((model, Some(peft_config)))
+        }
+    }
+}
+
+/// The adapter as a PEFT folder, or (method `full`) the model as a Hugging Face folder.
+pub(super) fn save_weights(
+    job: &TrainJob,
+    model: &Model,
+    trainables: &[Trainable],
+    peft_config: Option<&PeftConfig>,
+    folder: &Path,
+) -> Result<()> {
+    if let Some(peft_config) = peft_config {
+        return adapter::save(model, peft_config, folder);
+    }
+    files::create_dir_all(folder)?;
+    let tensors: BTreeMap<String, Tensor> =
+        trainables.iter().map(|t| (t.name.clone(), t.var.as_tensor().clone())).collect();
+    files::write_safetensors(&folder.join("model.safetensors"), &tensors)?;
+    for name in [
+        "config.json",
+        "generation_config.json",
+        "tokenizer.json",
+        "tokenizer_config.json",
+        "special_tokens_map.json",
+        "chat_template.jinja",
+    ] {
+        let source = Path::new(&job.model).join(name);
+        if source.exists() {
+            files::write_atomically(&folder.join(name), &files::read_maybe_gzip(&source)?)?;
+        }
+    }
+    Ok(())
+}

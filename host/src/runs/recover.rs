@@ -1,0 +1,42 @@
+//! How a run that diverged goes on.
+
+use lathe_protocol::{Divergence, ResumeHow, RunConfig, RunEntry};
+
+use crate::error::{Result, usage};
+
+/// What `how` makes of the run's settings. They are kept, so that every later resume is the same.
+///
+/// Errors: rows are to be skipped, and none are to blame.
+pub(super) fn change(config: &mut RunConfig, entry: &RunEntry, how: ResumeHow) -> Result<()> {
+    match how {
+        ResumeHow::AsItWas => {}
+        ResumeHow::LowerRate => config.learning_rate /= 2.0,
+        ResumeHow::IgnoreSpikes => config.spike_threshold = 0.0,
+        ResumeHow::SkipRows => {
+            let Some(Divergence { rows, .. }) =
+                entry.divergence.as_ref().filter(|found| !found.rows.is_empty())
+            else {
+                return Err(usage(format!("No rows to skip: run {} has diverged at none", entry.name))
+                    .hint("leave --skip-rows out, or use --lower-rate"));
+            };
+            config.skip_rows.extend(rows.iter().map(|place| place.row));
+            config.skip_rows.sort_unstable();
+            config.skip_rows.dedup();
+        }
+    }
+    Ok(())
+}
+
+/// The ways on, as a person would type them.
+pub fn recovery_hint(run: &str, divergence: &Divergence) -> String {
+    let mut ways = Vec::new();
+    if !divergence.rows.is_empty() {
+        ways.push("--skip-rows to leave those rows out");
+    }
+    ways.push("--lower-rate to halve the learning rate");
+    if divergence.sign.is_spike() {
+        ways.push("--ignore-spikes to go on anyway");
+    }
+    let from = divergence.resumes_from_text();
+    format!("go on from {from}: lathe runs resume {run} with {}", ways.join(", or "))
+}
