@@ -211,6 +211,29 @@ fn a_run_that_diverges_names_its_rows_and_goes_on_as_it_is_told() {
 }
 
 #[test]
+fn a_run_is_estimated_for_models_here_and_of_the_catalog() {
+    let bench = Bench::new();
+    let estimate = |more: &[&str]| -> Value {
+        let args = [&["estimate", "--json"], more].concat();
+        serde_json::from_str(&bench.ok(&args).stdout).unwrap()
+    };
+    let starter = estimate(&["--model", "starter", "--set", "lora.r=8"]);
+    let parts = starter["cpu"]["parts"].as_object().unwrap();
+    let sum: u64 = parts.values().map(|bytes| bytes.as_u64().unwrap()).sum();
+    assert_eq!(starter["cpu"]["total_bytes"], sum);
+    assert_eq!(starter["cards"][0]["fit"], "Fits");
+    let bigger = estimate(&["--model", "starter", "--set", "lora.r=16"]);
+    assert_eq!(bigger["cpu"]["parts"]["adapter"], 2 * parts["adapter"].as_u64().unwrap());
+    let gpt_oss = estimate(&["--model", "openai/gpt-oss-120b"]);
+    assert_eq!(gpt_oss["cards"][0]["fit"], "Does not fit");
+    assert_eq!(gpt_oss["cards"][0]["longest_row"], 0);
+    let text = bench.ok(&["estimate", "--model", "starter"]).stdout;
+    assert!(text.contains("In all") && text.contains("141 GB"), "{text}");
+    bench.fails(1, &["estimate", "--model", "no/such-model"]);
+    bench.fails(2, &["estimate", "--model", "starter", "--set", "lora.r=0"]);
+}
+
+#[test]
 fn styles_are_trained_kept_shown_and_asked_for() {
     let bench = Bench::new().with_samples();
     fs::write(

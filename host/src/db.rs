@@ -6,7 +6,11 @@ mod runs;
 #[cfg(test)]
 mod tests;
 
-use std::{path::Path, time::Duration};
+use std::{
+    path::Path,
+    thread,
+    time::{Duration, Instant},
+};
 
 use lathe_protocol::{ErrorCode, ErrorInfo};
 use rusqlite::{Connection, OptionalExtension as _, Row, Transaction, TransactionBehavior};
@@ -17,6 +21,7 @@ pub(crate) use runs::RunRecord;
 use crate::error::Result;
 
 const BUSY_TIMEOUT: Duration = Duration::from_secs(15);
+const BUSY_PAUSE: Duration = Duration::from_millis(10);
 
 /// Each is run once, in order; `user_version` counts those that were. One that was released never changes.
 const MIGRATIONS: &[&str] = &[
@@ -104,7 +109,15 @@ pub(crate) struct Db {
 
 impl Db {
     pub(crate) fn open(path: &Path) -> Result<Self> {
-        Self::try_open(path).map_err(|error| {
+        let due = Instant::now() + BUSY_TIMEOUT;
+        let opened = loop {
+            match Self::try_open(path) {
+                // SQLite itself does not wait for who turns WAL on, or closes the file as the last.
+                Err(error) if is_busy(&error) && Instant::now() < due => thread::sleep(BUSY_PAUSE),
+                opened => break opened,
+            }
+        };
+        opened.map_err(|error| {
             let message = format!("Cannot open the database: {error}: {}", path.display());
             ErrorInfo::new(ErrorCode::Io, message)
                 .hint("if it is damaged, move it away: it is rebuilt from the run folders")
@@ -114,7 +127,6 @@ impl Db {
     fn try_open(path: &Path) -> rusqlite::Result<Self> {
         let mut connection = Connection::open(path)?;
         connection.busy_timeout(BUSY_TIMEOUT)?;
-        // Two processes that create the file at once: the second waits, and finds WAL on.
         connection.query_row("PRAGMA journal_mode = WAL", [], |_| Ok(()))?;
         connection.execute_batch("PRAGMA synchronous = NORMAL; PRAGMA foreign_keys = ON;")?;
         if user_version(&connection)? < MIGRATIONS.len() {
@@ -182,6 +194,13 @@ impl Db {
         let mut statement = self.connection.prepare_cached(sql).map_err(|error| failed(&error))?;
         statement.query_map(params, read).and_then(Iterator::collect).map_err(|error| failed(&error))
     }
+}
+
+fn is_busy(error: &rusqlite::Error) -> bool {
+    matches!(
+        error.sqlite_error_code(),
+        Some(rusqlite::ErrorCode::DatabaseBusy | rusqlite::ErrorCode::DatabaseLocked)
+    )
 }
 
 fn user_version(connection: &Connection) -> rusqlite::Result<usize> {

@@ -42,7 +42,7 @@ pub use dropout::Dropout;
 pub use expert_lora::{ExpertLora, ExpertUpdates};
 pub use experts::{ClampedSwiGlu, ExpertMatrices, Experts};
 pub use linear::{FrozenLinear, linear};
-pub use lora::LoraLinear;
+pub use lora::{LoraLinear, add_low_rank};
 pub use mxfp4::Mxfp4;
 pub use nf4::{Nf4, Nf4Scales};
 pub use quantized::QuantizedLinear;

@@ -45,6 +45,37 @@ impl LoraLinear {
     }
 }
 
+/// Adds the low-rank update `scale · (x Aᵀ) Bᵀ` to `y`, for inference: no gradient.
+///
+/// Shapes: y (T,O), x (T,C), A (R,C), B (O,R) -> (T,O). F32.
+pub fn add_low_rank(y: &Tensor, x: &Tensor, lora_a: &Tensor, lora_b: &Tensor, scale: f64) -> Result<Tensor> {
+    let (rank, in_features) = lora_a.dims2()?;
+    let (num_rows, out_features) = y.dims2()?;
+    if x.dims() != [num_rows, in_features] || lora_b.dims() != [out_features, rank] {
+        bail!(
+            "x {:?}, A {rank} x {in_features} and B {:?} do not fit y {:?}",
+            x.dims(),
+            lora_b.dims(),
+            y.dims()
+        );
+    }
+    let mut sum = cpu::with_slice(y, |y| Ok(y.to_vec()))?;
+    let mut low = vec![0.0; num_rows * rank];
+    cpu::with_slice(lora_a, |a| {
+        cpu::with_slice(x, |x| {
+            let x = Matrix::new(x, num_rows, in_features);
+            cpu::matmul(&mut low, Store::Overwrite, 1.0, x, Matrix::new(a, rank, in_features).t());
+            Ok(())
+        })
+    })?;
+    cpu::with_slice(lora_b, |b| {
+        let low = Matrix::new(&low, num_rows, rank);
+        cpu::matmul(&mut sum, Store::Add, scale as f32, low, Matrix::new(b, out_features, rank).t());
+        Ok(())
+    })?;
+    cpu::tensor(sum, y.shape())
+}
+
 impl CustomOp3 for LoraLinear {
     fn name(&self) -> &'static str {
         "lora-linear"

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use candle_core::{DType, Device, Result, Tensor, Var};
 use lathe_kernels::{
     Attention, BlockType, Blocks, ClampedSwiGlu, Dropout, ExpertLora, ExpertMatrices, Experts, FrozenLinear,
-    LoraLinear, Mxfp4, Nf4, RopeTable, RouterSoftmax, Segment, linear, linear_cross_entropy,
+    LoraLinear, Mxfp4, Nf4, RopeTable, RouterSoftmax, Segment, add_low_rank, linear, linear_cross_entropy,
     linear_cross_entropy_trainable, linear_cross_entropy_with_rows, rms_norm, rms_norm_frozen, rope, route,
     swiglu,
 };
@@ -108,6 +108,20 @@ fn a_dropout_drops_its_gradient_alike() {
     let x = values(&[5, 6], 1);
     let dropout = Dropout { probability: 0.4, key: 3 };
     check("dropout", &[&x], || Ok(weigh(&dropout.forward(&x)?)));
+}
+
+#[test]
+fn an_update_for_inference_is_that_of_training() {
+    let (w, a, b) = (values(&[7, 6], 1), values(&[2, 6], 2), values(&[7, 2], 3));
+    let base = FrozenLinear::new(&w, None).unwrap();
+    for num_rows in [1, 5] {
+        let x = values(&[num_rows, 6], 4);
+        let expected = LoraLinear::forward(&base, &x, &a, &b, 0.7, None).unwrap();
+        let found = add_low_rank(&base.forward(&x).unwrap(), &x, &a, &b, 0.7).unwrap();
+        let difference = (expected - found).unwrap().abs().unwrap().max_all().unwrap();
+        assert!(difference.to_scalar::<f32>().unwrap() < 1e-6);
+    }
+    assert!(add_low_rank(&values(&[1, 7], 1), &values(&[1, 5], 1), &a, &b, 1.0).is_err());
 }
 
 #[test]

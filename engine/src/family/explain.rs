@@ -35,7 +35,9 @@ fn told_weights(config: &ModelConfig, weights: &Weights) -> String {
     let blocks: Vec<&str> = dtypes.keys().map(String::as_str).filter(|name| is_block_type(name)).collect();
     if !blocks.is_empty() {
         let blocks = blocks.join(", ");
-        return format!("Quantised as {blocks}. Chat uses them as they are; training unpacks them.");
+        return format!(
+            "Quantised as {blocks}. Chat uses them as they are; training unpacks all but experts."
+        );
     }
     // In safetensors, bytes are packed weights: MXFP4 in blocks, else NF4.
     if weights.has("model.layers.0.mlp.experts.gate_up_proj_blocks") {
@@ -44,10 +46,9 @@ fn told_weights(config: &ModelConfig, weights: &Weights) -> String {
             .into()
     } else if dtypes.contains_key("U8") {
         "Already NF4, 4 bits a weight: LoRA on it is QLoRA.".into()
-    } else if config.experts.is_some() {
-        "Not quantised; the experts stay in the type they are stored in.".into()
     } else {
-        "Not quantised. QLoRA holds the blocks’ linears in NF4, an eighth of the memory.".into()
+        let which = if config.experts.is_some() { "linears and experts" } else { "linears" };
+        format!("Not quantised. QLoRA holds the blocks’ {which} in NF4, an eighth of what f32 takes.")
     }
 }
 

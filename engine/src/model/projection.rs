@@ -1,5 +1,5 @@
 use candle_core::{Tensor, Var};
-use lathe_kernels::{Dropout, FrozenLinear, LoraLinear, QuantizedLinear, linear};
+use lathe_kernels::{Dropout, FrozenLinear, LoraLinear, QuantizedLinear, add_low_rank, linear};
 
 use crate::Result;
 
@@ -105,6 +105,12 @@ impl Projection {
             (BaseLinear::Dense(base), [lora]) => {
                 let LoraWeights { a, b, scale, .. } = lora;
                 Ok(LoraLinear::forward(base, x, a, b, *scale, self.dropout(lora, dropout_key))?)
+            }
+            (base @ BaseLinear::Gguf { .. }, adapters) => {
+                let add = |y: Tensor, LoraWeights { a, b, scale, .. }: &LoraWeights| {
+                    Ok(add_low_rank(&y, x, a, b, *scale)?)
+                };
+                adapters.iter().try_fold(base.forward(x)?, add)
             }
             (base, adapters) => {
                 adapters.iter().try_fold(base.forward(x)?, |y, lora| Ok((y + lora.update(x)?)?))

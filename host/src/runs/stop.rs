@@ -52,7 +52,8 @@ pub(crate) fn stop(job: &Job, name: &str, then: StopThen) -> Result<()> {
         RunStatus::Stopped | RunStatus::Interrupted | RunStatus::Diverged | RunStatus::Failed
     );
     if then == StopThen::Discard && (is_over || record.entry.status == RunStatus::Kept) {
-        let freed_bytes = delete(host.paths(), &db, &record.entry)?;
+        // Whoever held it may be quicker.
+        let freed_bytes = delete(host.paths(), &db, &record.entry)?.max(size_bytes);
         job.emit(EventBody::Removed { what: format!("run {}", record.entry.name), freed_bytes });
         return Ok(());
     }

@@ -86,7 +86,7 @@ fn a_discarded_run_is_gone_at_once_whoever_holds_it() {
     send(&mut host, 1, CommandBody::Train(Box::new(request)));
     let due = Instant::now() + Duration::from_secs(10);
     while listed(&bench).first().is_none_or(|run| run.step == 0) {
-        assert!(Instant::now() < due);
+        assert!(Instant::now() < due, "{:?}", listed(&bench));
     }
     let events = ask(&mut bench.shell_host("exit 1"), 1, stop_as(StopThen::Discard));
     assert!(matches!(&events[events.len() - 2], EventBody::Removed { freed_bytes: 1.., .. }), "{events:?}");
