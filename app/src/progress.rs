@@ -6,7 +6,7 @@ use std::{
 };
 
 use indicatif::{ProgressBar, ProgressStyle};
-use lathe_protocol::EventBody;
+use lathe_protocol::{EvalMetrics, EventBody};
 use lathe_ui::{RunView, format};
 
 use crate::{append, note, output};
@@ -92,11 +92,7 @@ impl Training {
                 bar.set_message(self.view_line());
             }
             EventBody::Eval(eval) => {
-                let line = format!(
-                    "step {}  held-out loss {:.4}  perplexity {:.2}",
-                    eval.step, eval.loss, eval.perplexity
-                );
-                bar.println(line);
+                bar.println(eval_line(eval));
             }
             _ => {}
         }
@@ -123,12 +119,7 @@ impl Training {
                 note!("step {}/{}  {}", step.step, self.view.total_steps, self.view_line());
             }
             EventBody::Eval(eval) => {
-                note!(
-                    "step {}  held-out loss {:.4}  perplexity {:.2}",
-                    eval.step,
-                    eval.loss,
-                    eval.perplexity
-                );
+                note!("{}", eval_line(eval));
             }
             _ => {}
         }
@@ -142,6 +133,12 @@ impl Training {
             note!("");
         }
     }
+}
+
+fn eval_line(eval: &EvalMetrics) -> String {
+    let EvalMetrics { step, loss, perplexity, token_accuracy, .. } = eval;
+    let accuracy = token_accuracy * 100.0;
+    format!("step {step}  held-out loss {loss:.4}  perplexity {perplexity:.2}  accuracy {accuracy:.1} %")
 }
 
 fn style(template: &str) -> ProgressStyle {

@@ -94,6 +94,7 @@ pub fn validate(config: &RunConfig) -> Result<()> {
     not_negative("weight_decay", config.weight_decay)?;
     not_negative("max_grad_norm", config.max_grad_norm)?;
     at_least_one("save_total_limit", config.save_total_limit)?;
+    not_negative("early_stopping_min_delta", config.early_stopping_min_delta)?;
     in_range("spike_window", config.spike_window as f64, config.spike_window >= 4)?;
     not_negative("spike_threshold", config.spike_threshold)?;
     not_negative("neftune_alpha", config.neftune_alpha)?;
@@ -507,6 +508,7 @@ mod tests {
             "lora.r=0",
             "lora.dropout=1",
             "max_seq_len=4",
+            "early_stopping_min_delta=-0.1",
             "spike_window=3",
             "spike_threshold=-1",
             "learning_rate=-1",

@@ -174,6 +174,7 @@ pub(crate) fn training_done(completed: bool) -> EventBody {
         completed,
         final_loss: Some(2.0),
         eval_loss: None,
+        kept_step: 2,
         seconds: 1.0,
         out_dir: "/o".into(),
     })

@@ -129,6 +129,10 @@ pub struct RunConfig {
     pub sample_prompts: Vec<String>,
     /// Stop after so many evaluations without improvement; 0 means never.
     pub early_stopping_patience: usize,
+    /// How much lower than the lowest before an eval loss must be to count as improvement.
+    pub early_stopping_min_delta: f64,
+    /// What is saved at the end is what evaluated best; early stopping always does so.
+    pub keep_best: bool,
     /// Steps that a loss and gradient norm are compared with to find a spike.
     pub spike_window: usize,
     /// A spike is so many standard deviations above the mean of those steps; 0 means none is looked for.
@@ -172,6 +176,8 @@ impl Default for RunConfig {
             save_total_limit: 2,
             sample_prompts: Vec::new(),
             early_stopping_patience: 0,
+            early_stopping_min_delta: 0.0,
+            keep_best: false,
             spike_window: 50,
             spike_threshold: 10.0,
             skip_rows: Vec::new(),
@@ -190,6 +196,11 @@ impl RunConfig {
             (Method::Qlora, Quant::None) => Quant::Nf4,
             (_, quant) => quant,
         }
+    }
+
+    /// Whether what is saved at the end is what evaluated best.
+    pub fn keeps_best(&self) -> bool {
+        self.keep_best || self.early_stopping_patience > 0
     }
 
     /// What the sample data needs on the starter model: some twenty seconds on two cores.
@@ -262,6 +273,8 @@ pub const CONFIG_KEYS: &[ConfigKey] = &[
         "Answered at every checkpoint and evaluation",
     ),
     key("early_stopping_patience", "0..", "Evaluations without improvement before stopping; 0 means never"),
+    key("early_stopping_min_delta", "0..", "An eval loss that falls by less is no improvement"),
+    key("keep_best", "true | false", "Save the weights of the lowest eval loss; early stopping always does"),
     key("spike_window", "4..", "Steps that a spike of loss or gradient norm is measured against"),
     key("spike_threshold", "0..", "Standard deviations that make a spike, which ends the run; 0 means never"),
     key("skip_rows", "rows, e.g. 3, 17-20", "Rows of the data, from 0, not to train on"),

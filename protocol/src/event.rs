@@ -183,7 +183,11 @@ pub struct TrainSummary {
     /// Whether it ran to the end (else it was stopped and can be resumed).
     pub completed: bool,
     pub final_loss: Option<f64>,
+    /// Of the weights that were saved.
     pub eval_loss: Option<f64>,
+    /// The step whose weights were saved: the last one's, or those that evaluated best.
+    #[serde(default)]
+    pub kept_step: usize,
     pub seconds: f64,
     /// The adapter's (or, for `full`, the model's) folder.
     pub out_dir: String,

@@ -247,6 +247,7 @@ mod tests {
             completed: true,
             final_loss: Some(1.0),
             eval_loss: None,
+            kept_step: 2,
             seconds: 9.0,
             out_dir: "/o".into(),
         };

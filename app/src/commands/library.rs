@@ -241,6 +241,8 @@ pub fn run(session: &mut Session, run: String) -> Outcome {
                 point.step.step.to_string(),
                 format!("{:.4}", point.step.loss),
                 loss(eval.map(|eval| eval.loss)),
+                eval.map_or("-".into(), |eval| format!("{:.2}", eval.perplexity)),
+                eval.map_or("-".into(), |eval| format!("{:.1} %", eval.token_accuracy * 100.0)),
                 format!("{:.3}", point.step.grad_norm),
                 format!("{:.2e}", point.step.lr),
                 format!("{:.0}", point.step.tokens_per_second),
@@ -249,7 +251,9 @@ pub fn run(session: &mut Session, run: String) -> Outcome {
         .collect();
     if !rows.is_empty() {
         session.out.text("\n");
-        session.out.text(&table(&[">STEP", ">LOSS", ">HELD-OUT", ">GRAD NORM", ">LR", ">TOKENS/S"], &rows));
+        let head =
+            [">STEP", ">LOSS", ">HELD-OUT", ">PERPLEXITY", ">ACCURACY", ">GRAD NORM", ">LR", ">TOKENS/S"];
+        session.out.text(&table(&head, &rows));
     }
     match run.status {
         RunStatus::Queued => session.out.line(&format!("\nStart it now: lathe runs resume {}", run.id)),

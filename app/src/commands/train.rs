@@ -2,8 +2,8 @@ use std::{path::Path, process::ExitCode};
 
 use lathe_host::config;
 use lathe_protocol::{
-    AdapterEntry, CommandBody, ErrorCode, ErrorInfo, EventBody, ResumeHow, RunConfig, TrainRequest,
-    TrainStart, TrainSummary,
+    AdapterEntry, CommandBody, ErrorCode, ErrorInfo, EvalMetrics, EventBody, ResumeHow, RunConfig,
+    TrainRequest, TrainStart, TrainSummary,
 };
 use lathe_ui::{RunView, format};
 use serde_json::{Value, json};
@@ -145,12 +145,20 @@ fn done_object(trained: &Trained) -> Value {
     let mut object = json!({"kind": "done"});
     if let (Value::Object(object), Ok(Value::Object(fields))) = (&mut object, serde_json::to_value(summary)) {
         object.extend(fields);
+        let eval = kept_eval(trained);
+        object.insert("perplexity".into(), json!(eval.map(|eval| eval.perplexity)));
+        object.insert("token_accuracy".into(), json!(eval.map(|eval| eval.token_accuracy)));
         object.insert("run".into(), json!(view.run));
         object.insert("name".into(), json!(view.name));
         object.insert("adapter".into(), json!(adapter.as_ref().map(|adapter| &adapter.name)));
         object.insert("chart".into(), json!(chart));
     }
     object
+}
+
+/// Of the weights that were saved.
+fn kept_eval(trained: &Trained) -> Option<&EvalMetrics> {
+    trained.view.evals.iter().find(|eval| eval.step == trained.summary.kept_step)
 }
 
 fn describe(trained: &Trained) -> String {
@@ -166,7 +174,14 @@ fn describe(trained: &Trained) -> String {
     if let Some(eval) = summary.eval_loss {
         append!(text, ", held-out loss {eval:.4}");
     }
+    if let Some(eval) = kept_eval(trained) {
+        let accuracy = eval.token_accuracy * 100.0;
+        append!(text, ", perplexity {:.2}, accuracy {accuracy:.1} %", eval.perplexity);
+    }
     text.push('\n');
+    if summary.kept_step < summary.steps {
+        append!(text, "Kept the weights of step {}, which had the lowest held-out loss\n", summary.kept_step);
+    }
     if !summary.completed {
         append!(text, "Resume it: lathe runs resume {run}\n");
     }

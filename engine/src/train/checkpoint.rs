@@ -29,6 +29,9 @@ pub struct State {
     pub data_hash: String,
     pub last_loss: Option<f64>,
     pub best_eval_loss: Option<f64>,
+    /// The step of [`Self::best_eval_loss`].
+    #[serde(default)]
+    pub best_step: Option<usize>,
     pub evals_without_improvement: usize,
     /// What the guard compares the next step with.
     #[serde(default)]
@@ -39,7 +42,12 @@ pub fn folder(out_dir: &Path) -> PathBuf {
     out_dir.join("checkpoints")
 }
 
-/// Writes `checkpoints/step-N` aside, syncs it and renames it into place; then drops all but the newest `keep`.
+pub fn of_step(out_dir: &Path, step: usize) -> PathBuf {
+    folder(out_dir).join(format!("step-{step:08}"))
+}
+
+/// Writes `checkpoints/step-N` aside, syncs it and renames it into place; then drops all but the newest `keep` and the
+/// best.
 pub fn save(
     out_dir: &Path,
     state: &State,
@@ -49,7 +57,7 @@ pub fn save(
     keep: usize,
 ) -> Result<PathBuf> {
     let checkpoints = folder(out_dir);
-    let place = checkpoints.join(format!("step-{:08}", state.step));
+    let place = of_step(out_dir, state.step);
     if place.exists() {
         return Ok(place);
     }
@@ -70,7 +78,8 @@ pub fn save(
     files::sync_dir(&aside)?;
     std::fs::rename(&aside, &place).map_err(Error::io("put the checkpoint in its place", &place))?;
     files::sync_dir(&checkpoints)?;
-    for old in list(out_dir)?.iter().rev().skip(keep.max(1)) {
+    let is_best = |path: &&PathBuf| state.best_step.is_some() && step(path) == state.best_step;
+    for old in list(out_dir)?.iter().rev().skip(keep.max(1)).filter(|path| !is_best(path)) {
         std::fs::remove_dir_all(old).map_err(Error::io("remove an old checkpoint", old))?;
     }
     Ok(place)

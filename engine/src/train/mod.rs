@@ -118,6 +118,7 @@ pub fn run_on_rows(
         data_hash: data_hash.clone(),
         last_loss: None,
         best_eval_loss: None,
+        best_step: None,
         evals_without_improvement: 0,
         recent: guard::Recent::new(),
     };
@@ -224,21 +225,28 @@ pub fn run_on_rows(
             }
             emit(EventBody::Eval(*metrics));
             eval_loss = Some(metrics.loss);
-            if state.best_eval_loss.is_none_or(|best| metrics.loss < best) {
-                state.best_eval_loss = Some(metrics.loss);
+            let best = state.best_eval_loss;
+            let improves_by = |delta: f64| best.is_none_or(|best| metrics.loss < best - delta);
+            if improves_by(config.early_stopping_min_delta) {
                 state.evals_without_improvement = 0;
             } else {
                 state.evals_without_improvement += 1;
             }
+            if improves_by(0.0) {
+                (state.best_eval_loss, state.best_step) = (Some(metrics.loss), Some(state.step));
+            }
             patience_spent = config.early_stopping_patience > 0
                 && state.evals_without_improvement >= config.early_stopping_patience;
         }
-        let saves =
-            last || patience_spent || (config.save_steps > 0 && state.step.is_multiple_of(config.save_steps));
+        let is_best = state.best_step == Some(state.step);
+        let saves = last
+            || patience_spent
+            || (is_best && config.keeps_best())
+            || (config.save_steps > 0 && state.step.is_multiple_of(config.save_steps));
         if saves {
             let saved =
                 save_checkpoint(out_dir, &state, &trainables, &optimizer, save_weights, config, emit)?;
-            unproven = Some(saved);
+            unproven = Some(saved).filter(|_| !is_best);
         }
         if let Some(samples) = samples.as_ref().filter(|_| evaluates || saves) {
             samples.answer(&model, state.step, world.stop, emit)?;
@@ -251,12 +259,25 @@ pub fn run_on_rows(
         }
     }
 
+    let mut kept_step = state.step;
+
     // 5. Leave something to come back to, or the result
     if stopped {
         if state.step > 0 {
             save_checkpoint(out_dir, &state, &trainables, &optimizer, save_weights, config, emit)?;
         }
     } else {
+        let best = state.best_step.filter(|best| config.keeps_best() && *best != state.step);
+        if let Some(best) = best {
+            let path = checkpoint::of_step(out_dir, best);
+            checkpoint::load(&path, &trainables, &mut optimizer, &data_hash)?;
+            (kept_step, eval_loss) = (best, state.best_eval_loss);
+            let message = format!(
+                "Kept the weights of step {best}, which had the lowest eval loss, not those of step {}",
+                state.step
+            );
+            emit(EventBody::Log { level: LogLevel::Info, message });
+        }
         save_weights(out_dir)?;
     }
     Ok(TrainSummary {
@@ -264,6 +285,7 @@ pub fn run_on_rows(
         completed: !stopped,
         final_loss: state.last_loss,
         eval_loss,
+        kept_step,
         seconds: (world.clock)() - started,
         out_dir: job.out_dir.clone(),
     })

@@ -37,27 +37,35 @@ pub fn ui(ui: &mut Ui, run: &RunEntry, view: &RunView, loss: Option<f64>) {
     ui.add_space(space::S);
     let text = |value: Option<f64>| value.map_or("–".into(), format::number);
     let lowest = view.evals.iter().map(|eval| eval.loss).reduce(f64::min);
-    let mut stats = vec![
+    let eval = view.evals.last();
+    let accuracy = eval.map_or("–".into(), |eval| format!("{:.1} %", eval.token_accuracy * 100.0));
+    let quality = [
         ("Loss, smoothed", text(loss)),
-        ("Eval loss", text(view.evals.last().map(|eval| eval.loss).or(run.eval_loss))),
+        ("Eval loss", text(eval.map(|eval| eval.loss).or(run.eval_loss))),
         ("Lowest eval loss", text(lowest)),
+        ("Eval perplexity", text(eval.map(|eval| eval.perplexity))),
+        ("Eval token accuracy", accuracy),
+    ];
+    let mut pace = vec![
         ("Tokens/s", run.tokens_per_second.map_or("–".into(), |speed| format::count(speed.round() as u64))),
         ("Epoch", view.last.map_or("–".into(), |last| format!("{:.2}", last.epoch))),
         ("Training time", format::duration(view.trained_secs)),
     ];
     if let Some(bytes) = view.steps.iter().rev().find_map(|step| step.memory_bytes) {
-        stats.push(("Memory", format::gib(bytes)));
+        pace.push(("Memory", format::gib(bytes)));
     }
-    let width = ui.available_width() / stats.len() as f32;
-    ui.horizontal_top(|ui| {
-        ui.spacing_mut().item_spacing.x = 0.0;
-        for (name, value) in stats {
-            ui.vertical(|ui| {
-                ui.set_width(width);
-                stat(ui, name, &value);
-            });
-        }
-    });
+    let width = ui.available_width() / quality.len() as f32;
+    for stats in [quality.as_slice(), &pace] {
+        ui.horizontal_top(|ui| {
+            ui.spacing_mut().item_spacing.x = 0.0;
+            for (name, value) in stats {
+                ui.vertical(|ui| {
+                    ui.set_width(width);
+                    stat(ui, name, value);
+                });
+            }
+        });
+    }
 }
 
 /// How far a run is.

@@ -49,7 +49,15 @@ const GROUPS: [(&str, &[&str]); 6] = [
     ("Data", &["max_seq_len", "packing", "shuffle", "seed", "columns", "eval_ratio", "skip_rows"]),
     (
         "While it trains",
-        &["eval_steps", "early_stopping_patience", "spike_window", "spike_threshold", "sample_prompts"],
+        &[
+            "eval_steps",
+            "early_stopping_patience",
+            "early_stopping_min_delta",
+            "keep_best",
+            "spike_window",
+            "spike_threshold",
+            "sample_prompts",
+        ],
     ),
     ("Checkpoints", &["save_steps", "save_total_limit"]),
 ];
