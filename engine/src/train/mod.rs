@@ -15,8 +15,8 @@ use std::{
 use candle_core::Tensor;
 use lathe_kernels::{AdamW, AdamWParams, CrossEntropyStats, global_norm};
 use lathe_protocol::{
-    ErrorCode, EvalMetrics, EventBody, LogLevel, Method, Quant, RunConfig, StepMetrics, Style, TrainJob,
-    TrainSummary,
+    ErrorCode, EvalMetrics, EventBody, LogLevel, Method, Optimizer, Quant, RunConfig, StepMetrics, Style,
+    TrainJob, TrainSummary,
 };
 use sha2::{Digest as _, Sha256};
 
@@ -99,7 +99,11 @@ pub fn run_on_rows(
         .iter()
         .map(|t| (t.var.clone(), if t.decays { config.weight_decay } else { 0.0 }))
         .collect();
-    let mut optimizer = AdamW::new(AdamWParams::default(), trainables.iter().map(|t| t.var.elem_count()));
+    let lengths = trainables.iter().map(|t| t.var.elem_count());
+    let mut optimizer = match config.optimizer {
+        Optimizer::Adamw => AdamW::new(AdamWParams::default(), lengths),
+        Optimizer::Adamw8bit => AdamW::new_8bit(AdamWParams::default(), lengths),
+    };
     let longest = rows.iter().chain(eval_rows).map(|row| row.ids.len()).max().unwrap_or(0);
     let context = model.config.max_position_embeddings;
     if longest > context {
