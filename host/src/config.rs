@@ -88,6 +88,7 @@ pub fn validate(config: &RunConfig) -> Result<()> {
     in_range("warmup_ratio", config.warmup_ratio, (0.0..=1.0).contains(&config.warmup_ratio))?;
     not_negative("weight_decay", config.weight_decay)?;
     not_negative("max_grad_norm", config.max_grad_norm)?;
+    at_least_one("gradient_checkpointing_every", config.gradient_checkpointing_every)?;
     at_least_one("save_total_limit", config.save_total_limit)?;
     not_negative("neftune_alpha", config.neftune_alpha)?;
     in_range("lora.r", lora.r as f64, (1..=4096).contains(&lora.r))?;
@@ -494,6 +495,7 @@ mod tests {
         }
         for pair in [
             "batch_size=0",
+            "gradient_checkpointing_every=0",
             "eval_ratio=0.6",
             "epochs=0",
             "lora.r=0",

@@ -351,9 +351,11 @@ pub fn training_memory(
     let style_rows = config.styles.len() as u64 * shape.hidden();
     let adapter = if full { 0 } else { shape.adapter_parameters(&config.lora) + style_rows };
     let learned = if full { shape.parameters() } else { adapter };
-    // One sum over the step's batches, and the gradients of the batch (with checkpointing of the block) at hand.
-    let at_hand =
-        if config.gradient_checkpointing { learned.div_ceil(shape.layers().max(1)) } else { learned };
+    // Blocks whose activations exist at a time.
+    let blocks_kept = config.recomputed_blocks().map_or(shape.layers(), |n| shape.layers().min(n as u64));
+    // One sum over the step's batches, and the gradients of the batch (with checkpointing of the blocks) at hand.
+    let of_blocks = |values: u64| values.div_ceil(shape.layers().max(1)) * blocks_kept;
+    let at_hand = of_blocks(learned).min(learned);
     // The output projection's gradient exists twice, once as the loss leaves it, once scaled.
     let learns_head = full || is_saved("lm_head", &config.lora.modules_to_save);
     let of_head = if learns_head { 2 * shape.embedding_parameters() } else { 0 };
@@ -366,13 +368,10 @@ pub fn training_memory(
     } else {
         sizes.in_small_tensors + if_few(style_rows)
     };
-    // Every block's activations, or every block's input and all of one block.
-    let (blocks_kept, inputs) = if config.gradient_checkpointing {
-        (1, (shape.layers() + 1) * shape.hidden())
-    } else {
-        (shape.layers(), 0)
-    };
-    let of_blocks = |values: u64| values.div_ceil(shape.layers().max(1)) * blocks_kept;
+    // With checkpointing every group's input, and the last output.
+    let inputs = config
+        .recomputed_blocks()
+        .map_or(0, |blocks| (shape.layers().div_ceil(blocks as u64) + 1) * shape.hidden());
     // DoRA keeps a product before it is scaled.
     let activations = inputs + blocks_kept * shape.activations_a_layer(config) + of_blocks(sizes.magnitudes);
     // Experts' updates are laid out expert by expert for a step, B twice.

@@ -170,7 +170,7 @@ pub fn run_on_rows(
                     alpha: config.neftune_alpha,
                     key: rng::key(config.seed, "neftune", index),
                 }),
-                gradient_checkpointing: config.gradient_checkpointing,
+                recomputed_blocks: config.recomputed_blocks(),
             };
             let loss_scale = 1.0 / loss_tokens as f64;
             let part = accumulate(&model, &trainables, batch, &options, loss_scale, &mut gradients)?;

@@ -32,7 +32,17 @@ const GROUPS: [(&str, &[&str]); 6] = [
             "lora.use_dora",
         ],
     ),
-    ("Length of the run", &["epochs", "max_steps", "batch_size", "grad_accum", "gradient_checkpointing"]),
+    (
+        "Length of the run",
+        &[
+            "epochs",
+            "max_steps",
+            "batch_size",
+            "grad_accum",
+            "gradient_checkpointing",
+            "gradient_checkpointing_every",
+        ],
+    ),
     (
         "Learning rate and optimizer",
         &[
