@@ -129,7 +129,7 @@ fn config_mistakes_are_usage_errors_that_name_the_way_out() {
     let said = bench.fails(2, &train(&["--set", "learning_rat=1"]));
     assert!(said.stderr.contains("error: Unknown config key \"learning_rat\""), "{said:?}");
     assert!(said.stderr.contains("hint: did you mean learning_rate?"), "{said:?}");
-    let said = bench.fails(2, &train(&["--set", "optimizer=adamw8bit"]));
+    let said = bench.fails(2, &train(&["--set", "dtype=bf16"]));
     assert!(said.stderr.contains("is not supported by this version"), "{said:?}");
     let said = bench.fails(2, &train(&["--set", "batch_size=0", "--json"]));
     let lines = json_lines(&said.stdout);

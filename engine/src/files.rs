@@ -68,11 +68,12 @@ pub fn write_json(path: &Path, value: &impl serde::Serialize) -> Result<()> {
     write_atomically(path, text.as_bytes())
 }
 
-/// What is written as an f32 tensor.
+/// What is written as a tensor of f32 or bytes.
 pub enum Values<'a> {
     Tensor(&'a Tensor),
     /// Of these dimensions.
-    Slice(&'a [f32], &'a [usize]),
+    Slice(&'a [f32], Vec<usize>),
+    Bytes(&'a [u8], Vec<usize>),
 }
 
 /// Writes f32 tensors as a safetensors file, whole or not at all.
@@ -88,13 +89,14 @@ pub fn write_values(path: &Path, values: &BTreeMap<String, Values<'_>>) -> Resul
     let mut header = Map::from_iter([("__metadata__".to_owned(), json!({"format": "pt"}))]);
     let mut end = 0;
     for (name, values) in values {
-        let dims = match values {
-            Values::Tensor(tensor) => tensor.dims(),
-            Values::Slice(_, dims) => dims,
+        let (dtype, width, dims) = match values {
+            Values::Tensor(tensor) => ("F32", 4, tensor.dims()),
+            Values::Slice(_, dims) => ("F32", 4, dims.as_slice()),
+            Values::Bytes(_, dims) => ("U8", 1, dims.as_slice()),
         };
         let start = end;
-        end += 4 * dims.iter().product::<usize>();
-        header.insert(name.clone(), json!({"dtype": "F32", "shape": dims, "data_offsets": [start, end]}));
+        end += width * dims.iter().product::<usize>();
+        header.insert(name.clone(), json!({"dtype": dtype, "shape": dims, "data_offsets": [start, end]}));
     }
     let mut header = Value::from(header).to_string();
     // The data begins at a multiple of 8.
@@ -104,6 +106,7 @@ pub fn write_values(path: &Path, values: &BTreeMap<String, Values<'_>>) -> Resul
         file.write_all(header.as_bytes())?;
         values.values().try_for_each(|values| match values {
             Values::Slice(values, _) => write_floats(file, values),
+            Values::Bytes(values, _) => file.write_all(values),
             Values::Tensor(tensor) => {
                 let values = tensor.flatten_all().and_then(|tensor| tensor.to_vec1());
                 write_floats(file, &values.map_err(std::io::Error::other)?)

@@ -28,13 +28,18 @@ fn rows(vocab_size: usize) -> Vec<TokenizedRow> {
 }
 
 fn gradients(model: &Model, trainables: &[Trainable], rows: &[TokenizedRow]) -> (f64, Vec<Vec<f32>>) {
+    gradients_with(model, trainables, rows, None)
+}
+
+fn gradients_with(
+    model: &Model,
+    trainables: &[Trainable],
+    rows: &[TokenizedRow],
+    recomputed_blocks: Option<usize>,
+) -> (f64, Vec<Vec<f32>>) {
     let mut sums: Vec<Vec<f32>> = trainables.iter().map(|t| vec![0.0; t.var.elem_count()]).collect();
-    let options = PassOptions {
-        rope: model.rope_table(64),
-        dropout_key: None,
-        neftune: None,
-        gradient_checkpointing: false,
-    };
+    let options =
+        PassOptions { rope: model.rope_table(64), dropout_key: Some(3), neftune: None, recomputed_blocks };
     let stats = accumulate(model, trainables, &batch::pack(rows), &options, 1.0, &mut sums).unwrap();
     (stats.loss_sum, sums)
 }
@@ -94,6 +99,28 @@ fn every_weight_of_a_full_fine_tune_learns() {
             );
         }
         assert!(elements >= model.num_parameters(), "{name}: {elements} of {} learn", model.num_parameters());
+    }
+}
+
+#[test]
+fn recomputing_blocks_changes_no_gradient_however_many_at_a_time() {
+    let starter = Path::new(env!("CARGO_MANIFEST_DIR")).join("../resources/starter");
+    let mut adapted = Model::load(&starter, LoadFor::Lora).unwrap();
+    lora::attach_fresh(&mut adapted, &LoraConfig { dropout: 0.2, ..LoraConfig::default() }, 1).unwrap();
+    for (model, method) in
+        [(adapted, Method::Lora), (Model::load(&starter, LoadFor::Full).unwrap(), Method::Full)]
+    {
+        assert_eq!(model.blocks.len(), 5);
+        let found = trainables(&model, method);
+        let rows = rows(model.config.vocab_size);
+        let (kept_loss, kept) = gradients(&model, &found, &rows);
+        for blocks in [1, 2, 3, 5, 6] {
+            let (loss, recomputed) = gradients_with(&model, &found, &rows, Some(blocks));
+            assert_eq!(loss.to_bits(), kept_loss.to_bits(), "{blocks} blocks at a time");
+            for ((trainable, kept), recomputed) in found.iter().zip(&kept).zip(&recomputed) {
+                assert!(kept == recomputed, "{blocks} blocks at a time: {}", trainable.name);
+            }
+        }
     }
 }
 

@@ -12,7 +12,7 @@ use lathe_engine::{
     tokenize::TokenizedRow,
     train::{self, Surroundings},
 };
-use lathe_protocol::{EventBody, RunConfig, StepMetrics, TrainJob};
+use lathe_protocol::{EventBody, Optimizer, RunConfig, StepMetrics, TrainJob};
 use serde_json::Value;
 
 fn golden(name: &str) -> PathBuf {
@@ -194,6 +194,54 @@ fn resuming_gives_the_same_losses_to_the_bit() {
     check_resumption("tiny-gpt-oss", "kinds/experts", experts.clone(), 0.0);
     check_resumption("tiny-gpt-oss", "kinds/whole", experts.clone(), 0.1);
     check_resumption("tiny-qwen3-moe", "kinds/whole-tied-both", experts, 0.1);
+}
+
+/// A full fine-tune of tiny-qwen3 over three epochs.
+fn full_fine_tune(optimizer: Optimizer) -> RunConfig {
+    let expected = read(&golden("tiny-qwen3").join("expected_full.json"));
+    let config: RunConfig = serde_json::from_value(expected["config"].clone()).unwrap();
+    RunConfig { optimizer, learning_rate: 3e-3, max_steps: 36, save_steps: 3, warmup_ratio: 0.0, ..config }
+}
+
+#[test]
+fn with_moments_in_8_bits_the_loss_falls_as_in_f32() {
+    let rows = rows("tiny-qwen3");
+    let [plain, coded] = [Optimizer::Adamw, Optimizer::Adamw8bit].map(|optimizer| {
+        let out_dir = tempfile::tempdir().unwrap();
+        run(&job("tiny-qwen3", full_fine_tune(optimizer), out_dir.path()), &rows, None)
+    });
+    let mean = |steps: &[StepMetrics]| steps.iter().map(|step| step.loss).sum::<f64>() / steps.len() as f64;
+    let [first, last] = [&coded[..12], &coded[24..]].map(mean);
+    assert!(last < 0.8 * first, "{first} in the first epoch, {last} in the last");
+    for (coded, plain) in coded.iter().zip(&plain) {
+        let off = (coded.loss / plain.loss - 1.0).abs();
+        assert!(off < 0.01, "step {}: {} in 8 bits, {} in f32", plain.step, coded.loss, plain.loss);
+    }
+    assert_ne!(coded[35].loss.to_bits(), plain[35].loss.to_bits(), "nothing was coded");
+}
+
+#[test]
+fn resuming_with_moments_in_8_bits_gives_the_same_losses_to_the_bit() {
+    let rows = rows("tiny-qwen3");
+    let config = full_fine_tune(Optimizer::Adamw8bit);
+    let undisturbed =
+        run(&job("tiny-qwen3", config.clone(), tempfile::tempdir().unwrap().path()), &rows, None);
+    let out_dir = tempfile::tempdir().unwrap();
+    let mut job = job("tiny-qwen3", config, out_dir.path());
+    let mut steps = run(&job, &rows, Some(5));
+    let moments = out_dir.path().join("checkpoints/step-00000005/optimizer.safetensors");
+    let moments = candle_core::safetensors::load(moments, &candle_core::Device::Cpu).unwrap();
+    let of_embedding = &moments["model.embed_tokens.weight.exp_avg"];
+    assert_eq!(of_embedding.dtype(), candle_core::DType::U8);
+    job.resume = true;
+    steps.extend(run(&job, &rows, None));
+    let bits = |steps: &[StepMetrics]| {
+        steps
+            .iter()
+            .map(|step| (step.step, step.loss.to_bits(), step.grad_norm.to_bits()))
+            .collect::<Vec<_>>()
+    };
+    assert_eq!(bits(&steps), bits(&undisturbed));
 }
 
 fn check_resumption(model: &str, adapter: &str, mut config: RunConfig, dropout: f64) {

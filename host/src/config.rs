@@ -3,8 +3,8 @@
 use std::path::Path;
 
 use lathe_protocol::{
-    CONFIG_KEYS, ConfigKey, ErrorInfo, LoraTargets, Method, Optimizer, Quant, REGEX_PREFIX, RunConfig, Style,
-    is_saved, parse_layers, parse_rows,
+    CONFIG_KEYS, ConfigKey, ErrorInfo, LoraTargets, Method, Quant, REGEX_PREFIX, RunConfig, Style, is_saved,
+    parse_layers, parse_rows,
 };
 use serde_json::{Map, Value};
 
@@ -60,18 +60,13 @@ pub fn differences(a: &RunConfig, b: &RunConfig) -> Vec<(String, String, String)
 /// An error for a value out of range, or one that belongs to a later version.
 pub fn validate(config: &RunConfig) -> Result<()> {
     let RunConfig { lora, .. } = config;
-    let later = |what: String, instead: &str| {
-        Err(usage(format!("{what} is not supported by this version")).hint(instead.to_owned()))
-    };
     if config.method == Method::Full && config.quant != Quant::None {
         return Err(usage("Weights in NF4 stay frozen: method = \"full\" cannot train them")
             .hint("use method = \"qlora\", or quant = \"none\""));
     }
-    if config.optimizer == Optimizer::Adamw8bit {
-        return later("optimizer = \"adamw8bit\"".into(), "use optimizer = \"adamw\"");
-    }
     if config.dtype != "f32" {
-        return later(format!("dtype = {:?}", config.dtype), "use dtype = \"f32\"");
+        return Err(usage(format!("dtype = {:?} is not supported by this version", config.dtype))
+            .hint("use dtype = \"f32\""));
     }
 
     let in_range = |name: &str, value: f64, ok: bool| {
@@ -93,6 +88,7 @@ pub fn validate(config: &RunConfig) -> Result<()> {
     in_range("warmup_ratio", config.warmup_ratio, (0.0..=1.0).contains(&config.warmup_ratio))?;
     not_negative("weight_decay", config.weight_decay)?;
     not_negative("max_grad_norm", config.max_grad_norm)?;
+    at_least_one("gradient_checkpointing_every", config.gradient_checkpointing_every)?;
     at_least_one("save_total_limit", config.save_total_limit)?;
     not_negative("early_stopping_min_delta", config.early_stopping_min_delta)?;
     in_range("spike_window", config.spike_window as f64, config.spike_window >= 4)?;
@@ -503,6 +499,7 @@ mod tests {
         }
         for pair in [
             "batch_size=0",
+            "gradient_checkpointing_every=0",
             "eval_ratio=0.6",
             "epochs=0",
             "lora.r=0",
@@ -521,13 +518,11 @@ mod tests {
 
     #[test]
     fn what_a_later_version_brings_is_refused_in_words() {
-        for pair in ["optimizer=adamw8bit", "dtype=bf16"] {
-            let error = validate(&sets(&[pair]).unwrap()).unwrap_err();
-            assert!(error.message.contains("is not supported by this version"), "{error}");
-            assert!(error.hint.is_some());
-        }
-        validate(&sets(&["gradient_checkpointing=true", "method=full", "lora.targets=all-linear"]).unwrap())
-            .unwrap();
+        let error = validate(&sets(&["dtype=bf16"]).unwrap()).unwrap_err();
+        assert!(error.message.contains("is not supported by this version"), "{error}");
+        assert!(error.hint.is_some());
+        let whole = ["gradient_checkpointing=true", "method=full", "optimizer=adamw8bit"];
+        validate(&sets(&whole).unwrap()).unwrap();
         for sound in [
             ["method=qlora", "quant=none"],
             ["method=qlora", "quant=nf4_double"],

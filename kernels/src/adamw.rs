@@ -3,7 +3,15 @@ use std::sync::Mutex;
 use candle_core::{CpuStorage, InplaceOp1, Layout, Result, Var, bail};
 use rayon::prelude::*;
 
-use crate::simd;
+use crate::{
+    dynamic8::{BLOCK, Dynamic8, DynamicMap},
+    simd,
+};
+
+/// Tensors of fewer elements keep their moments in f32 (bitsandbytes' `min_8bit_size`).
+const MIN_8BIT_ELEMENTS: usize = 4096;
+/// Blocks that a thread takes at a time.
+const BLOCKS_AT_A_TIME: usize = 64;
 
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct AdamWParams {
@@ -18,23 +26,56 @@ impl Default for AdamWParams {
     }
 }
 
-/// AdamW with decoupled weight decay over a fixed list of tensors, its moments in f32.
+/// First and second moments of a tensor's gradient.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Moments {
+    F32 {
+        m: Vec<f32>,
+        v: Vec<f32>,
+    },
+    /// m in the signed type, v in the unsigned.
+    Dynamic8 {
+        m: Dynamic8,
+        v: Dynamic8,
+    },
+}
+
+impl Moments {
+    fn f32(length: usize) -> Self {
+        Self::F32 { m: vec![0.0; length], v: vec![0.0; length] }
+    }
+
+    fn dynamic8(length: usize) -> Self {
+        Self::Dynamic8 { m: Dynamic8::zeros(length), v: Dynamic8::zeros(length) }
+    }
+}
+
+/// AdamW with decoupled weight decay over a fixed list of tensors.
 ///
-/// Source: arXiv 1711.05101, in PyTorch's order of operations.
+/// Source: arXiv 1711.05101, in PyTorch's order of operations. With moments in 8 bits: arXiv 2110.02861 and bitsandbytes'
+/// `AdamW8bit`, which updates with the moments before they are rounded.
 #[derive(Debug, Clone)]
 pub struct AdamW {
     params: AdamWParams,
-    /// First and second moments of each tensor.
-    pub moments: Vec<(Vec<f32>, Vec<f32>)>,
+    /// Of each tensor.
+    pub moments: Vec<Moments>,
     /// Updates made so far.
     pub num_updates: usize,
 }
 
 impl AdamW {
-    /// Zero moments for tensors of these lengths.
+    /// Zero moments in f32 for tensors of these lengths.
     pub fn new(params: AdamWParams, lengths: impl IntoIterator<Item = usize>) -> Self {
-        let moments = lengths.into_iter().map(|length| (vec![0.0; length], vec![0.0; length])).collect();
-        Self { params, moments, num_updates: 0 }
+        Self { params, moments: lengths.into_iter().map(Moments::f32).collect(), num_updates: 0 }
+    }
+
+    /// Zero moments in 8 bits for tensors of these lengths, but for the small ones.
+    pub fn new_8bit(params: AdamWParams, lengths: impl IntoIterator<Item = usize>) -> Self {
+        let zeros = |length| match length {
+            ..MIN_8BIT_ELEMENTS => Moments::f32(length),
+            MIN_8BIT_ELEMENTS.. => Moments::dynamic8(length),
+        };
+        Self { params, moments: lengths.into_iter().map(zeros).collect(), num_updates: 0 }
     }
 
     /// One update in place. `gradients` are multiplied by `gradient_scale` (clipping) first; each tensor has its decay.
@@ -57,16 +98,18 @@ impl AdamW {
         let AdamWParams { beta1, beta2, eps } = self.params;
         let correction1 = 1.0 - beta1.powi(self.num_updates as i32);
         let correction2 = 1.0 - beta2.powi(self.num_updates as i32);
-        for (((var, weight_decay), gradient), (m, v)) in vars.iter().zip(gradients).zip(&mut self.moments) {
+        for (((var, weight_decay), gradient), moments) in vars.iter().zip(gradients).zip(&mut self.moments) {
             let update = Update {
                 gradient,
-                moments: Mutex::new((m, v)),
+                moments: Mutex::new(moments),
                 gradient_scale: gradient_scale as f32,
                 decay: (1.0 - learning_rate * weight_decay) as f32,
                 step_size: (learning_rate / correction1) as f32,
                 inverse_root_correction2: (1.0 / correction2.sqrt()) as f32,
                 beta1: beta1 as f32,
                 beta2: beta2 as f32,
+                share1: (1.0 - beta1) as f32,
+                share2: (1.0 - beta2) as f32,
                 eps: eps as f32,
             };
             var.inplace_op1(&update)?;
@@ -97,13 +140,16 @@ pub fn global_norm(gradients: &[Vec<f32>]) -> f64 {
 
 struct Update<'a> {
     gradient: &'a [f32],
-    moments: Mutex<(&'a mut Vec<f32>, &'a mut Vec<f32>)>,
+    moments: Mutex<&'a mut Moments>,
     gradient_scale: f32,
     decay: f32,
     step_size: f32,
     inverse_root_correction2: f32,
     beta1: f32,
     beta2: f32,
+    /// Of the gradient in the new moments.
+    share1: f32,
+    share2: f32,
     eps: f32,
 }
 
@@ -112,10 +158,66 @@ impl Update<'_> {
     fn apply(&self, weights: &mut [f32], gradient: &[f32], m: &mut [f32], v: &mut [f32]) {
         for (((w, g), m), v) in weights.iter_mut().zip(gradient).zip(m).zip(v) {
             let g = g * self.gradient_scale;
-            *m = self.beta1 * *m + (1.0 - self.beta1) * g;
-            *v = self.beta2 * *v + (1.0 - self.beta2) * g * g;
+            *m = self.beta1 * *m + self.share1 * g;
+            *v = self.beta2 * *v + self.share2 * g * g;
             let denominator = v.sqrt() * self.inverse_root_correction2 + self.eps;
             *w = *w * self.decay - self.step_size * *m / denominator;
+        }
+    }
+
+    fn apply_f32(&self, weights: &mut [f32], m: &mut [f32], v: &mut [f32]) {
+        let chunk = weights.len().div_ceil(rayon::current_num_threads()).max(1 << 14);
+        weights
+            .par_chunks_mut(chunk)
+            .zip(self.gradient.par_chunks(chunk))
+            .zip(m.par_chunks_mut(chunk))
+            .zip(v.par_chunks_mut(chunk))
+            .for_each(|(((weights, gradient), m), v)| {
+                simd::dispatch(
+                    #[inline(always)]
+                    || self.apply(weights, gradient, m, v),
+                );
+            });
+    }
+
+    /// A block is read, updated and written at a time: of the moments nothing else exists in f32.
+    fn apply_dynamic8(&self, weights: &mut [f32], m: &mut Dynamic8, v: &mut Dynamic8) {
+        let chunk = BLOCKS_AT_A_TIME * BLOCK;
+        weights
+            .par_chunks_mut(chunk)
+            .zip(self.gradient.par_chunks(chunk))
+            .zip(m.par_parts_mut(BLOCKS_AT_A_TIME))
+            .zip(v.par_parts_mut(BLOCKS_AT_A_TIME))
+            .for_each(|(((weights, gradient), m), v)| {
+                simd::dispatch(
+                    #[inline(always)]
+                    || self.apply_blocks(weights, gradient, m, v),
+                );
+            });
+    }
+
+    #[inline(always)]
+    fn apply_blocks(
+        &self,
+        weights: &mut [f32],
+        gradient: &[f32],
+        (m_codes, m_scales): (&mut [u8], &mut [f32]),
+        (v_codes, v_scales): (&mut [u8], &mut [f32]),
+    ) {
+        let (signed, unsigned) = (DynamicMap::signed(), DynamicMap::unsigned());
+        let blocks = weights.chunks_mut(BLOCK).zip(gradient.chunks(BLOCK));
+        let m_blocks = m_codes.chunks_mut(BLOCK).zip(m_scales);
+        let v_blocks = v_codes.chunks_mut(BLOCK).zip(v_scales);
+        for (((weights, gradient), (m_codes, m_scale)), (v_codes, v_scale)) in
+            blocks.zip(m_blocks).zip(v_blocks)
+        {
+            let (mut m, mut v) = ([0.0; BLOCK], [0.0; BLOCK]);
+            let (m, v) = (&mut m[..weights.len()], &mut v[..weights.len()]);
+            signed.decode(m_codes, *m_scale, m);
+            unsigned.decode(v_codes, *v_scale, v);
+            self.apply(weights, gradient, m, v);
+            *m_scale = signed.encode(m, m_codes);
+            *v_scale = unsigned.encode(v, v_codes);
         }
     }
 }
@@ -134,19 +236,10 @@ impl InplaceOp1 for Update<'_> {
             bail!("a gradient of {} elements for a tensor of {}", self.gradient.len(), weights.len());
         }
         let mut moments = self.moments.lock().map_err(|_| candle_core::Error::Msg("poisoned".into()))?;
-        let (m, v) = &mut *moments;
-        let chunk = weights.len().div_ceil(rayon::current_num_threads()).max(1 << 14);
-        weights
-            .par_chunks_mut(chunk)
-            .zip(self.gradient.par_chunks(chunk))
-            .zip(m.par_chunks_mut(chunk))
-            .zip(v.par_chunks_mut(chunk))
-            .for_each(|(((weights, gradient), m), v)| {
-                simd::dispatch(
-                    #[inline(always)]
-                    || self.apply(weights, gradient, m, v),
-                );
-            });
+        match &mut **moments {
+            Moments::F32 { m, v } => self.apply_f32(weights, m, v),
+            Moments::Dynamic8 { m, v } => self.apply_dynamic8(weights, m, v),
+        }
         Ok(())
     }
 }

@@ -18,6 +18,7 @@ mod blocks;
 mod cpu;
 mod cross_entropy;
 mod dropout;
+mod dynamic8;
 mod expert_lora;
 mod experts;
 mod linear;
@@ -32,13 +33,14 @@ mod routing;
 mod simd;
 mod swiglu;
 
-pub use adamw::{AdamW, AdamWParams, global_norm};
+pub use adamw::{AdamW, AdamWParams, Moments, global_norm};
 pub use attention::{Attention, Segment};
 pub use blocks::{BlockType, Blocks};
 pub use cross_entropy::{
     CrossEntropyStats, linear_cross_entropy, linear_cross_entropy_trainable, linear_cross_entropy_with_rows,
 };
 pub use dropout::Dropout;
+pub use dynamic8::Dynamic8;
 pub use expert_lora::{ExpertLora, ExpertUpdates};
 pub use experts::{ClampedSwiGlu, ExpertMatrices, Experts};
 pub use linear::{FrozenLinear, linear};

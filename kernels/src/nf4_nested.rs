@@ -1,13 +1,16 @@
 //! NF4's scales quantised once more, as bitsandbytes does it (`bnb_4bit_use_double_quant`).
 
-use crate::nf4::{NESTED_BLOCK, Nf4Scales};
+use crate::{
+    dynamic8::signed_values,
+    nf4::{NESTED_BLOCK, Nf4Scales},
+};
 
 impl Nf4Scales {
     /// Codes of eight bits for what the scales are beside their mean, with a scale for 256 of them.
     ///
     /// Equal to `quantize_4bit(.., compress_statistics=True)` to the bit, where torch sums on one CPU thread.
     pub(crate) fn nested(scales: &[f32]) -> Self {
-        let map = dynamic_map();
+        let map = signed_values().to_vec();
         let offset = mean(scales);
         let mut codes = Vec::with_capacity(scales.len());
         let mut nested = Vec::with_capacity(scales.len().div_ceil(NESTED_BLOCK));
@@ -29,31 +32,6 @@ fn nearest(map: &[f32], value: f32) -> u8 {
     let right = map.partition_point(|code| f64::from(*code) <= value).clamp(1, map.len() - 1);
     let is_right = f64::from(map[right]) - value < value - f64::from(map[right - 1]);
     (right - usize::from(!is_right)) as u8
-}
-
-/// bitsandbytes' signed "dynamic" data type: seven decades, each with twice the values of the one below.
-///
-/// Source: `create_dynamic_map` in bitsandbytes; 8-bit Approximations, arXiv 1511.04561.
-fn dynamic_map() -> Vec<f32> {
-    let mut map = vec![0.0, 1.0];
-    for (exponent, decade) in [1e-6f32, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0].into_iter().enumerate() {
-        let count = 1usize << exponent;
-        // As torch's linspace computes it: from either end to the middle, rounded once.
-        let step = (1.0 - 0.1f32) / count as f32;
-        let boundary = |i: usize| {
-            if i < count.div_ceil(2) {
-                step.mul_add(i as f32, 0.1)
-            } else {
-                (-step).mul_add((count - i) as f32, 1.0)
-            }
-        };
-        for i in 0..count {
-            let value = decade * f32::midpoint(boundary(i), boundary(i + 1));
-            map.extend([value, -value]);
-        }
-    }
-    map.sort_by(f32::total_cmp);
-    map
 }
 
 /// Lanes of a register, and registers that torch adds to in turns.

@@ -61,6 +61,19 @@ pub(crate) fn sum_by(values: &[f32], f: impl Fn(f32) -> f32) -> f32 {
     total
 }
 
+/// The largest absolute value, at least zero.
+#[inline(always)]
+pub(crate) fn max_abs(values: &[f32]) -> f32 {
+    let mut lanes = [0f32; LANES];
+    let (chunks, tail) = values.as_chunks::<LANES>();
+    for chunk in chunks {
+        for (lane, value) in lanes.iter_mut().zip(chunk) {
+            *lane = lane.max(value.abs());
+        }
+    }
+    lanes.iter().chain(tail).fold(0.0, |largest, value| largest.max(value.abs()))
+}
+
 #[inline(always)]
 pub(crate) fn dot(a: &[f32], b: &[f32]) -> f32 {
     let mut lanes = [0.0; LANES];

@@ -119,6 +119,8 @@ pub struct RunConfig {
     pub seed: u64,
     pub shuffle: bool,
     pub gradient_checkpointing: bool,
+    /// Blocks between activations that gradient checkpointing keeps: so many are recomputed at a time.
+    pub gradient_checkpointing_every: usize,
     /// Evaluate every so many steps; 0 means at the end only.
     pub eval_steps: usize,
     /// Save a checkpoint every so many steps; 0 means at the end only.
@@ -171,6 +173,7 @@ impl Default for RunConfig {
             seed: 42,
             shuffle: true,
             gradient_checkpointing: false,
+            gradient_checkpointing_every: 1,
             eval_steps: 0,
             save_steps: 50,
             save_total_limit: 2,
@@ -201,6 +204,11 @@ impl RunConfig {
     /// Whether what is saved at the end is what evaluated best.
     pub fn keeps_best(&self) -> bool {
         self.keep_best || self.early_stopping_patience > 0
+    }
+
+    /// Blocks that a backward recomputes at a time; `None` if their activations are kept.
+    pub fn recomputed_blocks(&self) -> Option<usize> {
+        self.gradient_checkpointing.then_some(self.gradient_checkpointing_every.max(1))
     }
 
     /// What the sample data needs on the starter model: some twenty seconds on two cores.
@@ -264,6 +272,7 @@ pub const CONFIG_KEYS: &[ConfigKey] = &[
     key("seed", "0..", "Same seed, same machine: same losses"),
     key("shuffle", "true | false", "Shuffle the rows each epoch"),
     key("gradient_checkpointing", "true | false", "Recompute activations to save memory"),
+    key("gradient_checkpointing_every", "1..", "Blocks recomputed at a time, from one kept input"),
     key("eval_steps", "0..", "Evaluate every so many steps; 0 means at the end"),
     key("save_steps", "0..", "Checkpoint every so many steps; 0 means at the end"),
     key("save_total_limit", "1..", "Checkpoints kept on disk"),

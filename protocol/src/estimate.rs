@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 
 pub use placement::Placement;
 
-use crate::{LoraConfig, LoraTargets, Method, Quant, RunConfig, is_saved};
+use crate::{LoraConfig, LoraTargets, Method, Optimizer, Quant, RunConfig, is_saved};
 
 /// Bytes of a value, weight, gradient or moment: everything is f32 on the CPU.
 const F32: u64 = 4;
@@ -61,6 +61,28 @@ pub enum ExpertFormat {
 
 /// Weights that formats are compared by: as many as share a scale of NF4's scales.
 const GROUP: u64 = 256 * 64;
+
+/// Tensors of fewer elements have moments in f32 with either optimizer.
+const MIN_8BIT_ELEMENTS: u64 = 4096;
+
+/// The elements of a tensor, if they are that few.
+fn if_few(elements: u64) -> u64 {
+    if elements < MIN_8BIT_ELEMENTS { elements } else { 0 }
+}
+
+impl Optimizer {
+    /// Bytes of both moments of so many elements, so many of them in tensors of few.
+    fn moment_bytes(self, elements: u64, in_small_tensors: u64) -> u64 {
+        match self {
+            Self::Adamw => F32 * 2 * elements,
+            // One byte each, and a scale of four for 256 of them.
+            Self::Adamw8bit => {
+                let coded = elements - in_small_tensors;
+                2 * (coded + coded / 64) + F32 * 2 * in_small_tensors
+            }
+        }
+    }
+}
 
 impl Quant {
     /// Bytes of [`GROUP`] weights.
@@ -155,10 +177,14 @@ impl ModelShape {
 
     /// All weights, but for attention's biases and per-head norms, which are few.
     pub fn parameters(&self) -> u64 {
-        let norms = (2 * self.layers() + 1) * self.hidden();
+        let norms = self.num_norms() * self.hidden();
         let router_and_biases = self.num_experts() as u64 * (2 * self.hidden() + 2 * self.mlp());
         let experts = self.expert_parameters(self.num_experts()) + self.layers() * router_and_biases;
         self.linear_parameters() + experts + self.num_tables() * self.embedding_parameters() + norms
+    }
+
+    fn num_norms(&self) -> u64 {
+        2 * self.layers() + 1
     }
 
     /// Embedding table and output projection, if they are two.
@@ -202,8 +228,11 @@ impl ModelShape {
         for layer in 0..self.num_layers {
             for (module, inputs, outputs) in self.linears() {
                 if targets.has_linear(&format!("model.layers.{layer}.{module}")) {
+                    let magnitudes = if lora.use_dora { outputs } else { 0 };
                     sizes.linears += rank * (inputs + outputs);
-                    sizes.magnitudes += if lora.use_dora { outputs } else { 0 };
+                    sizes.magnitudes += magnitudes;
+                    sizes.in_small_tensors +=
+                        if_few(rank * inputs) + if_few(rank * outputs) + if_few(magnitudes);
                 }
             }
             for (name, inputs, outputs) in matrices.iter().filter(|_| num_experts > 0) {
@@ -223,6 +252,7 @@ impl ModelShape {
             }
         }
         sizes.norms += if is_saved("model.norm", &lora.modules_to_save) { self.hidden() } else { 0 };
+        sizes.in_small_tensors += if self.hidden() < MIN_8BIT_ELEMENTS { sizes.norms } else { 0 };
         sizes
     }
 
@@ -269,6 +299,8 @@ struct AdapterSizes {
     /// B of them alone.
     expert_outputs: u64,
     norms: u64,
+    /// All of the above that lie in tensors of few elements.
+    in_small_tensors: u64,
 }
 
 /// Peak memory of a training run by part, in bytes.
@@ -319,9 +351,11 @@ pub fn training_memory(
     let style_rows = config.styles.len() as u64 * shape.hidden();
     let adapter = if full { 0 } else { shape.adapter_parameters(&config.lora) + style_rows };
     let learned = if full { shape.parameters() } else { adapter };
-    // One sum over the step's batches, and the gradients of the batch (with checkpointing of the block) at hand.
-    let at_hand =
-        if config.gradient_checkpointing { learned.div_ceil(shape.layers().max(1)) } else { learned };
+    // Blocks whose activations exist at a time.
+    let blocks_kept = config.recomputed_blocks().map_or(shape.layers(), |n| shape.layers().min(n as u64));
+    // One sum over the step's batches, and the gradients of the batch (with checkpointing of the blocks) at hand.
+    let of_blocks = |values: u64| values.div_ceil(shape.layers().max(1)) * blocks_kept;
+    let at_hand = of_blocks(learned).min(learned);
     // The output projection's gradient exists twice, once as the loss leaves it, once scaled.
     let learns_head = full || is_saved("lm_head", &config.lora.modules_to_save);
     let of_head = if learns_head { 2 * shape.embedding_parameters() } else { 0 };
@@ -329,13 +363,15 @@ pub fn training_memory(
     let learnt_tables = if full { 0 } else { learnt_tables(&config.lora) };
     let replaced_tables = learnt_tables.saturating_sub(u64::from(shape.tie_word_embeddings));
     let sizes = if full { AdapterSizes::default() } else { shape.adapter_sizes(&config.lora) };
-    // Every block's activations, or every block's input and all of one block.
-    let (blocks_kept, inputs) = if config.gradient_checkpointing {
-        (1, (shape.layers() + 1) * shape.hidden())
+    let in_small_tensors = if full {
+        shape.num_norms() * if_few(shape.hidden())
     } else {
-        (shape.layers(), 0)
+        sizes.in_small_tensors + if_few(style_rows)
     };
-    let of_blocks = |values: u64| values.div_ceil(shape.layers().max(1)) * blocks_kept;
+    // With checkpointing every group's input, and the last output.
+    let inputs = config
+        .recomputed_blocks()
+        .map_or(0, |blocks| (shape.layers().div_ceil(blocks as u64) + 1) * shape.hidden());
     // DoRA keeps a product before it is scaled.
     let activations = inputs + blocks_kept * shape.activations_a_layer(config) + of_blocks(sizes.magnitudes);
     // Experts' updates are laid out expert by expert for a step, B twice.
@@ -355,7 +391,7 @@ pub fn training_memory(
         weights,
         adapter: F32 * (adapter + laid_out),
         gradients: F32 * (learned + at_hand + of_head),
-        optimizer: F32 * 2 * learned,
+        optimizer: config.optimizer.moment_bytes(learned, in_small_tensors),
         activations,
         logits,
         workspace: transients + placement.program_bytes(shape, activations + transients + logits),

@@ -5,8 +5,8 @@ tests compare with. Nothing in the repository needs Python: run a script again o
 
     python3 -m venv /opt/peers-venv && /opt/peers-venv/bin/pip install -r tests/golden/requirements.txt
     /opt/peers-venv/bin/python tests/golden/models.py
-    # then lora.py, train.py, styles.py, full.py, nf4.py, experts.py, kinds.py, gguf_models.py, templates.py, tokenizers_gguf.py,
-    # pre_tokenizers.py
+    # then lora.py, train.py, styles.py, full.py, nf4.py, experts.py, kinds.py, adamw8bit.py, gguf_models.py, templates.py,
+    # tokenizers_gguf.py, pre_tokenizers.py
 """
 
 import json

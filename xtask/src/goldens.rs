@@ -20,7 +20,7 @@ pub struct Args {
 }
 
 /// In order: each may read what those before it wrote.
-const SCRIPTS: [&str; 9] = [
+const SCRIPTS: [&str; 10] = [
     "models.py",
     "lora.py",
     "train.py",
@@ -29,6 +29,7 @@ const SCRIPTS: [&str; 9] = [
     "nf4.py",
     "experts.py",
     "kinds.py",
+    "adamw8bit.py",
     "gguf_models.py",
 ];
 

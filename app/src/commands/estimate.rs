@@ -114,7 +114,11 @@ fn describe(config: &RunConfig) -> String {
         Method::Qlora => format!("QLoRA, r = {}", config.lora.r),
         Method::Full => "every weight".into(),
     };
-    let checkpointing = if config.gradient_checkpointing { ", gradient checkpointing" } else { "" };
+    let checkpointing = match config.recomputed_blocks() {
+        None => String::new(),
+        Some(1) => ", gradient checkpointing".into(),
+        Some(blocks) => format!(", gradient checkpointing of {blocks} blocks at a time"),
+    };
     format!(
         "{method}, {} of {} tokens a batch{checkpointing}",
         plural(config.batch_size, "row"),

@@ -3,7 +3,8 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use lathe_kernels::AdamW;
+use candle_core::Tensor;
+use lathe_kernels::{AdamW, Dynamic8, Moments};
 use lathe_protocol::ErrorCode;
 use serde::{Deserialize, Serialize};
 
@@ -67,13 +68,7 @@ pub fn save(
     }
     files::create_dir_all(&aside)?;
     save_weights(&aside)?;
-    let mut moments = BTreeMap::new();
-    for (trainable, (m, v)) in trainables.iter().zip(&optimizer.moments) {
-        let dims = trainable.var.dims();
-        moments.insert(format!("{}.exp_avg", trainable.name), Values::Slice(m, dims));
-        moments.insert(format!("{}.exp_avg_sq", trainable.name), Values::Slice(v, dims));
-    }
-    files::write_values(&aside.join(OPTIMIZER_FILE), &moments)?;
+    save_moments(&aside.join(OPTIMIZER_FILE), trainables, &optimizer.moments)?;
     files::write_json(&aside.join(STATE_FILE), state)?;
     files::sync_dir(&aside)?;
     std::fs::rename(&aside, &place).map_err(Error::io("put the checkpoint in its place", &place))?;
@@ -83,6 +78,37 @@ pub fn save(
         std::fs::remove_dir_all(old).map_err(Error::io("remove an old checkpoint", old))?;
     }
     Ok(place)
+}
+
+/// Moments as they are held: those in 8 bits as bytes, with their blocks' scales beside them.
+fn save_moments(path: &Path, trainables: &[Trainable], moments: &[Moments]) -> Result<()> {
+    let mut values = BTreeMap::new();
+    for (trainable, moments) in trainables.iter().zip(moments) {
+        let dims = || trainable.var.dims().to_vec();
+        let [first, second] = moment_names(trainable);
+        match moments {
+            Moments::F32 { m, v } => {
+                values.insert(first, Values::Slice(m, dims()));
+                values.insert(second, Values::Slice(v, dims()));
+            }
+            Moments::Dynamic8 { m, v } => {
+                for (name, moment) in [(first, m), (second, v)] {
+                    let scales = Values::Slice(&moment.scales, vec![moment.scales.len()]);
+                    values.insert(scales_name(&name), scales);
+                    values.insert(name, Values::Bytes(&moment.codes, dims()));
+                }
+            }
+        }
+    }
+    files::write_values(path, &values)
+}
+
+fn moment_names(trainable: &Trainable) -> [String; 2] {
+    ["exp_avg", "exp_avg_sq"].map(|moment| format!("{}.{moment}", trainable.name))
+}
+
+fn scales_name(moment: &str) -> String {
+    format!("{moment}.absmax")
 }
 
 /// The run's checkpoints, oldest first.
@@ -131,27 +157,40 @@ pub fn load(
     let weights_file = weights_file.iter().find(|path| path.exists()).unwrap_or(&weights_file[0]);
     let weights = SafetensorsFolder::open_file(weights_file)?;
     let moments = SafetensorsFolder::open_file(&checkpoint.join(OPTIMIZER_FILE))?;
+    let floats = |file: &SafetensorsFolder, name: &str, dims: &[usize]| -> Result<Vec<f32>> {
+        let values = file.read(name)?;
+        if values.dims() == dims {
+            return Ok(values.flatten_all()?.to_vec1()?);
+        }
+        Err(Error::invalid(
+            ErrorCode::Adapter,
+            format!("{name:?} of the checkpoint does not fit the model: {}", checkpoint.display()),
+        ))
+    };
     // Read everything before anything is changed: a broken checkpoint leaves the model as it was.
     let mut loaded = Vec::with_capacity(trainables.len());
-    for trainable in trainables {
-        let weight = weights.read(&trainable.name)?;
-        let m = moments.read(&format!("{}.exp_avg", trainable.name))?;
-        let v = moments.read(&format!("{}.exp_avg_sq", trainable.name))?;
-        if [&weight, &m, &v].iter().any(|tensor| tensor.dims() != trainable.var.dims()) {
-            return Err(Error::invalid(
-                ErrorCode::Adapter,
-                format!(
-                    "{:?} of the checkpoint does not fit the model: {}",
-                    trainable.name,
-                    checkpoint.display()
-                ),
-            ));
-        }
-        loaded.push((weight, m.flatten_all()?.to_vec1()?, v.flatten_all()?.to_vec1()?));
+    for (trainable, old) in trainables.iter().zip(&optimizer.moments) {
+        let dims = trainable.var.dims();
+        let [first, second] = moment_names(trainable);
+        let in_8_bits = |name: &str, old: &Dynamic8| -> Result<Dynamic8> {
+            Ok(Dynamic8 {
+                codes: moments.read_bytes(name, Some(dims))?,
+                scales: floats(&moments, &scales_name(name), &[old.scales.len()])?,
+            })
+        };
+        let moments = match old {
+            Moments::F32 { .. } => {
+                Moments::F32 { m: floats(&moments, &first, dims)?, v: floats(&moments, &second, dims)? }
+            }
+            Moments::Dynamic8 { m, v } => {
+                Moments::Dynamic8 { m: in_8_bits(&first, m)?, v: in_8_bits(&second, v)? }
+            }
+        };
+        loaded.push((floats(&weights, &trainable.name, dims)?, moments));
     }
-    for ((trainable, slot), (weight, m, v)) in trainables.iter().zip(&mut optimizer.moments).zip(loaded) {
-        trainable.var.set(&weight)?;
-        *slot = (m, v);
+    for ((trainable, slot), (weight, moments)) in trainables.iter().zip(&mut optimizer.moments).zip(loaded) {
+        trainable.var.set(&Tensor::from_vec(weight, trainable.var.dims(), trainable.var.device())?)?;
+        *slot = moments;
     }
     optimizer.num_updates = state.num_updates;
     Ok(state)

@@ -16,8 +16,8 @@ use std::{
 
 use lathe_kernels::{AdamW, AdamWParams, global_norm};
 use lathe_protocol::{
-    Divergence, DivergenceSign, ErrorCode, EventBody, LogLevel, RowPlace, RunConfig, StepMetrics, TrainJob,
-    TrainSummary,
+    Divergence, DivergenceSign, ErrorCode, EventBody, LogLevel, Optimizer, RowPlace, RunConfig, StepMetrics,
+    TrainJob, TrainSummary,
 };
 use sha2::{Digest as _, Sha256};
 
@@ -100,7 +100,11 @@ pub fn run_on_rows(
         .iter()
         .map(|t| (t.var.clone(), if t.decays { config.weight_decay } else { 0.0 }))
         .collect();
-    let mut optimizer = AdamW::new(AdamWParams::default(), trainables.iter().map(|t| t.var.elem_count()));
+    let lengths = trainables.iter().map(|t| t.var.elem_count());
+    let mut optimizer = match config.optimizer {
+        Optimizer::Adamw => AdamW::new(AdamWParams::default(), lengths),
+        Optimizer::Adamw8bit => AdamW::new_8bit(AdamWParams::default(), lengths),
+    };
     let longest = rows.iter().chain(eval_rows).map(|row| row.ids.len()).max().unwrap_or(0);
     let context = model.config.max_position_embeddings;
     if longest > context {

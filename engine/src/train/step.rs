@@ -26,8 +26,8 @@ pub struct PassOptions {
     pub rope: Arc<RopeTable>,
     pub dropout_key: Option<u64>,
     pub neftune: Option<Neftune>,
-    /// Recompute each block in the backward instead of keeping its activations.
-    pub gradient_checkpointing: bool,
+    /// Recompute so many blocks at a time in the backward instead of keeping their activations.
+    pub recomputed_blocks: Option<usize>,
 }
 
 /// Uniform noise of magnitude `alpha / sqrt(L·C)` on the embeddings of an example of L tokens (arXiv 2310.05914).
@@ -74,7 +74,7 @@ impl Pass<'_> {
                     alpha: config.neftune_alpha,
                     key: rng::key(config.seed, "neftune", index),
                 }),
-                gradient_checkpointing: config.gradient_checkpointing,
+                recomputed_blocks: config.recomputed_blocks(),
             };
             let loss_scale = 1.0 / loss_tokens as f64;
             let part = accumulate(model, trainables, batch, &options, loss_scale, gradients)?;
@@ -97,7 +97,7 @@ fn context(batch: &Batch, options: &PassOptions) -> Context {
 /// The loss summed over the batch's trained tokens, without gradients.
 pub fn evaluate(model: &Model, batch: &Batch, rope: &Arc<RopeTable>) -> Result<CrossEntropyStats> {
     let options =
-        PassOptions { rope: rope.clone(), dropout_key: None, neftune: None, gradient_checkpointing: false };
+        PassOptions { rope: rope.clone(), dropout_key: None, neftune: None, recomputed_blocks: None };
     let context = context(batch, &options);
     let mut h = model.embed(&batch.ids)?;
     for layer in 0..model.blocks.len() {
@@ -128,18 +128,21 @@ pub fn accumulate(
     if let Some(neftune) = &options.neftune {
         embeddings = (embeddings + neftune.noise(batch, model.config.hidden_size)?)?;
     }
-    if !options.gradient_checkpointing {
+    let Some(recomputed_blocks) = options.recomputed_blocks else {
         let h = model.hidden(embeddings, &context)?;
         let (loss, stats) = loss(model, &h, batch)?;
         add_gradients(trainables, &(loss * loss_scale)?.backward()?, gradients)?;
         return Ok(stats);
-    }
-    // 1. Forward, keeping each block's input only.
-    let mut inputs = Vec::with_capacity(model.blocks.len());
+    };
+    // 1. Forward, keeping the input of each group of blocks only.
+    let mut inputs = Vec::with_capacity(model.blocks.len().div_ceil(recomputed_blocks));
     let mut h = embeddings.detach();
     for layer in 0..model.blocks.len() {
         let output = model.block(layer, &h, &context)?.detach();
-        inputs.push(std::mem::replace(&mut h, output));
+        let input = std::mem::replace(&mut h, output);
+        if layer.is_multiple_of(recomputed_blocks) {
+            inputs.push(input);
+        }
     }
     // 2. The head: the gradient of the last block's output.
     let output = Var::from_tensor(&h)?;
@@ -147,11 +150,15 @@ pub fn accumulate(
     let mut store = (loss * loss_scale)?.backward()?;
     add_gradients(trainables, &store, gradients)?;
     let mut dy = store.remove(&output);
-    // 3. Backward, one block at a time, re-run on a variable of its input.
-    for (layer, input) in inputs.into_iter().enumerate().rev() {
+    // 3. Backward, one group at a time, re-run on a variable of its input.
+    for (group, input) in inputs.into_iter().enumerate().rev() {
         let Some(seed) = dy else { break };
         let input = Var::from_tensor(&input)?;
-        let output = model.block(layer, &input, &context)?;
+        let first = group * recomputed_blocks;
+        let mut output = input.as_tensor().clone();
+        for layer in first..model.blocks.len().min(first + recomputed_blocks) {
+            output = model.block(layer, &output, &context)?;
+        }
         // candle's backward takes no seed: the gradient of Σ y·dy with dy constant is the one wanted.
         let mut store = (output * seed.detach())?.sum_all()?.backward()?;
         add_gradients(trainables, &store, gradients)?;

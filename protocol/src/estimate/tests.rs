@@ -163,6 +163,25 @@ fn a_style_takes_a_row_with_its_gradients_and_moments() {
 }
 
 #[test]
+fn moments_in_8_bits_take_a_quarter_but_for_small_tensors() {
+    let optimizer = |config: &RunConfig, optimizer: Optimizer| {
+        let config = RunConfig { optimizer, ..config.clone() };
+        training_memory(&SMOLLM2, &config, 512, Placement::Cpu).optimizer
+    };
+    let check = |config: &RunConfig, coded: u64, small: u64| {
+        assert_eq!(optimizer(config, Optimizer::Adamw), 8 * (coded + small));
+        assert_eq!(optimizer(config, Optimizer::Adamw8bit), 2 * coded + coded / 32 + 8 * small);
+    };
+    let full = RunConfig { method: Method::Full, ..config(512, 1, 16, false) };
+    check(&full, 134_515_008 - 61 * 576, 61 * 576);
+    // B of k and v has 16 · 192 elements.
+    check(&config(512, 1, 16, false), 30 * 16 * (10_176 - 2 * 192), 30 * 16 * 2 * 192);
+    let whole = LoraConfig { modules_to_save: vec!["norm".into()], use_dora: true, ..lora_on(&["q_proj"]) };
+    let whole = RunConfig { lora: whole, styles: Style::terse_and_detailed(), ..config(512, 1, 16, false) };
+    check(&whole, 30 * 16 * 2 * 576, (30 + 61 + 2) * 576);
+}
+
+#[test]
 fn linears_in_nf4_take_four_and_a_half_bits_a_weight() {
     let lora = config(512, 2, 16, false);
     let qlora = RunConfig { method: Method::Qlora, ..lora.clone() };

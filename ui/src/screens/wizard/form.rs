@@ -32,7 +32,17 @@ const GROUPS: [(&str, &[&str]); 6] = [
             "lora.use_dora",
         ],
     ),
-    ("Length of the run", &["epochs", "max_steps", "batch_size", "grad_accum", "gradient_checkpointing"]),
+    (
+        "Length of the run",
+        &[
+            "epochs",
+            "max_steps",
+            "batch_size",
+            "grad_accum",
+            "gradient_checkpointing",
+            "gradient_checkpointing_every",
+        ],
+    ),
     (
         "Learning rate and optimizer",
         &[
@@ -62,19 +72,9 @@ const GROUPS: [(&str, &[&str]); 6] = [
     ("Checkpoints", &["save_steps", "save_total_limit"]),
 ];
 
-/// Why a value belongs to a later version, by key and value.
-const LATER: [(&str, &str, &str); 1] =
-    [("optimizer", "adamw8bit", "This version has no 8-bit optimizer yet")];
-
-/// Why the config cannot be: something this version cannot do, or settings that exclude each other.
+/// Why the config cannot be: settings that exclude each other.
 pub(super) fn refused(config: &RunConfig) -> Option<String> {
-    let held = LATER.iter().find(|(key, value, _)| text(config, key) == *value);
-    held.map(|(key, _, why)| format!("{key}: {why}"))
-        .or_else(|| LoraTargets::new(&config.lora).err().map(|error| error.message))
-}
-
-fn later(key: &str, value: &str) -> Option<&'static str> {
-    LATER.iter().find(|(name, later, _)| (*name, *later) == (key, value)).map(|(_, _, why)| *why)
+    LoraTargets::new(&config.lora).err().map(|error| error.message)
 }
 
 /// Fields for the keys of a config; what is written but cannot be stays until it is mended.
@@ -124,14 +124,8 @@ impl ConfigForm {
                     egui::ComboBox::from_id_salt(key.name).selected_text(&*value).width(CONTROL_WIDTH);
                 let response = combo.show_ui(ui, |ui| {
                     for option in options {
-                        let why = later(key.name, option);
-                        let item = egui::Button::selectable(value == option, option);
-                        let item = ui.add_enabled(why.is_none(), item);
-                        if item.clicked() {
+                        if ui.selectable_label(value == option, option).clicked() {
                             chosen = Some(option);
-                        }
-                        if let Some(why) = why {
-                            item.on_disabled_hover_text(why);
                         }
                     }
                 });
