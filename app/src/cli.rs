@@ -121,7 +121,12 @@ pub enum Data {
     Check {
         #[arg(long, value_name = "M")]
         model: String,
-        file: String,
+        /// Files, each with its weight
+        #[arg(value_name = "FILE[:WEIGHT]", required_unless_present = "config")]
+        files: Vec<String>,
+        /// Held-out rows to compare them with
+        #[arg(long, value_name = "FILE")]
+        eval_data: Option<String>,
         #[command(flatten)]
         config: ConfigArgs,
     },
@@ -129,12 +134,19 @@ pub enum Data {
     Show {
         #[arg(long, value_name = "M")]
         model: String,
-        file: String,
-        /// Which row, counted from 0
+        #[arg(value_name = "FILE[:WEIGHT]", required_unless_present = "config")]
+        files: Vec<String>,
+        /// Which row, counted from 0 through all files
         #[arg(long, default_value_t = 0, value_name = "N")]
         row: usize,
         #[command(flatten)]
         config: ConfigArgs,
+    },
+    /// What tokenised data takes on disk
+    Cache {
+        /// Remove it all: it is made again when needed
+        #[arg(long)]
+        clear: bool,
     },
 }
 
@@ -142,9 +154,10 @@ pub enum Data {
 pub struct Train {
     #[arg(long, value_name = "M", required_unless_present = "resume")]
     pub model: Option<String>,
-    /// JSONL, JSON, CSV or text
-    #[arg(long, value_name = "FILE", required_unless_present = "resume")]
-    pub data: Option<String>,
+    /// JSONL, JSON, CSV, Parquet or text; may be given several times. An epoch sees each row as often as the weight
+    /// says: 2 is twice, 0.5 is half of the rows
+    #[arg(long, value_name = "FILE[:WEIGHT]", required_unless_present_any = ["resume", "config"])]
+    pub data: Vec<String>,
     /// Held-out data of the same kind
     #[arg(long, value_name = "FILE")]
     pub eval_data: Option<String>,

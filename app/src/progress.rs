@@ -27,15 +27,7 @@ impl Preparation {
         if !stderr().is_terminal() {
             return;
         }
-        let bar = self.bar.get_or_insert_with(|| ProgressBar::new(total));
-        bar.set_style(style(if total > 0 {
-            "{msg}  {bar:30.cyan/dim}  {bytes} of {total_bytes}"
-        } else {
-            "{spinner} {msg}"
-        }));
-        bar.set_length(total);
-        bar.set_message(what.to_owned());
-        bar.set_position(done);
+        prepare(self.bar.get_or_insert_with(|| ProgressBar::new(total)), what, done, total);
     }
 
     pub fn clear(&mut self) {
@@ -43,6 +35,19 @@ impl Preparation {
             bar.finish_and_clear();
         }
     }
+}
+
+/// Shows how far a preparation is; `total` is 0 if nobody knows.
+fn prepare(bar: &ProgressBar, what: &str, done: u64, total: u64) {
+    bar.set_style(style(if total > 0 {
+        "{msg}  {bar:30.cyan/dim}  {bytes} of {total_bytes}"
+    } else {
+        "{spinner} {msg}"
+    }));
+    bar.set_length(total);
+    bar.set_message(what.to_owned());
+    bar.set_position(done);
+    bar.tick();
 }
 
 /// A training run.
@@ -76,11 +81,7 @@ impl Training {
         // A handle to the one bar.
         let bar = self.bar.get_or_insert_with(|| ProgressBar::new(0)).clone();
         match event {
-            EventBody::Progress { what, .. } => {
-                bar.set_style(style("{spinner} {msg}"));
-                bar.set_message(what.clone());
-                bar.tick();
-            }
+            EventBody::Progress { what, done, total } => prepare(&bar, what, *done, *total),
             EventBody::TrainingStarted { total_steps, first_step, .. } => {
                 bar.set_style(style("{bar:32.cyan/dim} {pos}/{len}  {msg}"));
                 bar.set_length(*total_steps as u64);

@@ -68,6 +68,23 @@ pub fn sequences(lengths: &[usize], order: &[usize], max_seq_len: usize, packing
     sequences
 }
 
+/// How many [`sequences`] there are.
+pub fn count_sequences(lengths: &[usize], order: &[usize], max_seq_len: usize, packing: bool) -> usize {
+    if !packing {
+        return order.len();
+    }
+    let (mut count, mut filled) = (0, 0);
+    for row in order {
+        if count > 0 && filled + lengths[*row] <= max_seq_len {
+            filled += lengths[*row];
+        } else {
+            count += 1;
+            filled = lengths[*row];
+        }
+    }
+    count
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -76,6 +93,7 @@ mod tests {
     fn next_fit_keeps_the_order_and_the_limit() {
         let lengths = [3, 4, 5, 2, 9];
         assert_eq!(sequences(&lengths, &[0, 1, 2, 3, 4], 8, true), [vec![0, 1], vec![2, 3], vec![4]]);
+        assert_eq!(count_sequences(&lengths, &[0, 1, 2, 3, 4], 8, true), 3);
         assert_eq!(sequences(&lengths, &[2, 0], 8, false), [vec![2], vec![0]]);
     }
 

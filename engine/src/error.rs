@@ -13,6 +13,9 @@ pub enum Error {
     /// The input is at fault: what, with its numbers and path, and what to do about it.
     #[error("{message}")]
     Invalid { code: ErrorCode, message: String, hint: Option<String> },
+    /// Whoever wanted it no longer does.
+    #[error("Stopped on request")]
+    Stopped,
     /// A tensor operation failed, which is a bug of ours or a broken model.
     #[error("Tensor operation failed: {}", without_backtrace(.0))]
     Tensor(#[from] candle_core::Error),
@@ -65,6 +68,7 @@ impl From<Error> for ErrorInfo {
         match error {
             Error::Io { .. } => Self::new(ErrorCode::Io, message),
             Error::Invalid { code, hint, .. } => Self { hint, ..Self::new(code, message) },
+            Error::Stopped => Self::new(ErrorCode::Busy, message),
             Error::Tensor(_) => Self::new(ErrorCode::Internal, message),
         }
     }

@@ -126,6 +126,38 @@ pub fn sync_dir(path: &Path) -> Result<()> {
     Ok(())
 }
 
+/// SHA-256 of a file's bytes, in hexadecimal: what a data file is known by.
+pub fn hash_file(path: &Path) -> Result<String> {
+    use sha2::Digest as _;
+    let mut hasher = sha2::Sha256::new();
+    let mut file = File::open(path).map_err(Error::io("read", path))?;
+    let mut buffer = vec![0; 1 << 20];
+    loop {
+        match file.read(&mut buffer).map_err(Error::io("read", path))? {
+            0 => return Ok(hex(&hasher.finalize())),
+            num_bytes => hasher.update(&buffer[..num_bytes]),
+        }
+    }
+}
+
+/// Fills `buffer` with what stands at `offset`, wherever the file's cursor is.
+pub fn read_exact_at(file: &File, buffer: &mut [u8], offset: u64) -> std::io::Result<()> {
+    #[cfg(unix)]
+    return std::os::unix::fs::FileExt::read_exact_at(file, buffer, offset);
+    #[cfg(windows)]
+    {
+        let mut done = 0;
+        while done < buffer.len() {
+            let at = offset + done as u64;
+            match std::os::windows::fs::FileExt::seek_read(file, &mut buffer[done..], at)? {
+                0 => return Err(std::io::ErrorKind::UnexpectedEof.into()),
+                num_bytes => done += num_bytes,
+            }
+        }
+        Ok(())
+    }
+}
+
 /// Bytes as lower-case hexadecimal.
 pub fn hex(bytes: &[u8]) -> String {
     use std::fmt::Write as _;

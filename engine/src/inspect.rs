@@ -1,16 +1,18 @@
 //! Jobs that look at a model or measure it, without changing anything.
 
-use std::{collections::BTreeMap, path::Path};
+use std::{collections::BTreeMap, path::Path, sync::atomic::AtomicBool};
 
 use lathe_protocol::{
-    ErrorCode, EvalJob, EvalMetrics, ExpertFormat, ExpertsShape, LogitsJob, ModelDetails, ModelFile,
-    ModelShape, Quant,
+    DataFile, DataJob, ErrorCode, EvalJob, EvalMetrics, EventBody, ExpertFormat, ExpertsShape, LogitsJob,
+    ModelDetails, ModelFile, ModelShape, Quant,
 };
 
 use crate::{
-    Error, Result, adapter, data, family, files,
+    Error, Result, adapter,
+    corpus::{self, Rows},
+    family, files,
     model::{LoadFor, Model},
-    preflight, prepare,
+    store::Reading,
     text_files::TextFiles,
     train,
     weights::Weights,
@@ -97,26 +99,27 @@ pub fn logits(job: &LogitsJob) -> Result<(usize, usize)> {
 }
 
 /// Loss, perplexity and accuracy over the loss-masked tokens of a data file.
-pub fn eval(job: &EvalJob) -> Result<EvalMetrics> {
+pub fn eval(job: &EvalJob, stop: &AtomicBool, emit: &mut dyn FnMut(EventBody)) -> Result<EvalMetrics> {
     let path = Path::new(&job.data.model);
-    let config = &job.data.config;
+    let DataJob { data, config, cache, .. } = &job.data;
     let text_files = TextFiles::open_with(path, job.adapter.as_slice())?;
-    let dataset = data::read_examples(Path::new(&job.data.data), &config.columns)?;
-    let prepared = prepare::rows(&text_files, &dataset, config.max_seq_len)?;
-    let report = preflight::report(&text_files, &dataset, &prepared, config)?;
-    preflight::refuse_nothing(&report, Path::new(&job.data.data))?;
+    let file = DataFile { columns: config.columns.clone(), ..DataFile::new(data) };
+    let mut reading = Reading { cache: Path::new(cache), stop, emit };
+    let rows = corpus::read_one(&text_files, &file, config.max_seq_len, &mut reading)?;
+    if rows.is_empty() {
+        let message = format!("No row has a trained token within {} tokens: {data}", config.max_seq_len);
+        return Err(Error::data(message).hint("give each row at least one assistant turn"));
+    }
+    let num_rows = rows.len();
     let mut model = Model::load(path, LoadFor::Inference)?;
     if let Some(folder) = &job.adapter {
         adapter::attach(&mut model, Path::new(folder))?;
     }
-    let evaluation = train::evaluate_rows(&model, &prepared.rows, config, 0)?;
+    let evaluation = train::evaluate_rows(&model, &Rows::Stored(rows), config, 0)?;
     if evaluation.is_sound() {
         return Ok(evaluation.metrics);
     }
-    let message = format!(
-        "The loss is no finite number on {} of {} rows",
-        evaluation.not_finite.len(),
-        prepared.rows.len()
-    );
+    let not_finite = evaluation.not_finite.len();
+    let message = format!("The loss is no finite number on {not_finite} of {num_rows} rows");
     Err(Error::invalid(ErrorCode::Diverged, message).hint("the model's or the adapter's weights are broken"))
 }

@@ -5,6 +5,7 @@
 pub mod adapter;
 pub mod batch;
 pub mod chat;
+pub mod corpus;
 pub mod data;
 mod error;
 pub mod family;
@@ -19,6 +20,8 @@ pub mod prepare;
 pub mod reply;
 pub mod rng;
 pub mod sample;
+pub mod similar;
+pub mod store;
 pub mod styles;
 pub mod template;
 pub mod text_files;

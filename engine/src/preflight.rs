@@ -3,60 +3,84 @@
 use std::{ops::Range, path::Path};
 
 use lathe_protocol::{
-    DataReport, DatasetShape, LengthStats, ReplyChannel, Role, RowView, RunConfig, TokenView,
+    DataFile, DataReport, DatasetShape, Dedupe, FileReport, LengthStats, ReplyChannel, Role, RowPlace,
+    RowView, RunConfig, SimilarRows, TokenView,
 };
 
 use crate::{
     Error, Result, batch,
-    data::{self, Chat, Conversation, Dataset, parse_conversation},
-    prepare::{self, PreparedRows},
+    corpus::{self, Corpus, Rows},
+    data::{self, Chat, Conversation, Dataset, RawExample, parse_conversation},
+    prepare,
+    store::Reading,
     template::{RenderOptions, turns},
     text_files::TextFiles,
     tokenize::encode_with_bytes,
+    train::Plan,
 };
 
 const NUM_BINS: usize = 24;
 /// So many rows are rendered as a chat would render them.
 const CHAT_ROWS: usize = 32;
 
-/// The findings about a whole data file.
-pub fn check(text_files: &TextFiles, dataset: &Dataset, config: &RunConfig) -> Result<DataReport> {
-    let prepared = prepare::rows(text_files, dataset, config.max_seq_len)?;
-    report(text_files, dataset, &prepared, config)
+/// The findings about a run's data files.
+pub fn check(
+    text_files: &TextFiles,
+    files: &[DataFile],
+    eval_data: Option<&str>,
+    config: &RunConfig,
+    reading: &mut Reading<'_>,
+) -> Result<DataReport> {
+    let corpus = corpus::read(text_files, files, eval_data, config, reading)?;
+    report(text_files, files, &corpus, eval_data.is_some(), config)
 }
 
-/// The findings about rows that are prepared already.
+/// The findings about data that is read already.
 pub fn report(
     text_files: &TextFiles,
-    dataset: &Dataset,
-    prepared: &PreparedRows,
+    files: &[DataFile],
+    corpus: &Corpus,
+    has_eval_data: bool,
     config: &RunConfig,
 ) -> Result<DataReport> {
-    let held_out = prepare::held_out(prepared.rows.len(), config);
-    let trained = prepared.rows.iter().zip(&held_out).filter(|(_, held_out)| !**held_out);
-    let rows: Vec<_> = trained.map(|(row, _)| row).collect();
-    let lengths: Vec<_> = rows.iter().map(|row| row.ids.len()).collect();
-    let order: Vec<_> = (0..rows.len()).collect();
-    let sequences_per_epoch = batch::sequences(&lengths, &order, config.max_seq_len, config.packing).len();
+    let Corpus { datasets, rows, held_out, findings } = corpus;
+    let dataset = &datasets[0];
+    // What an epoch sees, in the files' order: packing depends a little on the order, which is another in each.
+    let stored = Rows::Stored(rows.clone());
+    let lengths = stored.lengths();
+    let order = Plan::drawn(&stored.shares(), config.seed, 0);
+    let sequences_per_epoch = batch::count_sequences(&lengths, &order, config.max_seq_len, config.packing);
     let sequences_per_step = (config.batch_size * config.grad_accum).max(1);
     let first = dataset.examples.first();
     let conversation =
         first.map(|example| parse_conversation(example, dataset.shape, &dataset.path)).transpose()?;
     let (template, mask_source) = sources(text_files, conversation.as_ref());
+    let file_reports = files.iter().zip(datasets).zip(rows.rows_of_files());
     let mut report = DataReport {
         shape: dataset.shape,
         columns: dataset.columns.clone(),
         roles: data::roles_of(dataset.shape),
-        rows: dataset.examples.len(),
-        held_out_rows: prepared.rows.len() - rows.len(),
-        tokens: lengths.iter().map(|&length| length as u64).sum(),
-        loss_tokens: rows.iter().map(|row| row.num_loss_tokens() as u64).sum(),
-        lengths: length_stats(&prepared.lengths),
+        rows: findings.lengths.len(),
+        files: file_reports
+            .map(|((file, dataset), rows)| FileReport {
+                path: file.path.clone(),
+                shape: dataset.shape,
+                rows,
+                weight: file.weight,
+            })
+            .collect(),
+        held_out_rows: if has_eval_data { 0 } else { held_out.len() },
+        tokens: order.iter().map(|row| lengths[*row] as u64).sum(),
+        loss_tokens: order.iter().map(|row| rows.num_learned(*row) as u64).sum(),
+        lengths: length_stats(&findings.lengths),
         max_seq_len: config.max_seq_len,
-        truncated_rows: prepared.truncated_rows,
-        rows_nothing_to_learn: prepared.rows_nothing_to_learn,
-        rows_emptied_by_truncation: prepared.rows_emptied_by_truncation,
-        issues: prepared.issues.clone(),
+        truncated_rows: findings.truncated_rows,
+        rows_nothing_to_learn: findings.rows_nothing_to_learn,
+        rows_emptied_by_truncation: findings.rows_emptied_by_truncation,
+        duplicates: findings.duplicates.clone(),
+        leaks: findings.leaks.clone(),
+        rows_dropped: findings.rows_dropped,
+        issues: findings.issues.clone(),
         template,
         mask_source,
         sequences_per_epoch,
@@ -65,13 +89,44 @@ pub fn report(
     };
     let uses_template = matches!(conversation, Some(Conversation::Chat(_)));
     report.warnings = warnings(&report, uses_template && text_files.template.is_none());
-    report.warnings.extend(chat_difference(text_files, dataset)?);
-    for (style, id) in text_files.styles.iter().zip(text_files.style_ids()?) {
-        if !rows.iter().any(|row| row.ids.contains(&id)) {
-            report.warnings.push(format!("No row is of style {:?}: nothing of it is learned", style.name));
-        }
+    report.warnings.extend(similarity_warnings(&report, config.dedupe));
+    for dataset in datasets {
+        report.warnings.extend(chat_difference(text_files, dataset)?);
+    }
+    for style in text_files.styles.iter().filter(|style| !findings.styles.contains(&style.name)) {
+        report.warnings.push(format!("No row is of style {:?}: nothing of it is learned", style.name));
     }
     Ok(report)
+}
+
+/// What rows that resemble others mean, as far as they stay.
+fn similarity_warnings(report: &DataReport, dedupe: Dedupe) -> Vec<String> {
+    let stay = |SimilarRows { exact, near, .. }: &SimilarRows| match dedupe {
+        Dedupe::None => (*exact, *near),
+        Dedupe::Exact => (0, *near),
+        Dedupe::Near => (0, 0),
+    };
+    let mut warnings = Vec::new();
+    let (exact, near) = stay(&report.leaks);
+    if exact + near > 0 {
+        warnings.push(format!(
+            "{} to learn from also held out ({exact} the same, {near} nearly): the held-out loss says too little",
+            count(exact + near)
+        ));
+    }
+    let (exact, near) = stay(&report.duplicates);
+    if exact + near > 0 {
+        let rows = count(exact + near);
+        warnings.push(format!("{rows} like an earlier one ({exact} the same, {near} nearly): learned more often"));
+    }
+    if report.rows_dropped > 0 {
+        warnings.push(format!("{} like others: left out", count(report.rows_dropped)));
+    }
+    warnings
+}
+
+fn count(num_rows: usize) -> String {
+    if num_rows == 1 { "1 row".into() } else { format!("{num_rows} rows") }
 }
 
 /// A warning if a chat would put something else before a learned turn than training does, so that the model is asked
@@ -111,25 +166,24 @@ fn sources(text_files: &TextFiles, conversation: Option<&Conversation>) -> (Stri
     (template.into(), mask_source.into())
 }
 
-fn length_stats(lengths: &[usize]) -> LengthStats {
+fn length_stats(lengths: &[u32]) -> LengthStats {
     let mut sorted = lengths.to_vec();
     sorted.sort_unstable();
     let (Some(&min), Some(&max)) = (sorted.first(), sorted.last()) else { return LengthStats::default() };
     let mut histogram = vec![0; NUM_BINS];
     for length in &sorted {
-        histogram[length * NUM_BINS / (max + 1)] += 1;
+        histogram[*length as usize * NUM_BINS / (max as usize + 1)] += 1;
     }
     // The nearest rank: a length that occurs.
-    let percentile = |percent: usize| sorted[(sorted.len() * percent).div_ceil(100) - 1];
-    let mean = sorted.iter().sum::<usize>() as f64 / sorted.len() as f64;
+    let percentile = |percent: usize| sorted[(sorted.len() * percent).div_ceil(100) - 1] as usize;
+    let mean = sorted.iter().map(|length| f64::from(*length)).sum::<f64>() / sorted.len() as f64;
+    let (min, max) = (min as usize, max as usize);
     LengthStats { min, mean, p50: percentile(50), p95: percentile(95), max, histogram }
 }
 
 fn warnings(report: &DataReport, lacks_template: bool) -> Vec<String> {
     let mut warnings = Vec::new();
     let percent = |part: f64, whole: f64| 100.0 * part / whole.max(1.0);
-    let count =
-        |num_rows: usize| if num_rows == 1 { "1 row".to_string() } else { format!("{num_rows} rows") };
     if report.truncated_rows > 0 {
         let share = percent(report.truncated_rows as f64, report.rows as f64);
         let rows = count(report.truncated_rows);
@@ -181,14 +235,9 @@ pub fn refuse_nothing(report: &DataReport, path: &Path) -> Result<()> {
 pub fn show_row(
     text_files: &TextFiles,
     dataset: &Dataset,
-    row: usize,
+    example: &RawExample,
     max_seq_len: usize,
 ) -> Result<RowView> {
-    let example = dataset.examples.get(row).ok_or_else(|| {
-        let (rows, path) = (dataset.examples.len(), dataset.path.display());
-        Error::data(format!("There is no row {row}: the file has {rows} rows: {path}"))
-            .hint(format!("rows are counted from 0 to {}", rows - 1))
-    })?;
     let (conversation, rendered) = prepare::render_row(text_files, dataset, example)?;
     let (tokens, bytes) = encode_with_bytes(text_files, &rendered)?;
     let whose = match &conversation {
@@ -211,7 +260,8 @@ pub fn show_row(
     };
     let tokens: Vec<_> = tokens.ids.iter().zip(&tokens.loss_mask).zip(&bytes).map(view).collect();
     let truncated_tokens = tokens.len().saturating_sub(max_seq_len);
-    Ok(RowView { row: example.row, line: example.line, tokens, truncated_tokens })
+    let place = RowPlace { row: example.row, line: example.line, file: None };
+    Ok(RowView { place, tokens, truncated_tokens })
 }
 
 /// Cuts what an assistant wrote into thinking, tool calls and the answer. Markers belong to what they mark.
@@ -240,7 +290,7 @@ fn channel_spans(text: &str, span: &Range<usize>) -> Vec<(ReplyChannel, Range<us
 
 #[cfg(test)]
 mod tests {
-    use std::collections::BTreeMap;
+    use std::{collections::BTreeMap, sync::atomic::AtomicBool};
 
     use super::*;
     use crate::data::read_examples;
@@ -250,11 +300,28 @@ mod tests {
             .unwrap()
     }
 
-    fn dataset(rows: &[&str]) -> Dataset {
+    /// A data file in a folder that lives as long.
+    struct Data {
+        folder: tempfile::TempDir,
+        rows: Dataset,
+    }
+
+    fn dataset(rows: &[&str]) -> Data {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("rows.jsonl");
         std::fs::write(&path, rows.join("\n")).unwrap();
-        read_examples(&path, &BTreeMap::new()).unwrap()
+        Data { rows: read_examples(&path, &BTreeMap::new()).unwrap(), folder }
+    }
+
+    fn check(text_files: &TextFiles, data: &Data, config: &RunConfig) -> Result<DataReport> {
+        let (cache, stop) = (data.folder.path().join("cache"), AtomicBool::new(false));
+        let mut reading = Reading { cache: &cache, stop: &stop, emit: &mut drop };
+        let files = [DataFile::new(data.rows.path.display().to_string())];
+        super::check(text_files, &files, None, config, &mut reading)
+    }
+
+    fn show_row(text_files: &TextFiles, data: &Data, row: usize, max_seq_len: usize) -> RowView {
+        super::show_row(text_files, &data.rows, &data.rows.examples[row], max_seq_len).unwrap()
     }
 
     fn row(question: &str, answer: &str) -> String {
@@ -288,7 +355,7 @@ mod tests {
             ("tokenizer_config.json of the model", "generation tags")
         );
         let issues: Vec<_> =
-            report.issues.iter().map(|issue| (issue.row, issue.line, issue.issue.as_str())).collect();
+            report.issues.iter().map(|issue| (issue.place.row, issue.place.line, issue.issue.as_str())).collect();
         assert_eq!(
             issues,
             [
@@ -298,7 +365,7 @@ mod tests {
                 (3, 4, "nothing to learn: no assistant turn"),
             ]
         );
-        assert!(refuse_nothing(&report, &dataset.path).is_ok());
+        assert!(refuse_nothing(&report, &dataset.rows.path).is_ok());
     }
 
     #[test]
@@ -365,7 +432,7 @@ mod tests {
         let with_effort = row("Hi", "Ho").replacen('{', r#"{"reasoning_effort": "low", "#, 1);
         let rows = dataset(&[&with_effort, &row("Hi", "Ho")]);
         let text =
-            |index: usize| prepare::render_row(&text_files, &rows, &rows.examples[index]).unwrap().1.text;
+            |index: usize| prepare::render_row(&text_files, &rows.rows, &rows.rows.examples[index]).unwrap().1.text;
         assert!(text(0).contains("\nReasoning: low\n") && text(1).contains("\nReasoning: medium\n"));
         let report = check(&tiny(), &rows, &config(8192)).unwrap();
         assert_eq!(
@@ -380,7 +447,7 @@ mod tests {
         let dataset = dataset(&[r#"{"prompt": "1 + 1 =", "completion": " 2"}"#]);
         let report = check(&text_files, &dataset, &config(40)).unwrap();
         assert_eq!(report.mask_source, "the completion");
-        let view = show_row(&text_files, &dataset, 0, 40).unwrap();
+        let view = show_row(&text_files, &dataset, 0, 40);
         let learned: Vec<_> =
             view.tokens.iter().filter(|token| token.loss).map(|token| token.text.as_str()).collect();
         assert_eq!(learned.concat(), " 2<|im_end|>");
@@ -391,7 +458,7 @@ mod tests {
     fn a_row_shows_whose_tokens_are_whose() {
         let text_files = tiny();
         let dataset = dataset(&[&row("Hi", "<think>a</think>b")]);
-        let view = show_row(&text_files, &dataset, 0, 10).unwrap();
+        let view = show_row(&text_files, &dataset, 0, 10);
         assert_eq!(view.truncated_tokens, view.tokens.len() - 10);
         let text_of = |wanted: &dyn Fn(&TokenView) -> bool| {
             view.tokens
@@ -405,8 +472,6 @@ mod tests {
         assert_eq!(text_of(&|token| token.channel == Some(ReplyChannel::Answer)), "b<|im_end|>");
         assert_eq!(text_of(&|token| token.loss), "<think>a</think>b<|im_end|>");
         assert_eq!(text_of(&|token| token.role.is_none()), "\n\n");
-        let error = show_row(&text_files, &dataset, 1, 10).unwrap_err().to_string();
-        assert!(error.starts_with("There is no row 1: the file has 1 rows: "), "{error}");
     }
 
     #[test]

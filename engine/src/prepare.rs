@@ -1,88 +1,34 @@
-//! A data file's rows into rows of tokens: the one road that training, evaluation and preflight share.
+//! A row of a data file into tokens: the one road that training, evaluation and preflight share.
 
-use lathe_protocol::{Role, RowIssue, RunConfig};
+use lathe_protocol::{Role, RowPlace, RunConfig};
 use rand::seq::SliceRandom as _;
 use rayon::prelude::*;
 
 use crate::{
     Error, Result,
     data::{Chat, Conversation, Dataset, RawExample, RawText, parse_conversation},
-    rng, styles,
+    rng,
+    similar::Print,
+    styles,
     template::{self, RenderOptions, Rendered},
     text_files::TextFiles,
-    tokenize::{TokenizedRow, encode},
+    tokenize::{TokenizedRow, Tokens, encode},
 };
 
-/// So many issues of each kind are named; the counts say how many there are.
-const MAX_ISSUES_A_KIND: usize = 8;
-
-/// The rows that can be learned from, cut to length, in the file's order.
-#[derive(Debug, Clone, PartialEq)]
-pub struct PreparedRows {
-    pub rows: Vec<TokenizedRow>,
-    /// Lengths of all rows of the file before truncation.
-    pub lengths: Vec<usize>,
-    pub truncated_rows: usize,
-    /// Rows without a trained token as they are.
-    pub rows_nothing_to_learn: usize,
-    /// Rows whose trained tokens all lay past the cut.
-    pub rows_emptied_by_truncation: usize,
-    /// The first few rows with something to say, in order.
-    pub issues: Vec<RowIssue>,
-}
-
-/// Parses, renders, encodes and truncates every row, on all of rayon's threads.
+/// What the rows of one file become, in memory: those with something to learn, cut to length.
 ///
-/// Errors: the first row, in order, that cannot be read or rendered.
-pub fn rows(text_files: &TextFiles, dataset: &Dataset, max_seq_len: usize) -> Result<PreparedRows> {
-    let markers = ControlTokens::of(text_files);
-    let encoded: Vec<_> =
-        dataset.examples.par_iter().map(|example| read_row(text_files, dataset, example, &markers)).collect();
-    let mut prepared = PreparedRows {
-        rows: Vec::with_capacity(encoded.len()),
-        lengths: Vec::with_capacity(encoded.len()),
-        truncated_rows: 0,
-        rows_nothing_to_learn: 0,
-        rows_emptied_by_truncation: 0,
-        issues: Vec::new(),
-    };
-    let mut num_remarked = 0;
-    for row in encoded {
-        let EncodedRow { mut row, remark } = row?;
-        let (num_tokens, num_learned) = (row.ids.len(), row.num_loss_tokens());
-        prepared.lengths.push(num_tokens);
-        let mut issue = |count: &mut usize, issue: String| {
-            *count += 1;
-            if *count <= MAX_ISSUES_A_KIND {
-                prepared.issues.push(RowIssue { row: row.row, line: row.line, issue });
-            }
-        };
-        if num_tokens > max_seq_len {
-            issue(&mut prepared.truncated_rows, format!("cut from {num_tokens} to {max_seq_len} tokens"));
-        }
-        if num_learned == 0 {
-            let why = remark.unwrap_or_else(|| "the template leaves the assistant's words out".into());
-            issue(&mut prepared.rows_nothing_to_learn, format!("nothing to learn: {why}"));
-            continue;
-        }
-        if let Some(remark) = remark {
-            issue(&mut num_remarked, remark);
-        }
+/// Errors: the first row, in order, that cannot be rendered.
+pub fn rows(text_files: &TextFiles, dataset: &Dataset, max_seq_len: usize) -> Result<Vec<TokenizedRow>> {
+    let encoder = Encoder::new(text_files, dataset);
+    let cut = |example: &RawExample| {
+        let EncodedRow { tokens: Tokens { ids, loss_mask }, .. } = encoder.encode(example)?;
+        let mut row = TokenizedRow { row: example.row, line: example.line, ids, loss_mask };
         row.truncate(max_seq_len);
-        if row.num_loss_tokens() == 0 {
-            let all =
-                if num_learned == 1 { "its one trained token lies" } else { "all its trained tokens lie" };
-            let text = format!("nothing left to learn: {all} past the cut at {max_seq_len} tokens");
-            let line = row.line;
-            prepared.rows_emptied_by_truncation += 1;
-            if prepared.rows_emptied_by_truncation <= MAX_ISSUES_A_KIND {
-                prepared.issues.push(RowIssue { row: row.row, line, issue: text });
-            }
-            continue;
-        }
-        prepared.rows.push(row);
-    }
-    Ok(prepared)
+        Ok(row)
+    };
+    let encoded: Vec<_> = dataset.examples.par_iter().map(cut).collect();
+    let learned = |row: &Result<TokenizedRow>| row.as_ref().map_or(true, |row| row.num_loss_tokens() > 0);
+    encoded.into_iter().filter(learned).collect()
 }
 
 /// Which of `num_rows` usable rows are held out for evaluation: the share `eval_ratio`, drawn by the seed; at least one
@@ -134,38 +80,55 @@ pub(crate) fn render_row(
     };
     let rendered = styled.and_then(|()| render(text_files, &conversation)).map_err(|error| match error {
         Error::Invalid { code, message, hint } => {
-            let (row, line, path) = (example.row, example.line, dataset.path.display());
-            Error::Invalid { code, message: format!("Row {row} (line {line}): {message}: {path}"), hint }
+            let place = RowPlace { row: example.row, line: example.line, file: None };
+            let path = dataset.path.display();
+            Error::Invalid { code, message: format!("Row {place}: {message}: {path}"), hint }
         }
         other => other,
     })?;
     Ok((conversation, rendered))
 }
 
-struct EncodedRow {
-    row: TokenizedRow,
+/// One row's tokens, whole, and what else there is to know of it.
+pub(crate) struct EncodedRow {
+    pub line: usize,
+    pub tokens: Tokens,
     /// Something its author should know.
-    remark: Option<String>,
+    pub remark: Option<String>,
+    pub style: Option<String>,
+    pub print: Print,
 }
 
-fn read_row(
-    text_files: &TextFiles,
-    dataset: &Dataset,
-    example: &RawExample,
-    markers: &ControlTokens,
-) -> Result<EncodedRow> {
-    let (conversation, rendered) = render_row(text_files, dataset, example)?;
-    let tokens = encode(text_files, &rendered)?;
-    let remark = match &conversation {
-        _ if text_files.styles.is_empty() && styles::of_row(&conversation).is_some() => {
-            Some("its style is left out: the run has no styles".into())
-        }
-        Conversation::Chat(chat) => remark_on(text_files, chat, &rendered, markers),
-        Conversation::Raw(_) => None,
-    };
-    let row =
-        TokenizedRow { row: example.row, line: example.line, ids: tokens.ids, loss_mask: tokens.loss_mask };
-    Ok(EncodedRow { row, remark })
+/// Encodes the rows of one file.
+pub(crate) struct Encoder<'a> {
+    text_files: &'a TextFiles,
+    dataset: &'a Dataset,
+    markers: ControlTokens,
+}
+
+impl<'a> Encoder<'a> {
+    pub fn new(text_files: &'a TextFiles, dataset: &'a Dataset) -> Self {
+        Self { text_files, dataset, markers: ControlTokens::of(text_files) }
+    }
+
+    pub fn encode(&self, example: &RawExample) -> Result<EncodedRow> {
+        let Self { text_files, dataset, markers } = self;
+        let (conversation, rendered) = render_row(text_files, dataset, example)?;
+        let remark = match &conversation {
+            _ if text_files.styles.is_empty() && styles::of_row(&conversation).is_some() => {
+                Some("its style is left out: the run has no styles".into())
+            }
+            Conversation::Chat(chat) => remark_on(text_files, chat, &rendered, markers),
+            Conversation::Raw(_) => None,
+        };
+        Ok(EncodedRow {
+            line: example.line,
+            tokens: encode(text_files, &rendered)?,
+            remark,
+            style: styles::of_row(&conversation).map(str::to_owned),
+            print: Print::of(&conversation),
+        })
+    }
 }
 
 fn remark_on(

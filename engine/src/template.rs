@@ -13,7 +13,9 @@ use minijinja::{Environment, Value, syntax::SyntaxConfig};
 
 pub use spans::{TurnSpan, turns};
 
-use crate::{Error, Result, data::Chat};
+use sha2::{Digest as _, Sha256};
+
+use crate::{Error, Result, data::Chat, files};
 
 /// Private-use characters that frame what the assistant wrote, from render to strip.
 const SPAN_START: char = '\u{10f3a0}';
@@ -33,6 +35,8 @@ const TWINS: [(&str, &str); 2] = [
 pub struct ChatTemplate {
     /// Where it comes from, in words, e.g. `chat_template.jinja of the model`.
     pub origin: String,
+    /// Hash of all that decides what it writes.
+    pub fingerprint: String,
     source: String,
     environment: Environment<'static>,
     has_generation_tags: bool,
@@ -107,7 +111,9 @@ impl ChatTemplate {
             environment.add_template_owned(TWIN, twin).map_err(|error| fail(&error))?;
         }
         let has_twin = twin.is_some();
-        Ok(Self { origin, source: source.to_string(), environment, has_generation_tags, has_twin })
+        let written_by = format!("{source:?} {twin:?} {specials:?}");
+        let fingerprint = files::hex(&Sha256::digest(written_by));
+        Ok(Self { origin, fingerprint, source: source.to_string(), environment, has_generation_tags, has_twin })
     }
 
     /// Whether `{% generation %}` tags mark what the assistant writes.

@@ -68,6 +68,7 @@ fn job(model: &Path, config: RunConfig, out_dir: &Path) -> TrainJob {
         config,
         resume: false,
         device: "cpu".into(),
+        cache: out_dir.join("cache").display().to_string(),
     }
 }
 
@@ -120,7 +121,7 @@ fn a_row_that_makes_no_number_is_named_and_a_resume_without_it_goes_on() {
     let divergence = told.divergence.clone().unwrap();
     assert_eq!((divergence.sign, divergence.loss), (DivergenceSign::NotFinite, None));
     assert_eq!((divergence.step, divergence.rows.len()), (told.last_step() + 1, 2));
-    assert!(divergence.rows.contains(&RowPlace { row: 15, line: 17 }), "{divergence:?}");
+    assert!(divergence.rows.contains(&RowPlace { row: 15, line: 17, file: None }), "{divergence:?}");
     assert!(message.contains("15 (line 17)"), "{message}");
     // The checkpoint just before has weights that no step has shown to be sound.
     assert_eq!(divergence.resumes_from, told.last_step() - 1);
@@ -156,7 +157,7 @@ fn a_loss_that_spikes_names_its_row_and_passes_when_it_is_not_looked_for() {
     let told = run(&job, &rows, &[]);
     let divergence = told.divergence.unwrap();
     assert_eq!((divergence.sign, divergence.step), (DivergenceSign::LossSpike, 51));
-    assert_eq!(divergence.rows, [RowPlace { row: 150, line: 152 }]);
+    assert_eq!(divergence.rows, [RowPlace { row: 150, line: 152, file: None }]);
     assert!(divergence.usual.unwrap() + 2.5 < divergence.loss.unwrap(), "{divergence:?}");
     assert_eq!(divergence.resumes_from, 40);
 
@@ -200,7 +201,7 @@ fn a_held_out_loss_that_is_no_number_ends_the_run_too() {
     assert_eq!((told.evals, told.last_step()), (0, 3));
     let divergence = told.divergence.clone().unwrap();
     assert_eq!((divergence.sign, divergence.resumes_from), (DivergenceSign::EvalNotFinite, 2));
-    assert_eq!(divergence.rows, [RowPlace { row: 30, line: 32 }]);
+    assert_eq!(divergence.rows, [RowPlace { row: 30, line: 32, file: None }]);
     // In a file of its own it is no row of the data, and cannot be skipped there.
     job.eval_data = Some("held-out".into());
     job.resume = true;

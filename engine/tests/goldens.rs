@@ -54,8 +54,8 @@ fn ids_and_loss_masks_equal_transformers() {
         let dataset = read_examples(&folder.join("rows.jsonl"), &BTreeMap::new()).unwrap();
         let prepared = prepare::rows(&text_files, &dataset, usize::MAX).unwrap();
         let expected: Vec<GoldenTokens> = read(&folder.join("expected_tokens.json"));
-        assert_eq!(prepared.rows.len(), expected.len());
-        for (row, expected) in prepared.rows.iter().zip(expected) {
+        assert_eq!(prepared.len(), expected.len());
+        for (row, expected) in prepared.iter().zip(expected) {
             assert_eq!(row.ids, expected.ids, "{model} row {}", row.row);
             let mask: Vec<u8> = row.loss_mask.iter().map(|&learned| u8::from(learned)).collect();
             assert_eq!(mask, expected.mask, "{model} row {}", row.row);

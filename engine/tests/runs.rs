@@ -37,6 +37,7 @@ fn job(config: RunConfig, out_dir: &Path) -> TrainJob {
         config,
         resume: false,
         device: "cpu".into(),
+        cache: out_dir.join("cache").display().to_string(),
     }
 }
 

@@ -15,10 +15,11 @@ use lathe_engine::{
     model::{LoadFor, Model},
     preflight, prepare, styles,
     text_files::TextFiles,
+    store::Reading,
     tokenize::{TokenizedRow, encode_plain},
     train::{self, Surroundings},
 };
-use lathe_protocol::{
+use lathe_protocol::{DataFile, 
     ChatStats, EventBody, Message, Method, Role, RunConfig, SamplingParams, StepMetrics, Style, StylesFile,
     Thinking, TrainJob,
 };
@@ -45,6 +46,7 @@ fn job(model: &str, config: RunConfig, out_dir: &Path) -> TrainJob {
         config,
         resume: false,
         device: "cpu".into(),
+        cache: out_dir.join("cache").display().to_string(),
     }
 }
 
@@ -209,7 +211,7 @@ fn the_token_ends_the_users_turn_and_is_not_learned() {
     let shown = |row: &str| {
         let path = write_rows(folder.path(), &[row]);
         let dataset = data::read_examples(Path::new(&path), &BTreeMap::default()).unwrap();
-        let view = preflight::show_row(&text_files, &dataset, 0, 128).unwrap();
+        let view = preflight::show_row(&text_files, &dataset, &dataset.examples[0], 128).unwrap();
         let text = view.tokens.iter().map(|token| token.text.as_str()).collect::<String>();
         let learned = view.tokens.iter().filter(|token| token.loss);
         (text, learned.map(|token| token.text.as_str()).collect::<String>())
@@ -239,10 +241,15 @@ fn an_unknown_style_names_its_line_and_a_style_without_rows_is_pointed_out() {
     assert_eq!(hint.as_deref(), Some("known styles: terse, detailed"));
 
     write_rows(folder.path(), &[TERSE]);
-    let dataset = data::read_examples(&path, &BTreeMap::default()).unwrap();
-    let report = preflight::check(&text_files, &dataset, &style_config()).unwrap();
+    let check = |text_files: &TextFiles, config: &RunConfig| {
+        let (cache, stop) = (folder.path().join("cache"), AtomicBool::new(false));
+        let mut reading = Reading { cache: &cache, stop: &stop, emit: &mut drop };
+        let files = [DataFile::new(path.display().to_string())];
+        preflight::check(text_files, &files, None, config, &mut reading).unwrap()
+    };
+    let report = check(&text_files, &style_config());
     assert_eq!(report.warnings, ["No row is of style \"detailed\": nothing of it is learned"]);
-    let report = preflight::check(&plain(), &dataset, &RunConfig::default()).unwrap();
+    let report = check(&plain(), &RunConfig::default());
     assert_eq!(report.issues[0].issue, "its style is left out: the run has no styles");
 }
 

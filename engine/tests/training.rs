@@ -55,6 +55,7 @@ fn job(model: &str, config: RunConfig, out_dir: &Path) -> TrainJob {
         config,
         resume: false,
         device: "cpu".into(),
+        cache: out_dir.join("cache").display().to_string(),
     }
 }
 

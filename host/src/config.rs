@@ -3,12 +3,15 @@
 use std::path::Path;
 
 use lathe_protocol::{
-    CONFIG_KEYS, ConfigKey, ErrorInfo, LoraTargets, Method, Quant, REGEX_PREFIX, RunConfig, Style, is_saved,
+    CONFIG_KEYS, ConfigKey, DataFile, ErrorInfo, LoraTargets, Method, Quant, REGEX_PREFIX, RunConfig, Style, is_saved,
     parse_layers, parse_rows,
 };
 use serde_json::{Map, Value};
 
 use crate::error::{Result, did_you_mean, io_error, near, usage};
+
+/// How often an epoch may see a row.
+const MOST_WEIGHT: f64 = 1000.0;
 
 /// The defaults, then the file's keys, then the pairs, in order. Not yet validated: see [`validate`].
 pub fn build(file: Option<&Path>, sets: &[String]) -> Result<RunConfig> {
@@ -112,7 +115,23 @@ pub fn validate(config: &RunConfig) -> Result<()> {
         }
     }
     LoraTargets::new(lora)?;
+    check_data(&config.data)?;
     check_styles(config)
+}
+
+fn check_data(files: &[DataFile]) -> Result<()> {
+    for DataFile { path, weight, .. } in files {
+        if path.is_empty() {
+            return Err(usage("data has a file without a path").hint("write e.g. data=a.jsonl, b.parquet:0.5"));
+        }
+        if !(*weight > 0.0 && *weight <= MOST_WEIGHT) {
+            let message = format!("The weight {weight} of a data file is out of range: {path}");
+            return Err(usage(message).hint(format!(
+                "an epoch sees each row as often as the weight says: more than 0, at most {MOST_WEIGHT}"
+            )));
+        }
+    }
+    Ok(())
 }
 
 /// An error for styles that cannot be told apart, that nothing learns, or whose settings are out of range.
@@ -187,6 +206,7 @@ fn set(values: &mut Map<String, Value>, name: &str, given: Given<'_>) -> Result<
         }
         Value::Number(_) => as_u64(given).map(Value::from),
         Value::Array(_) if key.name == "styles" => as_styles(given, place),
+        Value::Array(_) if key.name == "data" => as_data(given, place),
         Value::Array(_) if key.name == "sample_prompts" => as_list(given, prompts).map(Value::from),
         Value::Array(_) if key.name == "lora.layers" => as_indices(given, parse_layers).map(Value::from),
         Value::Array(_) if key.name == "skip_rows" => as_indices(given, parse_rows).map(Value::from),
@@ -258,6 +278,17 @@ fn as_styles(given: Given<'_>, old: &Value) -> Option<Value> {
         pairs.filter(|pair| !pair.is_empty()).collect::<Vec<_>>()
     };
     serde_json::to_value(Style::from_pairs(&as_list(given, pairs)?, &known)?).ok()
+}
+
+/// A list of tables, or `path[:weight]`s, which keep the columns of files that are there already.
+fn as_data(given: Given<'_>, old: &Value) -> Option<Value> {
+    if let Given::Typed(tables @ Value::Array(items)) = given
+        && items.iter().all(Value::is_object)
+    {
+        return serde_json::from_value::<Vec<DataFile>>(tables.clone()).is_ok().then(|| tables.clone());
+    }
+    let known: Vec<DataFile> = serde_json::from_value(old.clone()).ok()?;
+    serde_json::to_value(DataFile::from_texts(&as_list(given, names)?, &known)).ok()
 }
 
 /// Names between commas, brackets and quotes or not. A regular expression is one, whatever it holds.

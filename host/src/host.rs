@@ -23,7 +23,7 @@ use crate::{
     job::{Control, Job, Outlet, ToWorker},
     models,
     paths::absolute,
-    runs, settings, token,
+    runs, settings, token, token_cache,
     worker::{self, Verdict},
 };
 
@@ -283,14 +283,17 @@ fn run(job: &mut Job, body: CommandBody) -> Result<()> {
         CommandBody::ModelsVerify { model } => models::verify(job, &model)?,
         CommandBody::ModelsRemove { model } => models::remove(job, &model)?,
 
-        CommandBody::DataCheck { model, data, config } => {
-            let data = data_job(job, &model, &data, config)?;
+        CommandBody::DataCheck { model, data, eval_data, config } => {
+            let mut data = data_job(job, &model, &data, config)?;
+            data.eval_data = eval_data.map(|path| data_path(&path)).transpose()?;
             simple_worker(job, WorkerJob::CheckData(data))?;
         }
         CommandBody::DataShow { model, data, row, count, config } => {
             let data = data_job(job, &model, &data, config)?;
             simple_worker(job, WorkerJob::ShowData { data, row, count })?;
         }
+        CommandBody::DataCache => token_cache::show(job)?,
+        CommandBody::DataCacheClear => token_cache::clear(job)?,
 
         CommandBody::Train(request) => runs::train(job, *request)?,
         CommandBody::RunsList => runs::list(job)?,
@@ -379,11 +382,29 @@ fn simple_worker(job: &mut Job, work: WorkerJob) -> Result<()> {
     worker::run(job, work, grace, &mut |_, _| Verdict::Continue)
 }
 
-fn data_job(job: &Job, model: &str, data: &str, config: RunConfig) -> Result<DataJob> {
+fn data_job(job: &Job, model: &str, data: &str, mut config: RunConfig) -> Result<DataJob> {
     config::validate(&config)?;
-    let data = data_path(data)?;
+    let data = data_files(data, &mut config)?;
     let model = models::resolve(job.host.paths(), model)?.path_string();
-    Ok(DataJob { model, data, config })
+    let cache = cache_folder(job)?;
+    Ok(DataJob { model, data, eval_data: None, config, cache })
+}
+
+/// The folder of tokenised data, with room for more.
+pub(crate) fn cache_folder(job: &Job) -> Result<String> {
+    token_cache::prune(job.host.paths())?;
+    Ok(job.host.paths().token_cache().display().to_string())
+}
+
+/// Makes the paths of the data files full: the first of them.
+pub(crate) fn data_files(data: &str, config: &mut RunConfig) -> Result<String> {
+    for file in &mut config.data {
+        file.path = data_path(&file.path)?;
+    }
+    match config.data.first() {
+        Some(first) => Ok(first.path.clone()),
+        None => data_path(data),
+    }
 }
 
 /// The data file's full path, if it is there.

@@ -22,6 +22,7 @@ mod settings;
 #[cfg(test)]
 mod testing;
 mod token;
+mod token_cache;
 mod worker;
 
 pub use error::Result;

@@ -76,6 +76,11 @@ impl Paths {
         self.data_dir.join("samples")
     }
 
+    /// Tokenised data, which can be made again.
+    pub fn token_cache(&self) -> PathBuf {
+        self.data_dir.join("cache").join("tokens")
+    }
+
     pub(crate) fn starter(&self) -> PathBuf {
         self.data_dir.join("models").join("starter")
     }

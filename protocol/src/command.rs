@@ -40,7 +40,9 @@ pub enum CommandBody {
 
     DataCheck {
         model: String,
+        /// `config.data` comes before it.
         data: String,
+        eval_data: Option<String>,
         config: RunConfig,
     },
     /// One `Row` for each of up to `count` rows from `row` on, which counts from 0.
@@ -51,6 +53,10 @@ pub enum CommandBody {
         count: usize,
         config: RunConfig,
     },
+
+    /// What tokenised data takes on disk, as [`EventBody::TokenCache`](crate::EventBody::TokenCache).
+    DataCache,
+    DataCacheClear,
 
     Train(Box<TrainRequest>),
     RunsList,
@@ -167,6 +173,7 @@ pub enum CommandBody {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct TrainRequest {
     pub model: String,
+    /// The first data file; `config.data` comes before it.
     pub data: String,
     pub eval_data: Option<String>,
     pub config: RunConfig,

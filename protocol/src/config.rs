@@ -86,16 +86,83 @@ impl Default for LoraConfig {
     }
 }
 
+/// Which rows are left out because they resemble others.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Dedupe {
+    #[default]
+    None,
+    /// Those with the same words.
+    Exact,
+    /// Also those with nearly the same words.
+    Near,
+}
+
+/// One of several data files.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct DataFile {
+    pub path: String,
+    /// How often an epoch sees each row: 2 is twice, 0.5 is every other row, drawn anew each epoch.
+    #[serde(default = "once")]
+    pub weight: f64,
+    /// As [`RunConfig::columns`], which are those of the first file.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub columns: BTreeMap<String, String>,
+}
+
+fn once() -> f64 {
+    1.0
+}
+
+impl DataFile {
+    pub fn new(path: impl Into<String>) -> Self {
+        Self { path: path.into(), weight: once(), columns: BTreeMap::new() }
+    }
+
+    /// Reads `path`, or `path:weight`.
+    pub fn parse(text: &str) -> Self {
+        match text.rsplit_once(':').map(|(path, weight)| (path, weight.parse())) {
+            Some((path, Ok(weight))) if !path.is_empty() => Self { weight, ..Self::new(path) },
+            _ => Self::new(text),
+        }
+    }
+
+    /// [`Self::parse`] of several, which keep the columns of files that are `known`.
+    pub fn from_texts(texts: &[String], known: &[Self]) -> Vec<Self> {
+        let file = |text: &String| {
+            let mut file = Self::parse(text);
+            if let Some(known) = known.iter().find(|known| known.path == file.path) {
+                file.columns.clone_from(&known.columns);
+            }
+            file
+        };
+        texts.iter().map(file).collect()
+    }
+}
+
+/// As [`DataFile::parse`] reads it.
+impl std::fmt::Display for DataFile {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Self { path, weight, .. } = self;
+        if (*weight - once()).abs() < f64::EPSILON { f.write_str(path) } else { write!(f, "{path}:{weight}") }
+    }
+}
+
 /// Everything that decides a training run, one flat page.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct RunConfig {
     pub method: Method,
     pub quant: Quant,
+    /// The files to learn from, where there are several or weights; else the run's data file is the one.
+    pub data: Vec<DataFile>,
     /// Names of the data's columns by role, where they differ, e.g. `prompt` -> `question`.
     pub columns: BTreeMap<String, String>,
     /// Share of the rows held out for evaluation when there is no file for it.
     pub eval_ratio: f64,
+    /// Rows left out because they resemble others, of the data or of the held-out file.
+    pub dedupe: Dedupe,
     /// Rows longer than this are cut at the end.
     pub max_seq_len: usize,
     /// Several rows share one sequence of `max_seq_len` tokens; each attends to itself only.
@@ -155,8 +222,10 @@ impl Default for RunConfig {
         Self {
             method: Method::Lora,
             quant: Quant::None,
+            data: Vec::new(),
             columns: BTreeMap::new(),
             eval_ratio: 0.0,
+            dedupe: Dedupe::None,
             max_seq_len: 1024,
             packing: true,
             batch_size: 1,
@@ -193,6 +262,18 @@ impl Default for RunConfig {
 }
 
 impl RunConfig {
+    /// The files to learn from, with the columns each has: those of `data`, or else `first` alone.
+    pub fn files(&self, first: &str) -> Vec<DataFile> {
+        let mut files = self.data.clone();
+        if files.is_empty() {
+            files.push(DataFile::new(first));
+        }
+        if files[0].columns.is_empty() {
+            files[0].columns.clone_from(&self.columns);
+        }
+        files
+    }
+
     /// How the frozen base is held: QLoRA is LoRA on one in NF4.
     pub fn base_quant(&self) -> Quant {
         match (self.method, self.quant) {
@@ -251,11 +332,17 @@ pub const CONFIG_KEYS: &[ConfigKey] = &[
     key("method", "lora | qlora | full", "Which weights learn"),
     key("quant", "none | nf4 | nf4_double", "How the frozen base is held"),
     key(
+        "data",
+        "path[:weight], …, or [[data]] tables",
+        "The files to learn from; weight 2 sees each row twice an epoch, 0.5 half of them",
+    ),
+    key(
         "columns",
         "role=column, …, or a table",
         "Names of the data's columns, where they differ from the role's",
     ),
     key("eval_ratio", "0..=0.5", "Share of the rows held out for evaluation, without a file for it"),
+    key("dedupe", "none | exact | near", "Leave out rows with the same, or nearly the same, words as others"),
     key("max_seq_len", "8..=1048576", "Longer rows are cut here"),
     key("packing", "true | false", "Fill sequences with several rows"),
     key("batch_size", "1..", "Sequences a forward pass"),

@@ -34,13 +34,29 @@ pub struct Divergence {
     pub rows: Vec<RowPlace>,
 }
 
-/// A row of a data file.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+/// A row of the data.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RowPlace {
-    /// From 0.
+    /// From 0, through all files.
     pub row: usize,
-    /// Line of the file, from 1.
+    /// Line of its file, from 1; 0 in a file without lines.
     pub line: usize,
+    /// Name of its file, where there are several.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub file: Option<String>,
+}
+
+/// E.g. `17 (line 18)`, or `17 (line 4 of b.jsonl)`.
+impl std::fmt::Display for RowPlace {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Self { row, line, file } = self;
+        match (line, file) {
+            (0, None) => write!(f, "{row}"),
+            (0, Some(file)) => write!(f, "{row} (of {file})"),
+            (line, None) => write!(f, "{row} (line {line})"),
+            (line, Some(file)) => write!(f, "{row} (line {line} of {file})"),
+        }
+    }
 }
 
 impl Divergence {
@@ -64,8 +80,7 @@ impl Divergence {
     /// The rows, the first few of many, e.g. `3 (line 4), 17 (line 18)`.
     pub fn rows_text(&self) -> String {
         const SHOWN: usize = 8;
-        let places =
-            self.rows.iter().take(SHOWN).map(|RowPlace { row, line }| format!("{row} (line {line})"));
+        let places = self.rows.iter().take(SHOWN).map(RowPlace::to_string);
         let text = places.collect::<Vec<_>>().join(", ");
         match self.rows.len().checked_sub(SHOWN) {
             None | Some(0) => text,

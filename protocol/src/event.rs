@@ -3,7 +3,7 @@ use serde::{Deserialize, Serialize};
 use crate::{
     AdapterEntry, ChatEntry, ChatRecord, ChatStats, ColumnView, DataReport, Divergence, DoctorCheck,
     ErrorInfo, FolderView, Hardware, JobId, ModelDetails, ModelEntry, ModelProblem, ReplyDelta, RowView,
-    RunDetails, RunEntry, SettingsView,
+    RunDetails, RunEntry, SettingsView, TokenCache,
 };
 
 /// Something that happened, with the job it belongs to. A worker's events carry the id its host gave it.
@@ -45,6 +45,7 @@ pub enum EventBody {
         roles: Vec<String>,
     },
     Row(RowView),
+    TokenCache(TokenCache),
     Runs {
         runs: Vec<RunEntry>,
     },

@@ -32,7 +32,11 @@ pub struct DataJob {
     /// Model folder or `.gguf` file.
     pub model: String,
     pub data: String,
+    /// Held-out rows, which the data is compared with.
+    pub eval_data: Option<String>,
     pub config: RunConfig,
+    /// Folder that keeps tokenised data.
+    pub cache: String,
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -46,6 +50,8 @@ pub struct TrainJob {
     /// Receives the adapter (or model), `lathe.json`, and `checkpoints/step-N/`.
     pub out_dir: String,
     pub config: RunConfig,
+    /// Folder that keeps tokenised data.
+    pub cache: String,
     /// PEFT folder whose weights the run starts from.
     pub init_adapter: Option<String>,
     /// Continue from the newest sound checkpoint in `out_dir`.

@@ -3,7 +3,7 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    Divergence, EvalMetrics, LogLevel, Method, ModelShape, ReplyChannel, Role, RunConfig, SampleText,
+    Divergence, EvalMetrics, LogLevel, Method, ModelShape, ReplyChannel, Role, RowPlace, RunConfig, SampleText,
     StepMetrics, Style,
 };
 
@@ -114,17 +114,20 @@ pub enum DatasetShape {
 /// Preflight's findings.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct DataReport {
+    /// Of the first file, as are the columns.
     pub shape: DatasetShape,
     /// The rows' fields, and what each is taken for.
     pub columns: Vec<ColumnView>,
     /// The roles this shape has, e.g. `prompt`; `config.columns` maps a role to a column of another name.
     pub roles: Vec<String>,
+    /// Of all files.
     pub rows: usize,
-    /// Of them, held out for evaluation by `eval_ratio`.
+    pub files: Vec<FileReport>,
+    /// Of the rows, held out for evaluation by `eval_ratio`.
     pub held_out_rows: usize,
-    /// Of the rows trained on, after truncation.
+    /// Of an epoch, after truncation.
     pub tokens: u64,
-    /// Tokens the loss is taken over, of the rows trained on, after truncation.
+    /// Tokens of an epoch that the loss is taken over, after truncation.
     pub loss_tokens: u64,
     /// Lengths before truncation.
     pub lengths: LengthStats,
@@ -134,6 +137,12 @@ pub struct DataReport {
     pub rows_nothing_to_learn: usize,
     /// Rows whose trained tokens all lie past the cut.
     pub rows_emptied_by_truncation: usize,
+    /// Rows that resemble an earlier one.
+    pub duplicates: SimilarRows,
+    /// Rows to learn from that resemble held-out ones.
+    pub leaks: SimilarRows,
+    /// Of both, left out by `dedupe`.
+    pub rows_dropped: usize,
     /// The first few rows with something to say, e.g. `nothing to learn: no assistant turn`.
     pub issues: Vec<RowIssue>,
     /// Where the template comes from, e.g. `chat_template.jinja of the model`.
@@ -143,6 +152,44 @@ pub struct DataReport {
     pub sequences_per_epoch: usize,
     pub steps_per_epoch: usize,
     pub warnings: Vec<String>,
+}
+
+/// One of the files to learn from.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct FileReport {
+    pub path: String,
+    pub shape: DatasetShape,
+    pub rows: usize,
+    pub weight: f64,
+}
+
+/// Rows with the same words as others.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct SimilarRows {
+    /// With the very same words, punctuation and case aside.
+    pub exact: usize,
+    /// With nearly the same, the system prompt aside.
+    pub near: usize,
+    /// The first few.
+    pub pairs: Vec<SimilarPair>,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct SimilarPair {
+    pub row: RowPlace,
+    /// The earlier, or held-out, row that it resembles.
+    pub like: RowPlace,
+    /// Share of word sequences in common; 1 if all words are the same.
+    pub similarity: f64,
+}
+
+/// What tokenised data takes on disk.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TokenCache {
+    pub folder: String,
+    pub entries: usize,
+    pub size_bytes: u64,
+    pub limit_bytes: u64,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -167,18 +214,16 @@ pub struct LengthStats {
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RowIssue {
-    /// From 0.
-    pub row: usize,
-    /// Line of the file, from 1.
-    pub line: usize,
+    #[serde(flatten)]
+    pub place: RowPlace,
     pub issue: String,
 }
 
 /// One row as the model sees it.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct RowView {
-    pub row: usize,
-    pub line: usize,
+    #[serde(flatten)]
+    pub place: RowPlace,
     pub tokens: Vec<TokenView>,
     /// Tokens that `max_seq_len` cuts off (they are in `tokens` too, at the end).
     pub truncated_tokens: usize,

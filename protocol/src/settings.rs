@@ -23,6 +23,8 @@ pub struct Settings {
     pub hf_cache: Option<String>,
     /// Where Lathe keeps its data; none means the platform's folder. Takes effect at the next start.
     pub data_dir: Option<String>,
+    /// Most that tokenised data may take on disk; what was used longest ago goes first.
+    pub token_cache_gb: u64,
 }
 
 impl Default for Settings {
@@ -33,6 +35,7 @@ impl Default for Settings {
             endpoint: "https://huggingface.co".into(),
             hf_cache: None,
             data_dir: None,
+            token_cache_gb: 20,
         }
     }
 }

@@ -1,7 +1,7 @@
 //! Keys of a [`RunConfig`] by name, as text: what the window's fields show and take.
 
 use lathe_protocol::{
-    CONFIG_KEYS, ConfigKey, REGEX_PREFIX, RunConfig, Style, indices_text, parse_layers, parse_rows,
+    CONFIG_KEYS, ConfigKey, DataFile, REGEX_PREFIX, RunConfig, Style, indices_text, parse_layers, parse_rows,
 };
 use serde_json::{Map, Number, Value};
 
@@ -33,6 +33,9 @@ pub fn text(config: &RunConfig, name: &str) -> String {
                 Some(format!("{}={}", style.get("name")?.as_str()?, style.get("token")?.as_str()?))
             };
             items.iter().filter_map(pair).collect::<Vec<_>>().join(", ")
+        }
+        Value::Array(_) if name == "data" => {
+            config.data.iter().map(DataFile::to_string).collect::<Vec<_>>().join(", ")
         }
         Value::Array(items) => {
             let items: Vec<_> = items.iter().filter_map(Value::as_str).collect();
@@ -123,6 +126,11 @@ fn parse(old: &Value, key: &ConfigKey, written: &str) -> Option<Value> {
         Value::Array(_) if key.name == "styles" => {
             let known: Vec<Style> = serde_json::from_value(old.clone()).ok()?;
             serde_json::to_value(Style::from_pairs(&list(","), &known)?).ok()
+        }
+        Value::Array(_) if key.name == "data" => {
+            let known: Vec<DataFile> = serde_json::from_value(old.clone()).ok()?;
+            let files = DataFile::from_texts(&list(","), &known);
+            files.iter().all(|file| file.weight > 0.0).then(|| serde_json::to_value(files).ok())?
         }
         Value::Array(_) if key.name == "sample_prompts" => Some(list(PROMPT_SEPARATOR).into()),
         Value::Array(_) if key.name == "lora.layers" => parse_layers(written).map(Value::from),

@@ -23,7 +23,7 @@ pub struct Accept {
 impl Accept {
     /// What a run learns from.
     pub const DATA: Self =
-        Self { suffixes: &[".jsonl", ".json", ".csv", ".tsv", ".txt", ".md"], folders: false };
+        Self { suffixes: &[".jsonl", ".json", ".csv", ".tsv", ".parquet", ".txt", ".md"], folders: false };
     /// What can be imported as a model.
     pub const MODEL: Self = Self { suffixes: &[".gguf"], folders: true };
 

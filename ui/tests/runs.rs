@@ -193,7 +193,7 @@ fn diverged(sign: DivergenceSign, rows: Vec<RowPlace>) -> RunEntry {
 
 #[test]
 fn a_diverged_run_names_its_rows_and_goes_on_as_it_is_told() {
-    let rows = vec![RowPlace { row: 3, line: 4 }, RowPlace { row: 17, line: 18 }];
+    let rows = vec![RowPlace { row: 3, line: 4, file: None }, RowPlace { row: 17, line: 18, file: None }];
     let run = diverged(DivergenceSign::LossSpike, rows);
     for (label, how) in [
         ("Skip these rows and go on", ResumeHow::SkipRows),
@@ -355,7 +355,7 @@ fn pictures() {
     let mut night = fixtures::run("night-shift", RunStatus::Queued, 2, 0);
     night.queue_position = Some(1);
     all.insert(2, night);
-    let rows = (40..52).map(|row| RowPlace { row, line: row + 1 }).collect();
+    let rows = (40..52).map(|row| RowPlace { row, line: row + 1, file: None }).collect();
     let diverged = diverged(DivergenceSign::LossSpike, rows);
     let alone = vec![diverged.clone()];
     let compared = [0, 3, 4].map(|index: usize| all[index].id.clone()).to_vec();

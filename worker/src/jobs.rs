@@ -8,35 +8,36 @@ use lathe_engine::{
     chat::{ChatSession, ReplyRequest},
     data::{self, Dataset},
     inspect, preflight,
+    store::Reading,
     text_files::TextFiles,
     train::{self, Surroundings},
 };
-use lathe_protocol::{ChatJob, DataJob, ErrorCode, EventBody, Job, Request};
+use lathe_protocol::{ChatJob, DataFile, DataJob, ErrorCode, EventBody, Job, Request};
 
 use crate::{Channel, Output};
 
 /// Runs a job, emitting what comes of it; `Done` and `Failed` are the caller's.
 pub(crate) fn run(job: Job, channel: &Channel, output: &Output) -> Result<()> {
     match job {
-        Job::CheckData(DataJob { model, data, config }) => {
+        Job::CheckData(DataJob { model, data, eval_data, config, cache }) => {
             let text_files = TextFiles::open(Path::new(&model))?.with_styles(&config.styles)?;
-            let path = Path::new(&data);
-            let rows = data::read_rows(path)?;
-            let columns = data::columns(&rows);
-            let dataset = Dataset::new(path, rows, &config.columns).inspect_err(|_| {
-                output.emit(&EventBody::DataColumns { columns, roles: data::all_roles() });
-            })?;
-            let report = preflight::check(&text_files, &dataset, &config)?;
+            let files = config.files(&data);
+            tell_columns_of_unknown(&files[0], output)?;
+            let mut emit = |event| output.emit(&event);
+            let mut reading = Reading { cache: Path::new(&cache), stop: &channel.stop, emit: &mut emit };
+            let report = preflight::check(&text_files, &files, eval_data.as_deref(), &config, &mut reading)?;
             output.emit(&EventBody::DataReport(Box::new(report)));
         }
-        Job::ShowData { data: DataJob { model, data, config }, row, count } => {
+        Job::ShowData { data: DataJob { model, data, config, .. }, row, count } => {
             let text_files = TextFiles::open(Path::new(&model))?.with_styles(&config.styles)?;
-            let dataset = data::read_examples(Path::new(&data), &config.columns)?;
-            // The first row is shown in any case, so that one past the end is an error.
-            let end = row.saturating_add(count).min(dataset.examples.len()).max(row + 1);
-            for row in row..end {
-                let view = preflight::show_row(&text_files, &dataset, row, config.max_seq_len)?;
-                output.emit(&EventBody::Row(view));
+            let files = config.files(&data);
+            for dataset in data::read_window(&files, row, count)? {
+                for example in &dataset.examples {
+                    let mut view = preflight::show_row(&text_files, &dataset, example, config.max_seq_len)?;
+                    let name = dataset.path.file_name().unwrap_or_default().to_string_lossy();
+                    view.place.file = (files.len() > 1).then(|| name.into_owned());
+                    output.emit(&EventBody::Row(view));
+                }
             }
         }
         Job::Train(job) => {
@@ -55,13 +56,23 @@ pub(crate) fn run(job: Job, channel: &Channel, output: &Output) -> Result<()> {
         }
         Job::Eval(job) => {
             require_cpu(&job.device)?;
-            output.emit(&EventBody::Eval(inspect::eval(&job)?));
+            output.emit(&EventBody::Eval(inspect::eval(&job, &channel.stop, &mut |event| output.emit(&event))?));
         }
         Job::DescribeModel { model } => {
             output.emit(&EventBody::ModelDetails(Box::new(inspect::describe(Path::new(&model))?)));
         }
     }
     Ok(())
+}
+
+/// The columns of a file whose shape is not known, before the error about it.
+fn tell_columns_of_unknown(file: &DataFile, output: &Output) -> Result<()> {
+    let path = Path::new(&file.path);
+    let rows = data::read_head(path)?;
+    let columns = data::columns(&rows);
+    Dataset::new(path, rows, &file.columns).map(drop).inspect_err(|_| {
+        output.emit(&EventBody::DataColumns { columns, roles: data::all_roles() });
+    })
 }
 
 fn chat(job: &ChatJob, channel: &Channel, output: &Output) -> Result<()> {

@@ -1,16 +1,25 @@
 use std::process::ExitCode;
 
 use lathe_protocol::{
-    CommandBody, DataReport, DatasetShape, ErrorCode, ErrorInfo, EventBody, ReplyChannel, Role, TokenView,
+    CommandBody, DataReport, DatasetShape, ErrorCode, ErrorInfo, EventBody, FileReport, ReplyChannel, Role,
+    SimilarPair, TokenCache, TokenView,
 };
 use lathe_ui::format;
 
-use super::{Outcome, read_config, unexpected};
+use super::{Outcome, read_config, take_data, unexpected};
 use crate::{append, cli::ConfigArgs, output::fields, session::Session};
 
-pub fn check(session: &mut Session, model: String, file: &str, config: &ConfigArgs) -> Outcome {
-    let config = read_config(config)?;
-    let answer = session.ask(CommandBody::DataCheck { model, data: file.to_owned(), config })?;
+pub fn check(
+    session: &mut Session,
+    model: String,
+    files: &[String],
+    eval_data: Option<String>,
+    config: &ConfigArgs,
+) -> Outcome {
+    let mut config = read_config(config)?;
+    let data = take_data(files, &mut config);
+    let file = data.clone();
+    let answer = session.ask(CommandBody::DataCheck { model, data, eval_data, config })?;
     let EventBody::DataReport(report) = &answer else { return Err(unexpected()) };
     if session.out.json {
         session.out.object(&answer);
@@ -30,9 +39,17 @@ pub fn check(session: &mut Session, model: String, file: &str, config: &ConfigAr
 pub fn describe(report: &DataReport) -> String {
     let share = if report.tokens == 0 { 0.0 } else { report.loss_tokens as f64 / report.tokens as f64 };
     let lengths = &report.lengths;
-    let mut lines = vec![
-        ("Shape", shape(report.shape).to_owned()),
-        ("Rows", report.rows.to_string()),
+    let mut lines = vec![("Shape", shape(report.shape).to_owned()), ("Rows", report.rows.to_string())];
+    if report.files.len() > 1 {
+        for FileReport { path, shape: of, rows, weight } in &report.files {
+            let name = format::file_name(path);
+            lines.push(("", format!("{rows} of {name} ({}), weight {weight}", shape(*of))));
+        }
+    }
+    let [exact, near] = [report.duplicates.exact, report.duplicates.near];
+    let leaks = report.leaks.exact + report.leaks.near;
+    lines.extend([
+        ("Alike", format!("{exact} rows the same as others, {near} nearly; {leaks} like held-out ones")),
         (
             "Tokens",
             format!(
@@ -49,7 +66,7 @@ pub fn describe(report: &DataReport) -> String {
                 lengths.min, lengths.max, lengths.mean, lengths.p50, lengths.p95
             ),
         ),
-    ];
+    ]);
     if lengths.max > 0 {
         let bars = format!("{}  0 to {}", sparkline(&lengths.histogram), lengths.max);
         lines.push(("", bars));
@@ -69,7 +86,12 @@ pub fn describe(report: &DataReport) -> String {
     ]);
     let mut text = fields(&lines);
     for issue in &report.issues {
-        append!(text, "row {} (line {}): {}\n", issue.row, issue.line, issue.issue);
+        append!(text, "row {}: {}\n", issue.place, issue.issue);
+    }
+    for (what, similar) in [("an earlier row", &report.duplicates), ("a held-out row", &report.leaks)] {
+        for SimilarPair { row, like, similarity } in &similar.pairs {
+            append!(text, "row {row}: like {what}, {like}, {:.0} % alike\n", similarity * 100.0);
+        }
     }
     for warning in &report.warnings {
         append!(text, "warning: {warning}\n");
@@ -94,9 +116,31 @@ fn sparkline(counts: &[usize]) -> String {
     counts.iter().map(|count| BARS[(count * 8).div_ceil(most).min(8)]).collect()
 }
 
-pub fn show(session: &mut Session, model: String, file: String, row: usize, config: &ConfigArgs) -> Outcome {
-    let config = read_config(config)?;
-    let answer = session.ask(CommandBody::DataShow { model, data: file, row, count: 1, config })?;
+/// What tokenised data takes on disk.
+pub fn cache(session: &mut Session) -> Outcome {
+    let answer = session.ask(CommandBody::DataCache)?;
+    if session.out.json {
+        session.out.object(&answer);
+    } else if let EventBody::TokenCache(TokenCache { folder, entries, size_bytes, limit_bytes }) = answer {
+        session.out.text(&fields(&[
+            ("Folder", folder),
+            ("Data sets", entries.to_string()),
+            ("Size", format!("{} of at most {}", format::bytes(size_bytes), format::bytes(limit_bytes))),
+        ]));
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+pub fn show(
+    session: &mut Session,
+    model: String,
+    files: &[String],
+    row: usize,
+    config: &ConfigArgs,
+) -> Outcome {
+    let mut config = read_config(config)?;
+    let data = take_data(files, &mut config);
+    let answer = session.ask(CommandBody::DataShow { model, data, row, count: 1, config })?;
     if session.out.json {
         session.out.object(&answer);
         return Ok(ExitCode::SUCCESS);
@@ -104,9 +148,8 @@ pub fn show(session: &mut Session, model: String, file: String, row: usize, conf
     let EventBody::Row(view) = answer else { return Err(unexpected()) };
     let trained = view.tokens.iter().filter(|token| token.loss).count();
     session.out.line(&format!(
-        "row {} (line {}): {} tokens, {trained} trained (*), {} cut off",
-        view.row,
-        view.line,
+        "row {}: {} tokens, {trained} trained (*), {} cut off",
+        view.place,
         view.tokens.len(),
         view.truncated_tokens
     ));

@@ -9,7 +9,7 @@ use std::{path::Path, process::ExitCode};
 
 use lathe_host::config;
 use lathe_protocol::{
-    CheckStatus, CommandBody, ErrorCode, ErrorInfo, EventBody, Hardware, ResumeHow, RunConfig, StopThen,
+    CheckStatus, CommandBody, DataFile, ErrorCode, ErrorInfo, EventBody, Hardware, ResumeHow, RunConfig, StopThen,
 };
 use lathe_ui::format::{bytes, gib};
 
@@ -37,10 +37,16 @@ pub fn run(session: &mut Session, command: CommandLine) -> Outcome {
 
         CommandLine::Estimate { model, config } => estimate::run(session, &model, &config),
 
-        CommandLine::Data(Data::Check { model, file, config }) => data::check(session, model, &file, &config),
-        CommandLine::Data(Data::Show { model, file, row, config }) => {
-            data::show(session, model, file, row, &config)
+        CommandLine::Data(Data::Check { model, files, eval_data, config }) => {
+            data::check(session, model, &files, eval_data, &config)
         }
+        CommandLine::Data(Data::Show { model, files, row, config }) => {
+            data::show(session, model, &files, row, &config)
+        }
+        CommandLine::Data(Data::Cache { clear: true }) => {
+            library::remove(session, CommandBody::DataCacheClear)
+        }
+        CommandLine::Data(Data::Cache { clear: false }) => data::cache(session),
 
         CommandLine::Train(args) => train::run(session, *args),
         CommandLine::Runs(Runs::List) => library::runs(session),
@@ -87,6 +93,23 @@ fn read_config(args: &ConfigArgs) -> Result<RunConfig, ErrorInfo> {
     let run_config = config::build(file.as_deref(), set)?;
     config::validate(&run_config)?;
     Ok(run_config)
+}
+
+/// Puts data files that were named into the config, in place of its own: the first.
+fn take_data(given: &[String], config: &mut RunConfig) -> String {
+    if !given.is_empty() {
+        // A file may be called `a:1`.
+        let file = |text: &String| if Path::new(text).exists() { DataFile::new(text) } else { DataFile::parse(text) };
+        config.data = given.iter().map(file).collect();
+        for file in &mut config.data {
+            file.path = full_path(file.path.as_ref());
+        }
+    }
+    let first = config.data.first().map(|file| file.path.clone()).unwrap_or_default();
+    if config.data == [DataFile::new(&first)] {
+        config.data.clear();
+    }
+    first
 }
 
 fn full_path(path: &Path) -> String {
@@ -174,7 +197,9 @@ fn logits(session: &mut Session, args: Logits) -> Outcome {
 
 fn eval(session: &mut Session, args: Eval) -> Outcome {
     let Eval { model, adapter, data, config } = args;
-    let config = read_config(&config)?;
+    let mut config = read_config(&config)?;
+    // What a run learned from is not what it is measured on.
+    config.data.clear();
     let device = session.device.clone();
     let answer = session.ask(CommandBody::Eval { model, adapter, data, config, device })?;
     if session.out.json {

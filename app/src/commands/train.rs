@@ -8,7 +8,7 @@ use lathe_protocol::{
 use lathe_ui::{RunView, format};
 use serde_json::{Value, json};
 
-use super::{Outcome, full_path};
+use super::{Outcome, full_path, take_data};
 use crate::{
     append, chart,
     cli::{ConfigArgs, Train},
@@ -46,15 +46,16 @@ pub fn run(session: &mut Session, args: Train) -> Outcome {
         sets.push(format!("styles={}", style.join(",")));
     }
     sets.extend(max_steps.map(|steps| format!("max_steps={steps}")));
-    let config = match &out {
+    let mut config = match &out {
         // A resumed run keeps its settings; what is given here must agree with them.
         Some(out) if resume => resumed_config(out, &ConfigArgs { set: sets, ..config_args })?,
         _ => config::build(config_args.config.as_deref(), &sets)?,
     };
+    let data = take_data(&data, &mut config);
     config::validate(&config)?;
     let request = TrainRequest {
         model: model.unwrap_or_default(),
-        data: data.unwrap_or_default(),
+        data,
         eval_data,
         config,
         out_dir: out.as_deref().map(full_path),

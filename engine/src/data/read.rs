@@ -1,62 +1,221 @@
-//! The file formats: JSONL, JSON, CSV and plain text.
+//! The file formats, read a row at a time: JSONL, JSON, CSV, Parquet and plain text.
 
-use std::path::Path;
+mod csv;
+mod json;
+mod parquet;
+
+use std::{
+    fs::File,
+    io::{BufRead as _, BufReader, Read},
+    path::{Path, PathBuf},
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+};
 
 use serde_json::{Map, Value};
 
+use self::{csv::CsvRows, json::JsonRows, parquet::ParquetRows};
 use super::{RawExample, row_error};
-use crate::{Error, Result, files::read_maybe_gzip};
+use crate::{Error, Result};
 
-const FORMATS: &str = "Lathe reads .jsonl, .json, .csv, .tsv, .txt and .md";
+const FORMATS: &str = "Lathe reads .jsonl, .json, .csv, .tsv, .parquet, .txt and .md";
+/// A row, and with it a text file, is held in memory as a whole.
+const MAX_ROW_BYTES: u64 = 64 << 20;
+const BUFFER_BYTES: usize = 1 << 18;
 
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Format {
     Json,
     Csv { delimiter: u8 },
+    Parquet,
     Text,
 }
 
-/// Reads a data file's rows.
-///
-/// A `.txt` or `.md` file is one row. Errors: [`Error::Invalid`] with the row, line and field at fault.
-pub fn read_rows(path: &Path) -> Result<Vec<RawExample>> {
-    let format = format_of(path)?;
-    let bytes = read_maybe_gzip(path)?;
-    if bytes.is_empty() {
-        return Err(Error::data(format!("The data file is empty (0 bytes): {}", path.display())));
+/// A row as it was read, in a form that is cheap to hand to another thread.
+pub struct RawRow {
+    /// From 0.
+    pub row: usize,
+    /// Line of the file it begins on, from 1; 0 in a file without lines.
+    pub line: usize,
+    content: Content,
+}
+
+enum Content {
+    /// JSON that begins behind so many bytes of its line.
+    Json { text: Vec<u8>, column: usize },
+    Fields(Map<String, Value>),
+}
+
+impl RawRow {
+    /// About what it takes in memory.
+    pub fn num_bytes(&self) -> usize {
+        match &self.content {
+            Content::Json { text, .. } => text.len(),
+            Content::Fields(fields) => fields.values().map(num_bytes).sum(),
+        }
     }
-    let text = decode_utf8(&bytes, format, path)?;
-    // Some editors on Windows begin a file with a byte order mark, which is no part of its first row.
-    let text = text.strip_prefix('\u{feff}').unwrap_or(text);
-    let examples = match format {
-        // The content decides: arrays of rows and one row a line occur under either name.
-        Format::Json if text.trim_start().starts_with('[') => read_json_array(text, path)?,
-        Format::Json => read_json_lines(text, path)?,
-        Format::Csv { delimiter } => read_csv(text, delimiter, path)?,
-        Format::Text => read_text(text),
+
+    /// Errors: bad JSON or UTF-8, at its row, line and column.
+    pub fn parse(self, path: &Path) -> Result<RawExample> {
+        let Self { row, line, content } = self;
+        let fields = match content {
+            Content::Json { text, column } => json::parse(&text, column, row, line, path)?,
+            Content::Fields(fields) => fields,
+        };
+        Ok(RawExample { row, line, fields })
+    }
+}
+
+fn num_bytes(value: &Value) -> usize {
+    let inner = match value {
+        Value::String(text) => text.len(),
+        Value::Array(items) => items.iter().map(num_bytes).sum(),
+        Value::Object(fields) => fields.values().map(num_bytes).sum(),
+        _ => 0,
     };
-    if examples.is_empty() {
-        return Err(Error::data(format!(
-            "The data file has no rows ({} bytes): {}",
-            bytes.len(),
-            path.display()
-        )));
+    inner + size_of::<Value>()
+}
+
+/// The rows of a data file, in order and in bounded memory.
+///
+/// A `.txt` or `.md` file is one row. Errors: [`Error::Invalid`] with the row, line and field at fault; a file without
+/// rows. What follows an error is not read.
+pub struct RowReader {
+    path: PathBuf,
+    source: Source,
+    next_row: usize,
+    first_row: usize,
+    /// Bytes of the file taken so far, and of what they decompress to.
+    taken: Arc<AtomicU64>,
+    plain: Arc<AtomicU64>,
+    size_bytes: u64,
+    ended: bool,
+}
+
+enum Source {
+    Json(JsonRows),
+    Csv(CsvRows),
+    Parquet(Box<ParquetRows>),
+    Text(Option<String>),
+}
+
+type Input = BufReader<Box<dyn Read + Send>>;
+
+/// Counts what passes.
+struct Counted<R> {
+    inner: R,
+    count: Arc<AtomicU64>,
+}
+
+impl<R: Read> Read for Counted<R> {
+    fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
+        let num_bytes = self.inner.read(buffer)?;
+        self.count.fetch_add(num_bytes as u64, Ordering::Relaxed);
+        Ok(num_bytes)
     }
-    Ok(examples)
+}
+
+impl RowReader {
+    /// Rows are counted from `first_row` on.
+    pub fn open(path: &Path, first_row: usize) -> Result<Self> {
+        let format = format_of(path)?;
+        let file = File::open(path).map_err(Error::io("read", path))?;
+        let size_bytes = file.metadata().map_err(Error::io("read", path))?.len();
+        let (taken, plain) = (Arc::<AtomicU64>::default(), Arc::<AtomicU64>::default());
+        let source = if format == Format::Parquet {
+            Source::Parquet(Box::new(ParquetRows::open(file, path)?))
+        } else {
+            let mut input = open_text(file, path, &taken, &plain)?;
+            match format {
+                Format::Csv { delimiter } => Source::Csv(CsvRows::new(input, delimiter, path)?),
+                Format::Text => Source::Text(Some(read_text(&mut input, path)?)),
+                _ => Source::Json(JsonRows::new(input, path)?),
+            }
+        };
+        let path = path.to_path_buf();
+        Ok(Self { path, source, next_row: first_row, first_row, taken, plain, size_bytes, ended: false })
+    }
+
+    /// How far it has come: bytes of the file read, and all of them.
+    pub fn progress(&self) -> (u64, u64) {
+        match &self.source {
+            Source::Parquet(rows) => {
+                let share = (self.next_row - self.first_row) as f64 / rows.num_rows.max(1) as f64;
+                ((self.size_bytes as f64 * share) as u64, self.size_bytes)
+            }
+            _ => (self.taken.load(Ordering::Relaxed), self.size_bytes),
+        }
+    }
+
+    /// The next rows, so many at most and about so many bytes. Empty at the end.
+    pub fn chunk(&mut self, max_rows: usize, max_bytes: usize) -> Result<Vec<RawRow>> {
+        let mut rows = Vec::new();
+        let mut num_bytes = 0;
+        while rows.len() < max_rows && num_bytes < max_bytes {
+            let Some(row) = self.next().transpose()? else { break };
+            num_bytes += row.num_bytes();
+            rows.push(row);
+        }
+        Ok(rows)
+    }
+
+    fn read(&mut self) -> Result<Option<RawRow>> {
+        let (row, path) = (self.next_row, self.path.as_path());
+        let next = match &mut self.source {
+            Source::Json(rows) => {
+                rows.next(row, path)?.map(|(line, column, text)| (line, Content::Json { text, column }))
+            }
+            Source::Csv(rows) => rows.next(row, path)?.map(|(line, fields)| (line, Content::Fields(fields))),
+            Source::Parquet(rows) => rows.next(row, path)?.map(|fields| (0, Content::Fields(fields))),
+            Source::Text(text) => text.take().filter(|text| !text.trim().is_empty()).map(|text| {
+                (1, Content::Fields(Map::from_iter([("text".to_string(), Value::from(text))])))
+            }),
+        };
+        let Some((line, content)) = next else {
+            if row > self.first_row {
+                return Ok(None);
+            }
+            let num_bytes = match &self.source {
+                Source::Parquet(_) => self.size_bytes,
+                _ => self.plain.load(Ordering::Relaxed),
+            };
+            let message = format!("The data file has no rows ({num_bytes} bytes): {}", path.display());
+            return Err(Error::data(message));
+        };
+        self.next_row += 1;
+        Ok(Some(RawRow { row, line, content }))
+    }
+}
+
+impl Iterator for RowReader {
+    type Item = Result<RawRow>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        if self.ended {
+            return None;
+        }
+        let row = self.read().transpose();
+        self.ended = !matches!(row, Some(Ok(_)));
+        row
+    }
 }
 
 fn format_of(path: &Path) -> Result<Format> {
     let name = path.file_name().unwrap_or_default().to_string_lossy().to_lowercase();
-    let name = name.strip_suffix(".gz").unwrap_or(&name);
-    let extension = Path::new(name).extension().unwrap_or_default().to_string_lossy();
+    let plain_name = name.strip_suffix(".gz").unwrap_or(&name);
+    let extension = Path::new(plain_name).extension().unwrap_or_default().to_string_lossy();
     match &*extension {
         "jsonl" | "ndjson" | "json" => Ok(Format::Json),
         "csv" => Ok(Format::Csv { delimiter: b',' }),
         "tsv" => Ok(Format::Csv { delimiter: b'\t' }),
         "txt" | "text" | "md" | "markdown" => Ok(Format::Text),
-        "parquet" => Err(Error::data(format!("Parquet is not read yet: {}", path.display())).hint(
-            "convert it to JSONL, e.g. duckdb -c \"COPY 'data.parquet' TO 'data.jsonl' (FORMAT json)\"",
-        )),
+        "parquet" if name == plain_name => Ok(Format::Parquet),
+        "parquet" => {
+            let message = format!("A Parquet file within gzip cannot be read: {}", path.display());
+            Err(Error::data(message).hint("decompress it: Parquet is compressed by itself"))
+        }
         "" => Err(Error::data(format!("The data file has no extension: {}", path.display())).hint(FORMATS)),
         other => {
             Err(Error::data(format!("Unknown kind of data file .{other}: {}", path.display())).hint(FORMATS))
@@ -64,138 +223,53 @@ fn format_of(path: &Path) -> Result<Format> {
     }
 }
 
-fn decode_utf8<'a>(bytes: &'a [u8], format: Format, path: &Path) -> Result<&'a str> {
-    let error = match std::str::from_utf8(bytes) {
-        Ok(text) => return Ok(text),
-        Err(error) => error,
-    };
-    if bytes.starts_with(&[0xff, 0xfe]) || bytes.starts_with(&[0xfe, 0xff]) {
+/// The file's bytes, decompressed if it is gzip, from the first that is text.
+fn open_text(file: File, path: &Path, taken: &Arc<AtomicU64>, plain: &Arc<AtomicU64>) -> Result<Input> {
+    let failed = |error| Error::io("read", path)(error);
+    let mut raw = BufReader::with_capacity(BUFFER_BYTES, Counted { inner: file, count: taken.clone() });
+    let is_gzip = raw.fill_buf().map_err(failed)?.starts_with(&[0x1f, 0x8b]);
+    let bytes: Box<dyn Read + Send> =
+        if is_gzip { Box::new(flate2::bufread::MultiGzDecoder::new(raw)) } else { Box::new(raw) };
+    let counted = Counted { inner: bytes, count: plain.clone() };
+    let mut input: Input = BufReader::with_capacity(BUFFER_BYTES, Box::new(counted));
+    let start = input.fill_buf().map_err(failed)?;
+    if start.is_empty() {
+        return Err(Error::data(format!("The data file is empty (0 bytes): {}", path.display())));
+    }
+    if start.starts_with(&[0xff, 0xfe]) || start.starts_with(&[0xfe, 0xff]) {
         return Err(Error::data(format!("The data file is UTF-16, not UTF-8: {}", path.display()))
             .hint("save it again as UTF-8"));
     }
-    let before = &bytes[..error.valid_up_to()];
-    let line_start = before.iter().rposition(|&byte| byte == b'\n').map_or(0, |at| at + 1);
-    let line = 1 + num_newlines(before);
-    let column = before.len() - line_start + 1;
-    let problem = format!("not UTF-8 at byte {column} of the line (0x{:02x})", bytes[error.valid_up_to()]);
-    let hint = "save the file as UTF-8; the byte above is from another encoding, often Windows-1252";
-    if format == Format::Json {
-        let is_blank = |line: &&[u8]| line.iter().all(u8::is_ascii_whitespace);
-        let row = before[..line_start].split(|&byte| byte == b'\n').filter(|line| !is_blank(line)).count();
-        return Err(row_error(path, row, line, "", &problem).hint(hint));
+    // Some editors on Windows begin a file with a byte order mark, which is no part of its first row.
+    if start.starts_with(&[0xef, 0xbb, 0xbf]) {
+        input.consume(3);
     }
-    Err(Error::data(format!("Line {line}: {problem}: {}", path.display())).hint(hint))
+    Ok(input)
 }
 
-fn read_json_lines(text: &str, path: &Path) -> Result<Vec<RawExample>> {
-    let mut examples = Vec::new();
-    for (index, content) in text.lines().enumerate() {
-        if content.trim().is_empty() {
-            continue;
-        }
-        let (row, line) = (examples.len(), index + 1);
-        let value = serde_json::from_str(content).map_err(|error| {
-            row_error(path, row, line, "", &bad_json(&error, error.column()))
-                .hint("each line must be one whole JSON object, e.g. {\"messages\": […]}")
-        })?;
-        examples.push(RawExample { row, line, fields: object(value, row, line, path)? });
-    }
-    Ok(examples)
+const ENCODING_HINT: &str = "save the file as UTF-8; the byte above is from another encoding, often Windows-1252";
+
+/// Where in a text the first byte is that is not UTF-8, in words.
+fn not_utf8(bytes: &[u8], error: std::str::Utf8Error, column: usize) -> String {
+    let at = error.valid_up_to();
+    let column = bytes[..at].iter().rposition(|byte| *byte == b'\n').map_or(column + at, |line| at - line - 1);
+    format!("not UTF-8 at byte {} of the line (0x{:02x})", column + 1, bytes[at])
 }
 
-/// Reads `[{…}, {…}]` one element at a time, so that each row knows its line.
-fn read_json_array(text: &str, path: &Path) -> Result<Vec<RawExample>> {
-    let mut examples: Vec<RawExample> = Vec::new();
-    let mut cursor = Cursor { text, at: 0, line: 1 };
-    cursor.skip_whitespace();
-    cursor.advance(1);
-    let fail = |row: usize, cursor: &Cursor, problem: &str| {
-        Err(row_error(path, row, cursor.line, "", problem)
-            .hint("a .json file holds one array of objects: [{…}, {…}]"))
-    };
-    loop {
-        cursor.skip_whitespace();
-        let row = examples.len();
-        match (cursor.peek(), row) {
-            (Some(b']'), _) => break,
-            (None, _) => return fail(row, &cursor, "bad JSON: the array of rows is not closed"),
-            (Some(b','), 1..) => {
-                cursor.advance(1);
-                cursor.skip_whitespace();
-            }
-            (Some(_), 1..) => {
-                return fail(row, &cursor, "bad JSON: expected a comma or ] after the row before");
-            }
-            (Some(_), 0) => {}
-        }
-        let (line, rest) = (cursor.line, &text[cursor.at..]);
-        let mut stream = serde_json::Deserializer::from_str(rest).into_iter::<Value>();
-        let value = match stream.next() {
-            Some(Ok(value)) => value,
-            Some(Err(error)) => {
-                let first_column =
-                    text[..cursor.at].rfind('\n').map_or(cursor.at, |newline| cursor.at - newline - 1);
-                let column = error.column() + if error.line() == 1 { first_column } else { 0 };
-                let problem = bad_json(&error, column);
-                return Err(row_error(path, row, line + error.line() - 1, "", &problem));
-            }
-            None => return fail(row, &cursor, "bad JSON: the array of rows is not closed"),
-        };
-        let length = stream.byte_offset();
-        examples.push(RawExample { row, line, fields: object(value, row, line, path)? });
-        cursor.advance(length);
+/// The whole file is one row: where a text may be cut is for its author to say, in a JSONL file.
+fn read_text(input: &mut Input, path: &Path) -> Result<String> {
+    let mut bytes = Vec::new();
+    input.take(MAX_ROW_BYTES + 1).read_to_end(&mut bytes).map_err(Error::io("read", path))?;
+    if bytes.len() as u64 > MAX_ROW_BYTES {
+        let message = format!("A text file is one row, and this one has more than 64 MiB: {}", path.display());
+        return Err(Error::data(message).hint("split it into rows: a JSONL file of {\"text\": …}"));
     }
-    cursor.advance(1);
-    cursor.skip_whitespace();
-    if cursor.peek().is_some() {
-        return fail(examples.len(), &cursor, "bad JSON: something follows the array of rows");
-    }
-    Ok(examples)
-}
-
-fn num_newlines(bytes: &[u8]) -> usize {
-    bytes.split(|&byte| byte == b'\n').count() - 1
-}
-
-/// A place in a text that knows its line.
-struct Cursor<'a> {
-    text: &'a str,
-    at: usize,
-    line: usize,
-}
-
-impl Cursor<'_> {
-    fn peek(&self) -> Option<u8> {
-        self.text.as_bytes().get(self.at).copied()
-    }
-
-    fn advance(&mut self, num_bytes: usize) {
-        let passed = &self.text.as_bytes()[self.at..self.at + num_bytes];
-        self.line += num_newlines(passed);
-        self.at += num_bytes;
-    }
-
-    fn skip_whitespace(&mut self) {
-        let rest = &self.text[self.at..];
-        self.advance(rest.len() - rest.trim_start().len());
-    }
-}
-
-/// serde_json's message without its own idea of the line.
-fn bad_json(error: &serde_json::Error, column: usize) -> String {
-    let message = error.to_string();
-    let what = message.rsplit_once(" at line ").map_or(message.as_str(), |(what, _)| what);
-    format!("bad JSON at column {column}: {what}")
-}
-
-fn object(value: Value, row: usize, line: usize, path: &Path) -> Result<Map<String, Value>> {
-    match value {
-        Value::Object(fields) => Ok(fields),
-        other => {
-            let problem = format!("a row must be a JSON object, this one is {}", kind(&other));
-            Err(row_error(path, row, line, "", &problem))
-        }
-    }
+    String::from_utf8(bytes).map_err(|error| {
+        let (problem, bytes) = (error.utf8_error(), error.as_bytes());
+        let line = 1 + bytes[..problem.valid_up_to()].iter().filter(|byte| **byte == b'\n').count();
+        let message = format!("Line {line}: {}: {}", not_utf8(bytes, problem, 0), path.display());
+        Error::data(message).hint(ENCODING_HINT)
+    })
 }
 
 /// What a JSON value is, for messages.
@@ -208,36 +282,4 @@ pub(super) fn kind(value: &Value) -> &'static str {
         Value::Array(_) => "an array",
         Value::Object(_) => "an object",
     }
-}
-
-fn read_csv(text: &str, delimiter: u8, path: &Path) -> Result<Vec<RawExample>> {
-    let mut reader = csv::ReaderBuilder::new().delimiter(delimiter).from_reader(text.as_bytes());
-    let mut examples = Vec::new();
-    let bad_csv = |row: usize, error: &csv::Error| match error.kind() {
-        csv::ErrorKind::UnequalLengths { pos, expected_len, len } => {
-            let line = pos.as_ref().map_or(0, csv::Position::line);
-            let problem = format!("{len} cells, but the header names {expected_len}");
-            row_error(path, row, line as usize, "", &problem)
-                .hint("put text that holds a comma, a quote or a line break in double quotes")
-        }
-        _ => Error::data(format!("Row {row}: bad CSV: {error}: {}", path.display())),
-    };
-    let header = reader.headers().map_err(|error| bad_csv(0, &error))?.clone();
-    for (row, record) in reader.records().enumerate() {
-        let record = record.map_err(|error| bad_csv(row, &error))?;
-        let line = record.position().map_or(0, csv::Position::line) as usize;
-        let cells = header.iter().zip(&record);
-        let fields = cells.map(|(name, cell)| (name.trim().to_string(), Value::from(cell))).collect();
-        examples.push(RawExample { row, line, fields });
-    }
-    Ok(examples)
-}
-
-/// The whole file is one row: where a text may be cut is for its author to say, in a JSONL file.
-fn read_text(text: &str) -> Vec<RawExample> {
-    if text.trim().is_empty() {
-        return Vec::new();
-    }
-    let fields = Map::from_iter([("text".to_string(), Value::from(text))]);
-    vec![RawExample { row: 0, line: 1, fields }]
 }

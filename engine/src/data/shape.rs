@@ -89,11 +89,11 @@ pub fn all_roles() -> Vec<String> {
     found
 }
 
-/// Gives the columns that `mapping` (role -> column) names their roles' names.
+/// An error for a mapping (role -> column) that does not fit the rows.
 ///
 /// Errors: a role that no shape has, roles of different shapes, a column that no row has.
-pub(super) fn rename(
-    examples: &mut [RawExample],
+pub(super) fn check_mapping(
+    examples: &[RawExample],
     mapping: &BTreeMap<String, String>,
     path: &Path,
 ) -> Result<()> {
@@ -116,41 +116,53 @@ pub(super) fn rename(
         let message = format!("columns: no kind of row has {} together", given.join(" and "));
         return Err(Error::invalid(ErrorCode::Usage, message).hint(HINT));
     }
-    for RawExample { fields, .. } in examples {
-        let value = |(role, column): (&String, &String)| Some((role.clone(), fields.get(column)?.clone()));
-        let renamed: Vec<_> = mapping.iter().filter_map(value).collect();
-        // A column that has a mapped role's name is another thing than what was mapped.
-        fields.retain(|name, _| !mapping.iter().any(|(role, column)| name == role || name == column));
-        fields.extend(renamed);
-    }
     Ok(())
 }
 
-/// The one shape that all rows have, among those with all of `mapped` roles.
+/// Gives the columns that `mapping` names their roles' names.
+pub(super) fn rename(fields: &mut Map<String, Value>, mapping: &BTreeMap<String, String>) {
+    if mapping.is_empty() {
+        return;
+    }
+    let value = |(role, column): (&String, &String)| Some((role.clone(), fields.get(column)?.clone()));
+    let renamed: Vec<_> = mapping.iter().filter_map(value).collect();
+    // A column that has a mapped role's name is another thing than what was mapped.
+    fields.retain(|name, _| !mapping.iter().any(|(role, column)| name == role || name == column));
+    fields.extend(renamed);
+}
+
+/// The shape of the first row, among those with all of `mapped` roles.
 pub(super) fn detect(
-    examples: &[RawExample],
+    first: Option<&RawExample>,
     mapped: &BTreeMap<String, String>,
     path: &Path,
 ) -> Result<DatasetShape> {
-    let Some(first) = examples.first() else { return Ok(DatasetShape::Text) };
-    let candidates = || SHAPES.iter().filter(|roles| mapped.keys().all(|role| roles.has(role)));
-    let shape_of =
-        |fields: &Map<String, Value>| candidates().find(|roles| roles.missing_in(fields).is_none());
-    let Some(found) = shape_of(&first.fields) else { return Err(unknown(first, path)) };
-    for example in examples {
-        if let Some(missing) = found.missing_in(&example.fields) {
-            return Err(match shape_of(&example.fields) {
-                Some(other) => {
-                    let (is, was) = (name(other.shape), name(found.shape));
-                    let problem = format!("mixed shapes: this row is {is}, the first row is {was}");
-                    row_error(path, example.row, example.line, "", &problem)
-                        .hint("split the file into one file a shape")
-                }
-                None => row_error(path, example.row, example.line, missing, "missing field").hint(HINT),
-            });
+    let Some(first) = first else { return Ok(DatasetShape::Text) };
+    shape_of(&first.fields, mapped).map(|roles| roles.shape).ok_or_else(|| unknown(first, path))
+}
+
+/// An error for a row that is not of the file's shape.
+pub(super) fn check(
+    example: &RawExample,
+    shape: DatasetShape,
+    mapped: &BTreeMap<String, String>,
+    path: &Path,
+) -> Result<()> {
+    let RawExample { row, line, fields } = example;
+    let Some(missing) = Roles::of(shape).and_then(|roles| roles.missing_in(fields)) else { return Ok(()) };
+    Err(match shape_of(fields, mapped) {
+        Some(other) => {
+            let (is, was) = (name(other.shape), name(shape));
+            let problem = format!("mixed shapes: this row is {is}, the first row is {was}");
+            row_error(path, *row, *line, "", &problem).hint("split the file into one file a shape")
         }
-    }
-    Ok(found.shape)
+        None => row_error(path, *row, *line, missing, "missing field").hint(HINT),
+    })
+}
+
+fn shape_of(fields: &Map<String, Value>, mapped: &BTreeMap<String, String>) -> Option<&'static Roles> {
+    let mut candidates = SHAPES.iter().filter(|roles| mapped.keys().all(|role| roles.has(role)));
+    candidates.find(|roles| roles.missing_in(fields).is_none())
 }
 
 fn unknown(example: &RawExample, path: &Path) -> Error {

@@ -353,7 +353,7 @@ fn files_that_are_no_data_are_refused() {
     );
     check("a.txt", b"one\ncaf\xe9", "Line 2: not UTF-8 at byte 4 of the line (0xe9)");
     check("a.txt", b"\xff\xfeh\0i\0", "The data file is UTF-16, not UTF-8");
-    check("a.parquet", b"PAR1", "Parquet is not read yet");
+    check("a.parquet", b"PAR1", "Not a readable Parquet file: EOF: file size of 4 is less than footer");
     check("a.docx", b"PK", "Unknown kind of data file .docx");
     check("data", b"x", "The data file has no extension");
     assert!(matches!(read_examples(Path::new("/nowhere/a.jsonl"), &BTreeMap::new()), Err(Error::Io { .. })));

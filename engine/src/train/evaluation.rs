@@ -2,7 +2,7 @@ use lathe_kernels::CrossEntropyStats;
 use lathe_protocol::{EvalMetrics, RunConfig};
 
 use super::evaluate;
-use crate::{Result, batch, model::Model, tokenize::TokenizedRow};
+use crate::{Result, batch, corpus::Rows, model::Model};
 
 /// What held-out rows say of the model.
 pub struct Evaluation {
@@ -21,17 +21,18 @@ impl Evaluation {
 /// Mean loss and accuracy over the trained tokens of `rows`.
 pub fn evaluate_rows(
     model: &Model,
-    rows: &[TokenizedRow],
+    rows: &Rows<'_>,
     config: &RunConfig,
     step: usize,
 ) -> Result<Evaluation> {
-    let lengths: Vec<usize> = rows.iter().map(|row| row.ids.len()).collect();
+    let lengths = rows.lengths();
     let order: Vec<usize> = (0..rows.len()).collect();
     let rope = model.rope_table(lengths.iter().copied().max().unwrap_or(0));
     let mut total = CrossEntropyStats::default();
     let mut not_finite = Vec::new();
     for sequence in batch::sequences(&lengths, &order, config.max_seq_len, true) {
-        let stats = evaluate(model, &batch::pack(sequence.iter().map(|row| &rows[*row])), &rope)?;
+        let loaded = sequence.iter().map(|row| rows.get(*row)).collect::<Result<Vec<_>>>()?;
+        let stats = evaluate(model, &batch::pack(loaded.iter().map(AsRef::as_ref)), &rope)?;
         if !stats.loss_sum.is_finite() {
             not_finite.extend(sequence);
         }

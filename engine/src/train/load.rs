@@ -1,38 +1,42 @@
 //! What a run is made of, read before its first step and written after its last.
 
-use std::{collections::BTreeMap, path::Path};
+use std::{collections::BTreeMap, path::Path, sync::atomic::AtomicBool};
 
 use candle_core::Tensor;
-use lathe_protocol::{ErrorCode, EventBody, Method, Quant, RunConfig, Style, TrainJob};
+use lathe_protocol::{ErrorCode, EventBody, Method, Quant, Style, TrainJob};
 
 use crate::{
     Error, Result,
     adapter::{self, PeftConfig, TokenIndices},
-    data, files, lora,
+    corpus::{self, Rows},
+    files, lora,
     model::{LoadFor, Model, Trainable},
-    preflight, prepare, styles,
+    preflight,
+    store::Reading,
+    styles,
     text_files::TextFiles,
-    tokenize::TokenizedRow,
 };
 
-/// Reads a data file's rows: those trained on, and those held out. The preflight's findings are emitted, and refuse a
-/// file that leaves nothing to learn.
+/// Reads the rows trained on, and those held out. The preflight's findings are emitted, and refuse files that leave
+/// nothing to learn, or nothing to measure on.
 pub(super) fn load_rows(
     text_files: &TextFiles,
-    path: &str,
-    config: &RunConfig,
-    what: &str,
+    job: &TrainJob,
+    stop: &AtomicBool,
     emit: &mut dyn FnMut(EventBody),
-) -> Result<(Vec<TokenizedRow>, Vec<TokenizedRow>)> {
-    emit(EventBody::Progress { what: what.into(), done: 0, total: 0 });
-    let path = Path::new(path);
-    let dataset = data::read_examples(path, &config.columns)?;
-    let prepared = prepare::rows(text_files, &dataset, config.max_seq_len)?;
-    let report = preflight::report(text_files, &dataset, &prepared, config)?;
-    preflight::refuse_nothing(&report, path)?;
+) -> Result<(Rows<'static>, Rows<'static>)> {
+    let TrainJob { config, eval_data, cache, .. } = job;
+    let files = config.files(&job.data);
+    let mut reading = Reading { cache: Path::new(cache), stop, emit };
+    let corpus = corpus::read(text_files, &files, eval_data.as_deref(), config, &mut reading)?;
+    let report = preflight::report(text_files, &files, &corpus, eval_data.is_some(), config)?;
+    preflight::refuse_nothing(&report, Path::new(&files[0].path))?;
+    if let Some(path) = eval_data.as_ref().filter(|_| corpus.held_out.is_empty()) {
+        let message = format!("No row of the held-out data has anything to measure on: {path}");
+        return Err(Error::data(message).hint("give each row at least one assistant turn"));
+    }
     emit(EventBody::DataReport(Box::new(report)));
-    let mut held_out = prepare::held_out(prepared.rows.len(), config).into_iter();
-    Ok(prepared.rows.into_iter().partition(|_| held_out.next() == Some(false)))
+    Ok((Rows::Stored(corpus.rows), Rows::Stored(corpus.held_out)))
 }
 
 /// The model's words, those of the styles included: the run's, or those of the adapter it starts from.

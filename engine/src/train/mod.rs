@@ -27,7 +27,9 @@ pub use plan::{Plan, Window};
 pub use samples::Samples;
 pub use step::{PassOptions, accumulate, evaluate, trainables};
 
-use crate::{Error, Result, files, styles, text_files::TextFiles, tokenize::TokenizedRow};
+use crate::{
+    Error, Result, corpus::Rows, files, styles, text_files::TextFiles, tokenize::TokenizedRow,
+};
 
 /// What a run needs of the world: a clock, and somebody to tell it to stop.
 pub struct Surroundings<'a> {
@@ -56,13 +58,26 @@ pub fn run(
         );
     }
     let text_files = load::open_text_files(job)?;
-    let (rows, mut held_out) = load::load_rows(&text_files, &job.data, config, "Reading the data", emit)?;
-    held_out.retain(|row| !config.skip_rows.contains(&row.row));
-    let eval_rows = match &job.eval_data {
-        Some(path) => load::load_rows(&text_files, path, config, "Reading the held-out data", emit)?.0,
-        None => held_out,
+    let (rows, mut held_out) = match load::load_rows(&text_files, job, world.stop, emit) {
+        Err(Error::Stopped) => return Ok(stopped_before_the_first_step(job)),
+        loaded => loaded?,
     };
-    run_on_rows(job, &rows, &eval_rows, Some(&text_files), world, emit)
+    if let (None, Rows::Stored(rows)) = (&job.eval_data, &mut held_out) {
+        rows.retain(|place| !config.skip_rows.contains(&place.row));
+    }
+    run_on(job, &rows, &held_out, Some(&text_files), world, emit)
+}
+
+fn stopped_before_the_first_step(job: &TrainJob) -> TrainSummary {
+    TrainSummary {
+        steps: 0,
+        completed: false,
+        final_loss: None,
+        eval_loss: None,
+        kept_step: 0,
+        seconds: 0.0,
+        out_dir: job.out_dir.clone(),
+    }
 }
 
 /// [`run`] on rows already tokenised. Without the model's words there are neither samples nor new styles.
@@ -74,6 +89,17 @@ pub fn run_on_rows(
     world: &Surroundings<'_>,
     emit: &mut dyn FnMut(EventBody),
 ) -> Result<TrainSummary> {
+    run_on(job, &Rows::Memory(rows), &Rows::Memory(eval_rows), text_files, world, emit)
+}
+
+fn run_on(
+    job: &TrainJob,
+    rows: &Rows<'_>,
+    eval_rows: &Rows<'_>,
+    text_files: Option<&TextFiles>,
+    world: &Surroundings<'_>,
+    emit: &mut dyn FnMut(EventBody),
+) -> Result<TrainSummary> {
     let started = (world.clock)();
     let config = &job.config;
     let out_dir = Path::new(&job.out_dir);
@@ -81,11 +107,15 @@ pub fn run_on_rows(
         text_files.map(|text_files| Samples::new(text_files, &config.sample_prompts)).transpose()?;
 
     // 1. Data
-    let data_hash = hash_rows(rows);
-    let lengths: Vec<usize> = rows.iter().map(|row| row.ids.len()).collect();
-    let tokens_per_epoch = lengths.iter().sum::<usize>() as u64;
-    let plan = Plan::new(config, lengths);
-    let skipped: Vec<bool> = rows.iter().map(|row| config.skip_rows.contains(&row.row)).collect();
+    let data_hash = hash_rows(rows)?;
+    let lengths = rows.lengths();
+    let longest = lengths.iter().copied().chain(eval_rows.lengths()).max().unwrap_or(0);
+    let shares = rows.shares();
+    let tokens_per_epoch =
+        Plan::drawn(&shares, config.seed, 0).into_iter().map(|row| lengths[row] as u64).sum();
+    let plan = Plan::new(config, lengths.clone(), shares);
+    let skipped: Vec<bool> =
+        (0..rows.len()).map(|row| config.skip_rows.contains(&rows.place(row).row)).collect();
     if !rows.is_empty() && skipped.iter().all(|skipped| *skipped) {
         let message = "Every row is among skip_rows: none is left to train on";
         return Err(Error::data(message).hint("leave some of them out of skip_rows"));
@@ -100,12 +130,11 @@ pub fn run_on_rows(
         .iter()
         .map(|t| (t.var.clone(), if t.decays { config.weight_decay } else { 0.0 }))
         .collect();
-    let lengths = trainables.iter().map(|t| t.var.elem_count());
+    let sizes = trainables.iter().map(|t| t.var.elem_count());
     let mut optimizer = match config.optimizer {
-        Optimizer::Adamw => AdamW::new(AdamWParams::default(), lengths),
-        Optimizer::Adamw8bit => AdamW::new_8bit(AdamWParams::default(), lengths),
+        Optimizer::Adamw => AdamW::new(AdamWParams::default(), sizes),
+        Optimizer::Adamw8bit => AdamW::new_8bit(AdamWParams::default(), sizes),
     };
-    let longest = rows.iter().chain(eval_rows).map(|row| row.ids.len()).max().unwrap_or(0);
     let context = model.config.max_position_embeddings;
     if longest > context {
         let message = format!(
@@ -165,7 +194,7 @@ pub fn run_on_rows(
             let grad_norm = global_norm(&gradients);
             if let Some(alarm) = guard::check(config, &mut state.recent, loss, grad_norm) {
                 let mut places: Vec<RowPlace> =
-                    window.iter().flatten().map(|row| place(&rows[*row])).collect();
+                    window.iter().flatten().map(|row| rows.place(*row)).collect();
                 places.sort_by_key(|place| place.row);
                 let divergence = Divergence {
                     step: state.step + 1,
@@ -188,7 +217,7 @@ pub fn run_on_rows(
             let lr = schedule::learning_rate(config, state.step, plan.total_steps);
             optimizer.step(&vars, &gradients, clip, lr)?;
             state.last_loss = Some(loss);
-            let tokens: usize = window.iter().flatten().map(|row| rows[*row].ids.len()).sum();
+            let tokens: usize = window.iter().flatten().map(|row| lengths[*row]).sum();
             let seconds = (world.clock)() - step_started;
             emit(EventBody::Step(StepMetrics {
                 step: state.step + 1,
@@ -223,7 +252,7 @@ pub fn run_on_rows(
                     grad_norm: None,
                     usual: None,
                     resumes_from: 0,
-                    rows: not_finite.iter().filter(|_| blamed).map(|row| place(&eval_rows[*row])).collect(),
+                    rows: not_finite.iter().filter(|_| blamed).map(|row| eval_rows.place(*row)).collect(),
                 };
                 return Err(diverged(out_dir, unproven, divergence, emit)?);
             }
@@ -345,10 +374,6 @@ fn without(window: Window, skipped: &[bool]) -> Window {
     window.into_iter().map(kept).filter(|rows| !rows.is_empty()).collect()
 }
 
-fn place(row: &TokenizedRow) -> RowPlace {
-    RowPlace { row: row.row, line: row.line }
-}
-
 /// Leaves the last sound checkpoint as the newest, and tells of the divergence. The error to end with.
 fn diverged(
     out_dir: &Path,
@@ -370,14 +395,15 @@ fn diverged(
         .hint("look at those rows, lower learning_rate, or raise spike_threshold"))
 }
 
-fn hash_rows(rows: &[TokenizedRow]) -> String {
+fn hash_rows(rows: &Rows<'_>) -> Result<String> {
     let mut hasher = Sha256::new();
-    for row in rows {
+    for row in 0..rows.len() {
+        let row = rows.get(row)?;
         hasher.update((row.ids.len() as u64).to_le_bytes());
         for (id, learns) in row.ids.iter().zip(&row.loss_mask) {
             hasher.update(id.to_le_bytes());
             hasher.update([u8::from(*learns)]);
         }
     }
-    files::hex(&hasher.finalize())
+    Ok(files::hex(&hasher.finalize()))
 }

@@ -11,9 +11,9 @@ use super::Window;
 use crate::{
     Result, adapter,
     batch::{self, Batch},
+    corpus::Rows,
     model::{Context, Model, Trainable},
     rng,
-    tokenize::TokenizedRow,
 };
 
 /// Everything that learns under `method`, in a fixed order.
@@ -40,7 +40,7 @@ pub struct Neftune {
 pub(super) struct Pass<'a> {
     pub model: &'a Model,
     pub trainables: &'a [Trainable],
-    pub rows: &'a [TokenizedRow],
+    pub rows: &'a Rows<'a>,
     pub rope: Arc<RopeTable>,
     pub config: &'a RunConfig,
     pub stop: &'a AtomicBool,
@@ -55,8 +55,11 @@ impl Pass<'_> {
         gradients: &mut [Vec<f32>],
     ) -> Result<Option<CrossEntropyStats>> {
         let Self { model, trainables, rows, rope, config, stop } = self;
-        let batches: Vec<_> =
-            window.iter().map(|micro_batch| batch::pack(micro_batch.iter().map(|row| &rows[*row]))).collect();
+        let pack = |micro_batch: &Vec<usize>| {
+            let loaded = micro_batch.iter().map(|row| rows.get(*row)).collect::<Result<Vec<_>>>()?;
+            Ok(batch::pack(loaded.iter().map(AsRef::as_ref)))
+        };
+        let batches = window.iter().map(pack).collect::<Result<Vec<_>>>()?;
         let loss_tokens: usize = batches.iter().map(Batch::num_loss_tokens).sum();
         let mut stats = CrossEntropyStats::default();
         for gradient in gradients.iter_mut() {

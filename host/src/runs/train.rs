@@ -22,7 +22,7 @@ use crate::{
     db::{Db, RunRecord},
     error::{Result, usage},
     files,
-    host::{data_path, resolve_device},
+    host::{data_files, data_path, resolve_device, cache_folder},
     job::Job,
     models,
     paths::absolute,
@@ -44,7 +44,7 @@ pub(crate) fn train(job: &mut Job, request: TrainRequest) -> Result<()> {
         model,
         data,
         eval_data,
-        config: run_config,
+        config: mut run_config,
         out_dir,
         name,
         init_adapter,
@@ -57,7 +57,7 @@ pub(crate) fn train(job: &mut Job, request: TrainRequest) -> Result<()> {
     config::validate(&run_config)?;
     let paths = job.host.paths().clone();
     let model = models::resolve(&paths, &model)?;
-    let data = data_path(&data)?;
+    let data = data_files(&data, &mut run_config)?;
     let eval_data = eval_data.map(|path| data_path(&path)).transpose()?;
     let init_adapter = init_adapter.map(|adapter| adapters::resolve(&paths, &adapter)).transpose()?;
     if init_adapter.is_some() && run_config.method == Method::Full {
@@ -177,7 +177,7 @@ pub(super) fn reopen(job: &Job, folder: LockedFolder, request: Option<&TrainRequ
     }
     config::validate(run_config)?;
     let model = models::resolve(paths, &entry.model)?.path_string();
-    data_path(&entry.data)?;
+    data_files(&entry.data, &mut run_config.clone())?;
     record.eval_data.as_deref().map(data_path).transpose()?;
     if let Some(adapter) = &record.init_adapter {
         adapters::resolve(paths, adapter)?;
@@ -199,7 +199,11 @@ fn refuse_changes(request: &TrainRequest, record: &RunRecord) -> Result<()> {
         Err(usage(format!("A resumed run keeps its settings: {key} is {was}, {now} was asked for"))
             .hint("leave it out to resume, or start a new run in another folder"))
     };
-    if let Some((key, was, now)) = config::differences(&record.config, &request.config).first() {
+    let mut wanted = request.config.clone();
+    for file in &mut wanted.data {
+        file.path = absolute(file.path.as_ref()).display().to_string();
+    }
+    if let Some((key, was, now)) = config::differences(&record.config, &wanted).first() {
         return changed(key, was, now);
     }
     if !request.data.is_empty() {
@@ -309,6 +313,7 @@ impl ActiveRun {
             eval_data: eval_data.clone(),
             out_dir: entry.out_dir.clone(),
             config: run_config.clone(),
+            cache: cache_folder(job)?,
             init_adapter: init_adapter.clone(),
             resume: !self.is_new,
             device: self.device.clone(),

@@ -80,7 +80,7 @@ struct LaidOut {
 impl TokenText {
     pub fn ui(&mut self, ui: &mut Ui, row: &RowView) -> Response {
         let width = ui.available_width().floor();
-        let of = (row.row, width.to_bits(), ui.visuals().dark_mode);
+        let of = (row.place.row, width.to_bits(), ui.visuals().dark_mode);
         if self.laid_out.as_ref().is_none_or(|laid_out| laid_out.of != of) {
             self.laid_out = None;
         }
@@ -134,7 +134,7 @@ impl LaidOut {
         let trained = row.tokens.iter().filter(|token| token.loss).count();
         let all_text: String = row.tokens.iter().map(|token| token.text.as_str()).collect();
         let tokens = format::plural(row.tokens.len(), "token");
-        let spoken = format!("Row {} of {tokens}, {trained} of them learned: {all_text}", row.row + 1);
+        let spoken = format!("Row {} of {tokens}, {trained} of them learned: {all_text}", row.place.row + 1);
         Self { of, galley: ui.fonts_mut(|fonts| fonts.layout_job(job)), starts, spoken }
     }
 }

@@ -2,7 +2,7 @@
 
 use lathe_protocol::{
     ColumnView, Command, CommandBody, DataReport, DatasetShape, EventBody, FolderEntry, FolderView,
-    LengthStats, Place, ReplyChannel, Role, RowView, TokenView,
+    LengthStats, Place, ReplyChannel, Role, FileReport, RowPlace, RowView, SimilarRows, TokenView,
 };
 
 use super::{Script, fixtures};
@@ -68,6 +68,7 @@ pub fn report() -> DataReport {
         ],
         roles: ["messages", "tools", "reasoning_effort"].map(String::from).to_vec(),
         rows: 1200,
+        files: vec![FileReport { path: DATA.into(), shape: DatasetShape::Messages, rows: 1200, weight: 1.0 }],
         held_out_rows: 60,
         tokens: 402_117,
         loss_tokens: 168_930,
@@ -85,9 +86,11 @@ pub fn report() -> DataReport {
         truncated_rows: 14,
         rows_nothing_to_learn: 2,
         rows_emptied_by_truncation: 0,
+        duplicates: SimilarRows::default(),
+        leaks: SimilarRows::default(),
+        rows_dropped: 0,
         issues: vec![lathe_protocol::RowIssue {
-            row: 311,
-            line: 312,
+            place: RowPlace { row: 311, line: 312, file: None },
             issue: "nothing to learn: no assistant turn".into(),
         }],
         template: "chat template of the model".into(),
@@ -164,5 +167,5 @@ pub fn row_view(row: usize) -> RowView {
     ];
     say(assistant, Some(ReplyChannel::Answer), true, &answer);
     say(assistant, Some(ReplyChannel::Answer), true, &[" Thanks", " for", " your", " patience", "."]);
-    RowView { row, line: row + 1, tokens, truncated_tokens: 5 }
+    RowView { place: RowPlace { row, line: row + 1, file: None }, tokens, truncated_tokens: 5 }
 }

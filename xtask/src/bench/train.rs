@@ -98,8 +98,7 @@ fn write_rows(setup: &Setup) -> Result<Rows> {
         &text_files,
         &data::read_examples(&conversations_path, &BTreeMap::new())?,
         MAX_SEQ_LEN,
-    )?
-    .rows;
+    )?;
     let tokens: Vec<serde_json::Value> = rows
         .iter()
         .map(|row| json!({ "ids": row.ids, "mask": row.loss_mask.iter().map(|learned| u8::from(*learned)).collect::<Vec<_>>() }))

@@ -128,6 +128,7 @@ fn stage(model: &Path, out: &Path, data: &Path, eval_data: &Path, config: RunCon
         init_adapter: None,
         resume: true,
         device: "cpu".into(),
+        cache: out.join("cache").display().to_string(),
     };
     let world = Surroundings { clock: &|| started.elapsed().as_secs_f64(), stop: &stop };
     let mut total_steps = 0;

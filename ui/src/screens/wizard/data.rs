@@ -11,7 +11,7 @@ use crate::{
     theme::{self, Tone, icons, space},
     widgets::{
         Button, card, empty_state, error_box, histogram, icon_button, key_value, notice, section,
-        spinner_line, stat,
+        stat,
     },
 };
 
@@ -20,7 +20,7 @@ const CUT_WIDTH: f32 = 96.0;
 impl Wizard {
     pub(super) fn data_step(&mut self, ui: &mut Ui, out: &mut Outbox) {
         if self.choices.data.is_none() {
-            let text = "Drop a file onto the window, or choose one: .jsonl, .json, .csv, .tsv, .txt or .md. \
+            let text = "Drop a file onto the window, or choose one: .jsonl, .json, .csv, .tsv, .parquet, .txt or .md. \
                         To try things out, choose pirate.jsonl under “Sample data”.";
             let title = "What is the model to learn from?";
             card(ui, |ui| {
@@ -55,6 +55,8 @@ impl Wizard {
         section(ui, "As the model sees it", |ui| self.rows.ui(ui, report.rows));
         self.lengths(ui, &report);
         self.held_out(ui, out);
+        self.mixture(ui, &report, out);
+        self.similar_rows(ui, &report);
         if !report.columns.is_empty() {
             section(ui, "Columns", |ui| {
                 mapping_form(ui, &report.columns, &report.roles, &mut self.choices.config.columns);
@@ -88,7 +90,7 @@ impl Wizard {
                 });
             });
             if self.preflight.is_waiting() {
-                spinner_line(ui, "Checking the data");
+                self.preflight.waiting(ui);
             }
             let Some(report) = self.preflight.report() else { return };
             ui.add_space(space::XS);
@@ -146,7 +148,7 @@ pub(super) fn findings(ui: &mut Ui, report: &DataReport) {
     let title = format!("{} to look at", format::plural(report.issues.len(), "row"));
     ui.collapsing(title, |ui| {
         for issue in &report.issues {
-            ui.label(theme::weak(ui, format!("Line {}: {}", issue.line, issue.issue)));
+            ui.label(theme::weak(ui, format!("Row {}: {}", issue.place, issue.issue)));
         }
     });
 }

@@ -1,5 +1,7 @@
 use egui::{Align2, Area, Frame, Id, Margin, Order, Stroke, Ui};
 
+use lathe_protocol::DataFile;
+
 use super::{Step, Wizard};
 use crate::{
     Accept, Outbox, Pick, Picker, Store,
@@ -11,6 +13,8 @@ use crate::{
 pub(super) enum Purpose {
     Import,
     Data,
+    /// One more file to learn from.
+    MoreData,
     EvalData,
 }
 
@@ -19,11 +23,12 @@ impl Wizard {
         let (title, accept) = match purpose {
             Purpose::Import => ("Import a model", Accept::MODEL),
             Purpose::Data => ("Choose the data", Accept::DATA),
+            Purpose::MoreData => ("Choose one more file", Accept::DATA),
             Purpose::EvalData => ("Choose the held-out rows", Accept::DATA),
         };
         let near = match purpose {
             Purpose::Import => None,
-            Purpose::Data => self.choices.data.as_ref(),
+            Purpose::Data | Purpose::MoreData => self.choices.data.as_ref(),
             Purpose::EvalData => self.choices.eval_data.as_ref().or(self.choices.data.as_ref()),
         };
         let folder = near.and_then(|path| path.rsplit_once(['/', '\\'])).map(|(folder, _)| folder.to_owned());
@@ -39,6 +44,7 @@ impl Wizard {
             match purpose {
                 Purpose::Import => self.import(path, out),
                 Purpose::Data => self.set_data(path),
+                Purpose::MoreData => self.add_data(path),
                 Purpose::EvalData => self.choices.eval_data = Some(path),
             }
         }
@@ -48,7 +54,22 @@ impl Wizard {
         if self.choices.data.as_ref() != Some(&path) {
             // Columns of another file are others.
             self.choices.config.columns.clear();
+            if let Some(first) = self.choices.config.data.first_mut() {
+                *first = DataFile { weight: first.weight, ..DataFile::new(&path) };
+            }
             self.choices.data = Some(path);
+        }
+    }
+
+    /// Mixes a file into the data, if it is not there yet.
+    fn add_data(&mut self, path: String) {
+        let Some(first) = self.choices.data.clone() else { return self.set_data(path) };
+        let files = &mut self.choices.config.data;
+        if files.is_empty() {
+            files.push(DataFile::new(first));
+        }
+        if files.iter().all(|file| file.path != path) {
+            files.push(DataFile::new(path));
         }
     }
 

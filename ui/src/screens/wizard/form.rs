@@ -56,7 +56,20 @@ const GROUPS: [(&str, &[&str]); 6] = [
             "neftune_alpha",
         ],
     ),
-    ("Data", &["max_seq_len", "packing", "shuffle", "seed", "columns", "eval_ratio", "skip_rows"]),
+    (
+        "Data",
+        &[
+            "max_seq_len",
+            "packing",
+            "shuffle",
+            "seed",
+            "data",
+            "columns",
+            "dedupe",
+            "eval_ratio",
+            "skip_rows",
+        ],
+    ),
     (
         "While it trains",
         &[

@@ -7,6 +7,7 @@ mod form;
 mod held_out;
 mod mapping;
 mod method;
+mod mixture;
 mod model;
 mod nav;
 mod preflight;
@@ -229,7 +230,7 @@ impl Wizard {
 
     fn question(&self, store: &Store) -> Option<Question> {
         let model = self.choices.model.as_ref().filter(|_| self.blocked(Step::Model, store).is_none())?;
-        Some(Question::new(model, self.choices.data.as_ref()?, &self.choices.config))
+        Some(Question::new(model, self.choices.data.as_ref()?, self.eval_data(), &self.choices.config))
     }
 
     /// Why the step is not complete.

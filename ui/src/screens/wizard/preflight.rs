@@ -1,7 +1,7 @@
 use egui::Ui;
 use lathe_protocol::{ColumnView, CommandBody, DataReport, ErrorInfo, Event, EventBody, RunConfig};
 
-use crate::{Asked, Outbox};
+use crate::{Asked, Outbox, widgets::spinner_line};
 
 /// So long nothing changes before a new question is asked.
 const QUIET_SECS: f64 = 0.4;
@@ -11,16 +11,30 @@ const QUIET_SECS: f64 = 0.4;
 pub(super) struct Question {
     pub model: String,
     pub data: String,
+    /// Held-out rows that the data is compared with.
+    pub eval_data: Option<String>,
     /// Only what matters to the data differs from the default.
     pub config: RunConfig,
 }
 
 impl Question {
-    pub(super) fn new(model: &str, data: &str, config: &RunConfig) -> Self {
+    pub(super) fn new(model: &str, data: &str, eval_data: Option<&String>, config: &RunConfig) -> Self {
         let RunConfig {
-            columns, eval_ratio, max_seq_len, packing, batch_size, grad_accum, seed, styles, ..
+            data: files,
+            columns,
+            dedupe,
+            eval_ratio,
+            max_seq_len,
+            packing,
+            batch_size,
+            grad_accum,
+            seed,
+            styles,
+            ..
         } = config.clone();
         let config = RunConfig {
+            data: files,
+            dedupe,
             columns,
             eval_ratio,
             max_seq_len,
@@ -31,7 +45,7 @@ impl Question {
             styles,
             ..RunConfig::default()
         };
-        Self { model: model.into(), data: data.into(), config }
+        Self { model: model.into(), data: data.into(), eval_data: eval_data.cloned(), config }
     }
 
     pub(super) fn is_of_same_file(&self, other: &Self) -> bool {
@@ -109,8 +123,8 @@ impl Preflight {
     }
 
     fn ask(&mut self, question: Question, out: &mut Outbox) {
-        let Question { model, data, config } = question.clone();
-        self.answer.ask(out, CommandBody::DataCheck { model, data, config });
+        let Question { model, data, eval_data, config } = question.clone();
+        self.answer.ask(out, CommandBody::DataCheck { model, data, eval_data, config });
         (self.asked, self.pending) = (Some(question), None);
     }
 
@@ -131,6 +145,19 @@ impl Preflight {
 
     pub(super) fn error(&self) -> Option<&ErrorInfo> {
         self.answer.error.as_ref()
+    }
+
+    /// How far the check is.
+    pub(super) fn waiting(&self, ui: &mut Ui) {
+        match &self.answer.progress {
+            Some(progress) if progress.total > 0 => {
+                let share = progress.done as f32 / progress.total as f32;
+                spinner_line(ui, &progress.what);
+                ui.add(egui::ProgressBar::new(share).desired_height(4.0));
+            }
+            Some(progress) => spinner_line(ui, &progress.what),
+            None => spinner_line(ui, "Checking the data"),
+        }
     }
 
     /// Whether the report is still that of an earlier question.

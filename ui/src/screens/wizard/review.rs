@@ -1,6 +1,6 @@
 use egui::Ui;
 use lathe_protocol::{
-    CONFIG_KEYS, CommandBody, ErrorInfo, Event, EventBody, RunConfig, TrainRequest, TrainStart,
+    CONFIG_KEYS, CommandBody, DataFile, ErrorInfo, Event, EventBody, RunConfig, TrainRequest, TrainStart,
 };
 
 use super::{Step, Wizard, data, form::is_changed, method::epochs_words, preset::Preset};
@@ -143,6 +143,11 @@ impl Wizard {
     fn data_facts(&self) -> Vec<(&'static str, String)> {
         let Some(path) = &self.choices.data else { return Vec::new() };
         let mut facts = vec![("File", format::file_name(path).to_owned())];
+        let weight = |file: &DataFile| format!("{} × {}", format::file_name(&file.path), file.weight);
+        let files: Vec<_> = self.choices.config.data.iter().map(weight).collect();
+        if !files.is_empty() {
+            facts[0].1 = files.join(", ");
+        }
         if let Some(report) = self.report() {
             let trained = report.rows.saturating_sub(report.held_out_rows);
             facts.push(("Shape", data::shape_name(report.shape).into()));
@@ -193,7 +198,7 @@ impl Wizard {
             facts.push(("Questions", config.sample_prompts.join("  ·  ")));
         }
         let others = CONFIG_KEYS.iter().filter(|key| {
-            let is_shown = ["columns", "eval_ratio", "sample_prompts", "styles", "learning_rate", "epochs"]
+            let is_shown = ["data", "columns", "eval_ratio", "sample_prompts", "styles", "learning_rate", "epochs"]
                 .contains(&key.name);
             is_changed(config, key) && !is_shown && !is_of_preset(key.name)
         });

@@ -1,7 +1,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use egui::{Role, ScrollArea, Ui, WidgetInfo};
-use lathe_protocol::{CommandBody, DataReport, Event, EventBody, RowView, RunConfig};
+use lathe_protocol::{CommandBody, DataFile, DataReport, Event, EventBody, RowView, RunConfig};
 
 use super::preflight::Question;
 use crate::{
@@ -14,6 +14,11 @@ use crate::{
 const BLOCK: usize = 16;
 /// Of the window.
 const PREVIEW_SHARE: f32 = 0.28;
+
+/// Weights do not change what a row is.
+fn paths(files: &[DataFile]) -> impl Iterator<Item = &str> {
+    files.iter().map(|file| file.path.as_str())
+}
 
 /// The rows as the model sees them: those around the one in sight, fetched as they are looked at.
 #[derive(Default)]
@@ -37,8 +42,9 @@ impl Rows {
         // A report on the file comes first: it tells whether it has rows to show.
         let Some((question, report)) = question.zip(report) else { return };
         let is_of = |of: &Question| {
-            let RunConfig { columns, styles, max_seq_len, .. } = &question.config;
+            let RunConfig { data, columns, styles, max_seq_len, .. } = &question.config;
             of.is_of_same_file(question)
+                && paths(&of.config.data).eq(paths(data))
                 && (&of.config.columns, &of.config.styles) == (columns, styles)
                 && of.config.max_seq_len == *max_seq_len
         };
@@ -57,7 +63,7 @@ impl Rows {
         let block = wanted.into_iter().filter(|row| *row < report.rows).map(|row| row / BLOCK);
         if let Some(block) = block.into_iter().find(|block| !self.tried.contains(block)) {
             self.tried.insert(block);
-            let Question { model, data, config } = question.clone();
+            let Question { model, data, config, .. } = question.clone();
             let row = block * BLOCK;
             self.asked.ask(out, CommandBody::DataShow { model, data, row, count: BLOCK, config });
         }
@@ -73,7 +79,7 @@ impl Rows {
         let Self { asked, seen, .. } = self;
         asked.apply(event, |body| {
             if let EventBody::Row(row) = body {
-                seen.insert(row.row, row.clone());
+                seen.insert(row.place.row, row.clone());
             }
             None
         });
