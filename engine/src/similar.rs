@@ -291,7 +291,7 @@ mod tests {
             let found = find(&prints, references).unwrap();
             found.iter().map(|found| (found.row, found.like, found.is_exact)).collect()
         };
-        assert_eq!(found(None), [(7, 3, true), (20, 3, false), (30, 3, false)]);
+        assert_eq!(found(None), [(7, 3, true), (20, 3, false), (30, 20, false)]);
         assert_eq!(found(Some(5)), [(7, 3, true), (20, 3, false), (30, 3, false)]);
         assert_eq!(found(Some(3)), []);
     }

@@ -475,6 +475,28 @@ mod tests {
     }
 
     #[test]
+    fn data_files_come_as_texts_and_as_tables_and_go_back() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("run.toml");
+        let table = "[[data]]\npath = \"a.jsonl\"\n[[data]]\npath = \"b.csv\"\nweight = 0.5\ncolumns = { prompt = \"q\" }\n";
+        std::fs::write(&path, table).unwrap();
+        let config = build(Some(&path), &[]).unwrap();
+        validate(&config).unwrap();
+        let texts: Vec<_> = config.data.iter().map(DataFile::to_string).collect();
+        assert_eq!(texts, ["a.jsonl", "b.csv:0.5"]);
+        assert_eq!(config.data[1].columns["prompt"], "q");
+        let changed = build(Some(&path), &["data=b.csv:2, C:\\c.jsonl".into()]).unwrap().data;
+        assert_eq!((changed[0].columns["prompt"].as_str(), changed[0].weight), ("q", 2.0));
+        assert_eq!(changed[1], DataFile::new("C:\\c.jsonl"));
+        std::fs::write(&path, to_toml(&config).unwrap()).unwrap();
+        assert_eq!(build(Some(&path), &[]).unwrap(), config);
+        for weight in ["0", "-1", "nan", "1001", "inf"] {
+            let error = validate(&sets(&[&format!("data=a.jsonl:{weight}")]).unwrap()).unwrap_err();
+            assert!(error.message.contains("of a data file is out of range: a.jsonl"), "{error}");
+        }
+    }
+
+    #[test]
     fn styles_that_cannot_be_are_refused() {
         for (pairs, message) in [
             (["styles=terse, terse=<t>", "seed=1"], "Style \"terse\" is there twice, or its token is"),

@@ -167,6 +167,11 @@ fn json_arrays_know_their_lines() {
         bad(format!("[{ROW} {ROW}]")),
         "Row 1 (line 1): bad JSON: expected a comma or ] after the row before"
     );
+    assert_eq!(
+        bad(format!("[{ROW},")),
+        "Row 1 (line 1): bad JSON: the array of rows is not closed"
+    );
+    assert_eq!(bad(format!("[{ROW},]")), "Row 1 (line 1): bad JSON at column 97: expected value");
     assert_eq!(bad("[1]".into()), "Row 0 (line 1): a row must be a JSON object, this one is a number");
 }
 
@@ -186,6 +191,10 @@ fn csv_cells_may_hold_line_breaks_and_messages() {
     assert_eq!(
         complaint(load("a.csv", "prompt,completion\na,b\na,b,c\n")),
         "Row 1 (line 3): 3 cells, but the header names 2"
+    );
+    assert_eq!(
+        complaint(load("a.csv", b"prompt,completion\na,b\na,caf\xe9\n")),
+        "Row 1 (line 3): cell 2 is not UTF-8 at its byte 4"
     );
 }
 
@@ -353,7 +362,7 @@ fn files_that_are_no_data_are_refused() {
     );
     check("a.txt", b"one\ncaf\xe9", "Line 2: not UTF-8 at byte 4 of the line (0xe9)");
     check("a.txt", b"\xff\xfeh\0i\0", "The data file is UTF-16, not UTF-8");
-    check("a.parquet", b"PAR1", "Not a readable Parquet file: EOF: file size of 4 is less than footer");
+    check("a.parquet", b"PAR1", "Not a readable Parquet file: EOF: Parquet file too small. Size is 4 but need 8");
     check("a.docx", b"PK", "Unknown kind of data file .docx");
     check("data", b"x", "The data file has no extension");
     assert!(matches!(read_examples(Path::new("/nowhere/a.jsonl"), &BTreeMap::new()), Err(Error::Io { .. })));
@@ -369,4 +378,78 @@ fn the_bad_samples_are_refused_where_they_are_bad() {
     check("not_utf8.jsonl", "Row 1 (line 2): not UTF-8 at byte 89 of the line (0xe9)");
     check("unknown_role.jsonl", "Row 1 (line 2), messages[1].role: unknown role \"narrator\"");
     assert!(load_path(&bad.join("nothing_to_learn.jsonl")).is_ok());
+}
+
+fn parquet(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/data/parquet").join(name)
+}
+
+#[test]
+fn parquet_is_read_as_pyarrow_pandas_and_datasets_write_it() {
+    for name in ["snappy.parquet", "zstd.parquet", "gzip.parquet", "lz4.parquet", "datasets.parquet"] {
+        let (shape, rows) = load_path(&parquet(name)).unwrap();
+        assert_eq!((shape, rows.len()), (DatasetShape::Messages, 5), "{name}");
+        assert_eq!(turns(&rows[4]), [(Role::User, "What is 4?"), (Role::Assistant, "Näher: 4")], "{name}");
+    }
+    let dataset = read_examples(&parquet("groups.parquet"), &BTreeMap::new()).unwrap();
+    assert_eq!(dataset.examples.len(), 300);
+    assert_eq!(dataset.examples[299].fields["id"], 299);
+    assert_eq!(dataset.examples[299].fields["score"], 149.5);
+    assert_eq!(dataset.examples[4].fields["tags"], json!(["a"]));
+}
+
+#[test]
+fn columns_of_parquet_are_mapped_and_missing_ones_named() {
+    let path = parquet("pandas.parquet");
+    let error = |pairs: &[(&str, &str)]| match read_examples(&path, &mapping(pairs)) {
+        Err(Error::Invalid { message, hint, .. }) => (message, hint.unwrap_or_default()),
+        other => panic!("{other:?}"),
+    };
+    let (message, hint) = error(&[("prompt", "question"), ("completion", "reply")]);
+    assert!(message.starts_with("columns: there is no column \"reply\" to take for completion"), "{message}");
+    assert_eq!(hint, "the file has question, answer");
+    let (message, _) = error(&[("prompt", "question"), ("completion", "answer")]);
+    assert!(message.starts_with("Row 1, completion: missing field"), "{message}");
+}
+
+#[test]
+fn broken_parquet_is_refused() {
+    let bytes = std::fs::read(parquet("groups.parquet")).unwrap();
+    let message = |bytes: &[u8]| {
+        let (_folder, path) = file("a.parquet", bytes);
+        read_examples(&path, &BTreeMap::new()).unwrap_err().to_string()
+    };
+    assert!(message(&bytes[..bytes.len() / 2]).starts_with("Not a readable Parquet file"));
+    let mut changed = bytes.clone();
+    changed[200..2000].fill(0xff);
+    let found = message(&changed);
+    assert!(found.contains("of the Parquet file cannot be read"), "{found}");
+}
+
+#[test]
+fn a_window_is_counted_through_all_files() {
+    let folder = tempfile::tempdir().unwrap();
+    let files = ["a.jsonl", "b.jsonl"].map(|name| {
+        let path = folder.path().join(name);
+        std::fs::write(&path, format!("{ROW}\n\n{ROW}\n{ROW}\n")).unwrap();
+        DataFile::new(path.display().to_string())
+    });
+    let rows = |row, count| -> Vec<(usize, usize)> {
+        let windows = read_window(&files, row, count).unwrap();
+        windows.iter().flat_map(|window| &window.examples).map(|row| (row.row, row.line)).collect()
+    };
+    assert_eq!(rows(0, 1), [(0, 1)]);
+    assert_eq!(rows(1, 3), [(1, 3), (2, 4), (3, 1)]);
+    assert_eq!(rows(5, 9), [(5, 4)]);
+    let error = read_window(&files, 6, 1).unwrap_err().to_string();
+    assert!(error.starts_with("There is no row 6: the files have 6 rows: "), "{error}");
+}
+
+#[test]
+fn rows_beyond_the_first_thousand_are_held_to_the_files_shape() {
+    let rows = format!("{}{}", format!("{ROW}\n").repeat(1500), "{\"text\": \"Hi\"}");
+    assert_eq!(
+        complaint(load("a.jsonl", rows)),
+        "Row 1500 (line 1501): mixed shapes: this row is text, the first row is messages"
+    );
 }

@@ -1,5 +1,6 @@
 //! `cargo xtask bench`: Lathe beside its peers, in one run, on one machine, on the same bytes.
 
+mod data;
 mod decode;
 mod gpt_oss;
 mod load;
@@ -24,6 +25,8 @@ enum Part {
     Decode,
     /// Time until the GGUF is ready to chat, and of `lathe --help`
     Load,
+    /// Preflight of 2 GB in 1,000,000 rows, and tokenising against transformers
+    Data,
     /// Memory of a gpt-oss with the real shapes of its layers
     GptOss,
     All,
@@ -76,6 +79,7 @@ pub fn bench(args: &Args) -> Result<()> {
         (Part::Train, "train", train::measure as fn(&Setup) -> Result<Vec<Row>>),
         (Part::Decode, "decode", decode::measure),
         (Part::Load, "load", load::measure),
+        (Part::Data, "data", data::measure),
         (Part::GptOss, "gpt-oss", gpt_oss::measure),
     ] {
         if *part != Part::All && *part != this {
