@@ -1,6 +1,7 @@
 //! A training run, top to bottom.
 
 mod checkpoint;
+mod checksums;
 mod evaluation;
 mod guard;
 mod load;
@@ -274,13 +275,25 @@ pub fn run_on_rows(
         let best = state.best_step.filter(|best| config.keeps_best() && *best != state.step);
         if let Some(best) = best {
             let path = checkpoint::of_step(out_dir, best);
-            checkpoint::load(&path, &trainables, &mut optimizer, &data_hash)?;
-            (kept_step, eval_loss) = (best, state.best_eval_loss);
-            let message = format!(
-                "Kept the weights of step {best}, which had the lowest eval loss, not those of step {}",
-                state.step
-            );
-            emit(EventBody::Log { level: LogLevel::Info, message });
+            let (level, message) = match checkpoint::load(&path, &trainables, &mut optimizer, &data_hash) {
+                Ok(_) => {
+                    (kept_step, eval_loss) = (best, state.best_eval_loss);
+                    let message = format!(
+                        "Kept the weights of step {best}, which had the lowest eval loss, not those of step {}",
+                        state.step
+                    );
+                    (LogLevel::Info, message)
+                }
+                Err(error) => {
+                    let message = format!(
+                        "Kept the weights of step {}: those of step {best}, which had the lowest eval loss, cannot \
+                         be read: {error}",
+                        state.step
+                    );
+                    (LogLevel::Warn, message)
+                }
+            };
+            emit(EventBody::Log { level, message });
         }
         save_weights(out_dir)?;
     }
