@@ -294,10 +294,11 @@ fn a_broken_checkpoint_is_passed_over_for_the_one_before() {
     let newest = out_dir.path().join("checkpoints/step-00000004");
     let optimizer = newest.join("optimizer.safetensors");
     let weights = newest.join("adapter_model.safetensors");
-    let spoilings: [(&Path, &dyn Fn(&mut Vec<u8>)); 3] = [
-        (&optimizer, &|bytes| bytes.truncate(bytes.len() / 2)),
-        (&weights, &|bytes| *bytes.last_mut().unwrap() ^= 1),
-        (&newest.join("state.json"), &Vec::clear),
+    let state = newest.join("state.json");
+    let spoilings: [(&Path, fn(&mut Vec<u8>)); 3] = [
+        (&optimizer, |bytes| bytes.truncate(bytes.len() / 2)),
+        (&weights, |bytes| *bytes.last_mut().unwrap() ^= 1),
+        (&state, Vec::clear),
     ];
     for (path, spoil) in spoilings {
         let mut bytes = std::fs::read(path).unwrap();

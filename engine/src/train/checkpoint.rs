@@ -5,7 +5,7 @@ use std::{
 
 use candle_core::Tensor;
 use lathe_kernels::{AdamW, Dynamic8, Moments};
-use lathe_protocol::ErrorCode;
+use lathe_protocol::{ErrorCode, EvalMetrics, StepMetrics, Told};
 use serde::{Deserialize, Serialize};
 
 use crate::{
@@ -17,6 +17,8 @@ use crate::{
 };
 
 const STATE_FILE: &str = "state.json";
+/// Metrics of the last steps that a checkpoint keeps: more than a host can lag behind.
+const MAX_TOLD: usize = 64;
 const OPTIMIZER_FILE: &str = "optimizer.safetensors";
 
 /// Where a run stands. With the config it is the data cursor and the state of every random stream: both are functions
@@ -37,6 +39,25 @@ pub struct State {
     /// What the guard compares the next step with.
     #[serde(default)]
     pub recent: Recent,
+    #[serde(default)]
+    pub told: Told,
+}
+
+impl State {
+    pub fn add_step(&mut self, step: StepMetrics) {
+        add_last(&mut self.told.steps, step);
+    }
+
+    pub fn add_eval(&mut self, eval: EvalMetrics) {
+        add_last(&mut self.told.evals, eval);
+    }
+}
+
+fn add_last<T>(last: &mut Vec<T>, value: T) {
+    if last.len() == MAX_TOLD {
+        last.remove(0);
+    }
+    last.push(value);
 }
 
 pub fn folder(out_dir: &Path) -> PathBuf {

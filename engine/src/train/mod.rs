@@ -18,7 +18,7 @@ use std::{
 use lathe_kernels::{AdamW, AdamWParams, global_norm};
 use lathe_protocol::{
     Divergence, DivergenceSign, ErrorCode, EventBody, LogLevel, Optimizer, RowPlace, RunConfig, StepMetrics,
-    TrainJob, TrainSummary,
+    Told, TrainJob, TrainSummary,
 };
 use sha2::{Digest as _, Sha256};
 
@@ -126,6 +126,7 @@ pub fn run_on_rows(
         best_step: None,
         evals_without_improvement: 0,
         recent: guard::Recent::new(),
+        told: Told::default(),
     };
     if job.resume {
         state = resume(out_dir, &trainables, &mut optimizer, &data_hash, emit)?.unwrap_or(state);
@@ -145,6 +146,9 @@ pub fn run_on_rows(
         rows: rows.len(),
         tokens_per_epoch,
     });
+    if state.step > 0 {
+        emit(EventBody::Retold(state.told.clone()));
+    }
 
     // 4. The loop
     let mut stopped = false;
@@ -191,7 +195,7 @@ pub fn run_on_rows(
             state.last_loss = Some(loss);
             let tokens: usize = window.iter().flatten().map(|row| rows[*row].ids.len()).sum();
             let seconds = (world.clock)() - step_started;
-            emit(EventBody::Step(StepMetrics {
+            let metrics = StepMetrics {
                 step: state.step + 1,
                 loss,
                 grad_norm,
@@ -201,7 +205,9 @@ pub fn run_on_rows(
                 loss_tokens: stats.num_tokens,
                 epoch,
                 memory_bytes: None,
-            }));
+            };
+            state.add_step(metrics);
+            emit(EventBody::Step(metrics));
         }
         state.step += 1;
         state.num_updates = optimizer.num_updates;
@@ -228,6 +234,7 @@ pub fn run_on_rows(
                 };
                 return Err(diverged(out_dir, unproven, divergence, emit)?);
             }
+            state.add_eval(*metrics);
             emit(EventBody::Eval(*metrics));
             eval_loss = Some(metrics.loss);
             let best = state.best_eval_loss;

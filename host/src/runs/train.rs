@@ -356,6 +356,7 @@ impl ActiveRun {
                 (entry.step, entry.last_loss) = (step.step, Some(step.loss));
                 db.add_step(&id, &MetricPoint { step: *step, at_secs: files::now_secs() })
             }
+            EventBody::Retold(told) => db.add_missing(&id, told, files::now_secs()),
             EventBody::Eval(eval) => {
                 entry.eval_loss = Some(eval.loss);
                 db.add_eval(&id, eval)
