@@ -8,8 +8,8 @@ use std::{path::Path, sync::Arc};
 
 use lathe_protocol::{DataFile, Dedupe, ErrorCode, RowIssue, RowPlace, RunConfig, SimilarPair, SimilarRows};
 
-pub use rows::{Rows, Share, StoredRows};
 use rows::{CorpusFile, RowRef};
+pub use rows::{Rows, Share, StoredRows};
 
 use crate::{
     Error, Result,
@@ -73,7 +73,11 @@ pub fn read(
 
     // 2. What is held out
     let held_out = if let Some(path) = eval_data {
-        let (_, files) = open(text_files, &[DataFile { columns: config.columns.clone(), ..DataFile::new(path) }], reading)?;
+        let (_, files) = open(
+            text_files,
+            &[DataFile { columns: config.columns.clone(), ..DataFile::new(path) }],
+            reading,
+        )?;
         select(&files, config.max_seq_len, &mut Findings::default())?
     } else {
         rows.split_off(&prepare::held_out(rows.len(), config))
@@ -100,11 +104,14 @@ pub fn read_one(
 }
 
 fn refuse_twice(files: &[DataFile]) -> Result<()> {
-    let real = |file: &DataFile| std::fs::canonicalize(&file.path).unwrap_or_else(|_| file.path.clone().into());
+    let real =
+        |file: &DataFile| std::fs::canonicalize(&file.path).unwrap_or_else(|_| file.path.clone().into());
     for (index, file) in files.iter().enumerate() {
         if files[..index].iter().any(|other| real(other) == real(file)) {
             let message = format!("The same data file is given twice: {}", file.path);
-            return Err(Error::invalid(ErrorCode::Usage, message).hint("to see its rows twice, give it weight 2"));
+            return Err(
+                Error::invalid(ErrorCode::Usage, message).hint("to see its rows twice, give it weight 2")
+            );
         }
     }
     Ok(())

@@ -117,7 +117,9 @@ fn similarity_warnings(report: &DataReport, dedupe: Dedupe) -> Vec<String> {
     let (exact, near) = stay(&report.duplicates);
     if exact + near > 0 {
         let rows = count(exact + near);
-        warnings.push(format!("{rows} like an earlier one ({exact} the same, {near} nearly): learned more often"));
+        warnings.push(format!(
+            "{rows} like an earlier one ({exact} the same, {near} nearly): learned more often"
+        ));
     }
     if report.rows_dropped > 0 {
         warnings.push(format!("{} like others: left out", count(report.rows_dropped)));
@@ -354,8 +356,11 @@ mod tests {
             (report.template.as_str(), report.mask_source.as_str()),
             ("tokenizer_config.json of the model", "generation tags")
         );
-        let issues: Vec<_> =
-            report.issues.iter().map(|issue| (issue.place.row, issue.place.line, issue.issue.as_str())).collect();
+        let issues: Vec<_> = report
+            .issues
+            .iter()
+            .map(|issue| (issue.place.row, issue.place.line, issue.issue.as_str()))
+            .collect();
         assert_eq!(
             issues,
             [
@@ -431,8 +436,9 @@ mod tests {
         let text_files = TextFiles::open(folder.path()).unwrap();
         let with_effort = row("Hi", "Ho").replacen('{', r#"{"reasoning_effort": "low", "#, 1);
         let rows = dataset(&[&with_effort, &row("Hi", "Ho")]);
-        let text =
-            |index: usize| prepare::render_row(&text_files, &rows.rows, &rows.rows.examples[index]).unwrap().1.text;
+        let text = |index: usize| {
+            prepare::render_row(&text_files, &rows.rows, &rows.rows.examples[index]).unwrap().1.text
+        };
         assert!(text(0).contains("\nReasoning: low\n") && text(1).contains("\nReasoning: medium\n"));
         let report = check(&tiny(), &rows, &config(8192)).unwrap();
         assert_eq!(

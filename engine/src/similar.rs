@@ -36,7 +36,8 @@ impl Print {
                     exact = fnv(exact, &[message.role as u8]);
                     let calls: Vec<_> =
                         message.tool_calls.iter().map(|call| call.function.to_string()).collect();
-                    let texts = [message.style.as_deref(), message.thinking.as_deref(), Some(&message.content)];
+                    let texts =
+                        [message.style.as_deref(), message.thinking.as_deref(), Some(&message.content)];
                     let texts = texts.into_iter().map(Option::unwrap_or_default);
                     for text in texts.chain(calls.iter().map(String::as_str)) {
                         exact = exact_of(exact, text);
@@ -133,12 +134,14 @@ fn add_words(text: &str, words: &mut Vec<u64>) {
     words.extend(word);
 }
 
+/// Of a bin, as no hash is.
+const EMPTY: u64 = u64::MAX;
+
 /// Each sequence of words falls into one bin; a bin keeps its least hash, and an empty one takes another's.
 fn signature(words: &[u64]) -> [u8; NUM_BINS] {
     if words.is_empty() {
         return [0; NUM_BINS];
     }
-    const EMPTY: u64 = u64::MAX;
     let mut bins = [EMPTY; NUM_BINS];
     for shingle in words.windows(SHINGLE.min(words.len())) {
         let hash = mix(shingle.iter().fold(0, |hash, word| mix(hash ^ word).wrapping_add(FNV_OFFSET)));
@@ -169,17 +172,20 @@ pub struct Match {
 
 /// Prints that lie somewhere, in the order of their rows.
 pub trait Prints {
-    fn len(&self) -> usize;
+    fn num_rows(&self) -> usize;
     /// Visits the rows in order.
     fn each(&self, visit: &mut dyn FnMut(usize, &Print)) -> Result<()>;
     fn print(&self, row: usize) -> Result<Print>;
 }
 
-/// Finds the rows of `wanted` that resemble an earlier one: any (`references` is none), or one of the first `references`.
+/// No row's number.
+const NONE: u32 = u32::MAX;
+
+/// Finds the rows that resemble an earlier one: any (`references` is none), or one of the first `references`, which are
+/// compared with no other.
 /// Memory: 17 bytes a row.
 pub fn find(prints: &dyn Prints, references: Option<usize>) -> Result<Vec<Match>> {
-    const NONE: u32 = u32::MAX;
-    let len = prints.len();
+    let len = prints.num_rows();
     let wanted: Range<usize> = references.unwrap_or(0)..len;
     let mut like = vec![NONE; len];
     let mut found = Vec::new();
@@ -228,7 +234,7 @@ mod tests {
     use crate::data::RawText;
 
     impl Prints for Vec<Print> {
-        fn len(&self) -> usize {
+        fn num_rows(&self) -> usize {
             self.len()
         }
 

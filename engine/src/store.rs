@@ -16,12 +16,7 @@ use serde::{Deserialize, Serialize};
 
 pub use build::{Reading, open_or_build};
 
-use crate::{
-    Error, Result, files,
-    prepare::EncodedRow,
-    similar::Print,
-    tokenize::Tokens,
-};
+use crate::{Error, Result, files, prepare::EncodedRow, similar::Print, tokenize::Tokens};
 
 const TOKENS: &str = "tokens.bin";
 const ROWS: &str = "rows.bin";

@@ -13,15 +13,16 @@ use lathe_engine::{
     chat::{ChatSession, ReplyRequest},
     data,
     model::{LoadFor, Model},
-    preflight, prepare, styles,
-    text_files::TextFiles,
+    preflight, prepare,
     store::Reading,
+    styles,
+    text_files::TextFiles,
     tokenize::{TokenizedRow, encode_plain},
     train::{self, Surroundings},
 };
-use lathe_protocol::{DataFile, 
-    ChatStats, EventBody, Message, Method, Role, RunConfig, SamplingParams, StepMetrics, Style, StylesFile,
-    Thinking, TrainJob,
+use lathe_protocol::{
+    ChatStats, DataFile, EventBody, Message, Method, Role, RunConfig, SamplingParams, StepMetrics, Style,
+    StylesFile, Thinking, TrainJob,
 };
 use serde_json::Value;
 

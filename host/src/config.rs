@@ -3,8 +3,8 @@
 use std::path::Path;
 
 use lathe_protocol::{
-    CONFIG_KEYS, ConfigKey, DataFile, ErrorInfo, LoraTargets, Method, Quant, REGEX_PREFIX, RunConfig, Style, is_saved,
-    parse_layers, parse_rows,
+    CONFIG_KEYS, ConfigKey, DataFile, ErrorInfo, LoraTargets, Method, Quant, REGEX_PREFIX, RunConfig, Style,
+    is_saved, parse_layers, parse_rows,
 };
 use serde_json::{Map, Value};
 
@@ -122,7 +122,9 @@ pub fn validate(config: &RunConfig) -> Result<()> {
 fn check_data(files: &[DataFile]) -> Result<()> {
     for DataFile { path, weight, .. } in files {
         if path.is_empty() {
-            return Err(usage("data has a file without a path").hint("write e.g. data=a.jsonl, b.parquet:0.5"));
+            return Err(
+                usage("data has a file without a path").hint("write e.g. data=a.jsonl, b.parquet:0.5")
+            );
         }
         if !(*weight > 0.0 && *weight <= MOST_WEIGHT) {
             let message = format!("The weight {weight} of a data file is out of range: {path}");

@@ -101,6 +101,7 @@ mod tests {
             endpoint: " https://hub.example/ ".into(),
             hf_cache: Some(String::new()),
             data_dir: Some("/data".into()),
+            token_cache_gb: 5,
         };
         let events = ask(&mut host, 2, CommandBody::SettingsSave(settings));
         let saved = view(&events);

@@ -3,8 +3,8 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    Divergence, EvalMetrics, LogLevel, Method, ModelShape, ReplyChannel, Role, RowPlace, RunConfig, SampleText,
-    StepMetrics, Style,
+    Divergence, EvalMetrics, LogLevel, Method, ModelShape, ReplyChannel, Role, RowPlace, RunConfig,
+    SampleText, StepMetrics, Style,
 };
 
 /// This machine.
@@ -252,6 +252,8 @@ pub enum RunStatus {
     Kept,
     /// Its process died; it can be resumed.
     Interrupted,
+    /// Memory gave out; it can be resumed with less.
+    OutOfMemory,
     /// The guard ended it before a bad update; it can be resumed.
     Diverged,
     Completed,

@@ -56,7 +56,9 @@ pub(crate) fn run(job: Job, channel: &Channel, output: &Output) -> Result<()> {
         }
         Job::Eval(job) => {
             require_cpu(&job.device)?;
-            output.emit(&EventBody::Eval(inspect::eval(&job, &channel.stop, &mut |event| output.emit(&event))?));
+            output.emit(&EventBody::Eval(inspect::eval(&job, &channel.stop, &mut |event| {
+                output.emit(&event);
+            })?));
         }
         Job::DescribeModel { model } => {
             output.emit(&EventBody::ModelDetails(Box::new(inspect::describe(Path::new(&model))?)));

@@ -9,7 +9,8 @@ use std::{path::Path, process::ExitCode};
 
 use lathe_host::config;
 use lathe_protocol::{
-    CheckStatus, CommandBody, DataFile, ErrorCode, ErrorInfo, EventBody, Hardware, ResumeHow, RunConfig, StopThen,
+    CheckStatus, CommandBody, DataFile, ErrorCode, ErrorInfo, EventBody, Hardware, ResumeHow, RunConfig,
+    StopThen,
 };
 use lathe_ui::format::{bytes, gib};
 
@@ -51,11 +52,12 @@ pub fn run(session: &mut Session, command: CommandLine) -> Outcome {
         CommandLine::Train(args) => train::run(session, *args),
         CommandLine::Runs(Runs::List) => library::runs(session),
         CommandLine::Runs(Runs::Show { run }) => library::run(session, run),
-        CommandLine::Runs(Runs::Resume { run, skip_rows, lower_rate, ignore_spikes }) => {
-            let how = match (skip_rows, lower_rate, ignore_spikes) {
+        CommandLine::Runs(Runs::Resume { run, skip_rows, lower_rate, ignore_spikes, less_memory }) => {
+            let how = match (skip_rows, lower_rate, ignore_spikes, less_memory) {
                 (true, ..) => ResumeHow::SkipRows,
-                (_, true, _) => ResumeHow::LowerRate,
-                (.., true) => ResumeHow::IgnoreSpikes,
+                (_, true, ..) => ResumeHow::LowerRate,
+                (_, _, true, _) => ResumeHow::IgnoreSpikes,
+                (.., true) => ResumeHow::LessMemory,
                 _ => ResumeHow::AsItWas,
             };
             train::resume(session, run, how)
@@ -99,7 +101,9 @@ fn read_config(args: &ConfigArgs) -> Result<RunConfig, ErrorInfo> {
 fn take_data(given: &[String], config: &mut RunConfig) -> String {
     if !given.is_empty() {
         // A file may be called `a:1`.
-        let file = |text: &String| if Path::new(text).exists() { DataFile::new(text) } else { DataFile::parse(text) };
+        let file = |text: &String| {
+            if Path::new(text).exists() { DataFile::new(text) } else { DataFile::parse(text) }
+        };
         config.data = given.iter().map(file).collect();
         for file in &mut config.data {
             file.path = full_path(file.path.as_ref());

@@ -43,7 +43,12 @@ pub fn run(session: &mut Session, args: &Quickstart) -> Outcome {
     heading(&session.out, 2, "The data, as the model will see it");
     let (data_path, eval_path) = lathe_host::write_samples(session.paths())?;
     let (data, eval_data) = (data_path.display().to_string(), eval_path.display().to_string());
-    let body = CommandBody::DataCheck { model: MODEL.into(), data: data.clone(), eval_data: Some(eval_data.clone()), config: config.clone() };
+    let body = CommandBody::DataCheck {
+        model: MODEL.into(),
+        data: data.clone(),
+        eval_data: Some(eval_data.clone()),
+        config: config.clone(),
+    };
     let EventBody::DataReport(report) = session.ask(body)? else { return Err(unexpected()) };
     say(&session.out, &format!("{}\n{data}\n", data::brief(&report)));
 

@@ -184,7 +184,7 @@ impl Rows<'_> {
 }
 
 impl Prints for StoredRows {
-    fn len(&self) -> usize {
+    fn num_rows(&self) -> usize {
         self.rows.len()
     }
 
@@ -216,7 +216,7 @@ pub(super) struct Pair<'a> {
 }
 
 impl Prints for Pair<'_> {
-    fn len(&self) -> usize {
+    fn num_rows(&self) -> usize {
         self.first.len() + self.second.len()
     }
 

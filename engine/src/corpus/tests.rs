@@ -50,11 +50,16 @@ impl World {
     /// Whether reading a file makes tokens, or finds them; and what warnings it gives.
     fn tokenises(&self, file: &DataFile) -> (bool, Vec<String>) {
         let (mut makes, mut warnings) = (false, Vec::new());
-        self.read_telling(std::slice::from_ref(file), None, &RunConfig::default(), &mut |event| match event {
-            EventBody::Progress { what, .. } => makes |= what.starts_with("Tokenising"),
-            EventBody::Log { level: LogLevel::Warn, message } => warnings.push(message),
-            _ => {}
-        })
+        self.read_telling(
+            std::slice::from_ref(file),
+            None,
+            &RunConfig::default(),
+            &mut |event| match event {
+                EventBody::Progress { what, .. } => makes |= what.starts_with("Tokenising"),
+                EventBody::Log { level: LogLevel::Warn, message } => warnings.push(message),
+                _ => {}
+            },
+        )
         .unwrap();
         (makes, warnings)
     }
@@ -152,7 +157,10 @@ fn a_stop_and_a_bad_row_leave_nothing_behind() {
     assert!(matches!(stopped, Err(Error::Stopped)));
     let bad = world.write("bad.jsonl", &["one", " "]);
     let error = world.read(&[bad], None, &RunConfig::default()).err().unwrap().to_string();
-    assert!(error.starts_with("Row 1 (line 2), messages[1].content: the assistant's content is empty"), "{error}");
+    assert!(
+        error.starts_with("Row 1 (line 2), messages[1].content: the assistant's content is empty"),
+        "{error}"
+    );
     assert!(world.entries().is_empty());
 }
 
@@ -177,7 +185,10 @@ fn rows_of_several_files_are_counted_through_and_named() {
 
     let bad = [world.write("c.jsonl", &["one", "two"]), world.write("d.jsonl", &[" "])];
     let error = world.read(&bad, None, &RunConfig::default()).err().unwrap().to_string();
-    assert!(error.starts_with("Row 2 (line 1), messages[1].content: ") && error.ends_with("d.jsonl"), "{error}");
+    assert!(
+        error.starts_with("Row 2 (line 1), messages[1].content: ") && error.ends_with("d.jsonl"),
+        "{error}"
+    );
     let twice = [files[0].clone(), files[0].clone()];
     let error = world.read(&twice, None, &RunConfig::default()).err().unwrap().to_string();
     assert!(error.starts_with("The same data file is given twice: "), "{error}");
@@ -186,7 +197,8 @@ fn rows_of_several_files_are_counted_through_and_named() {
 #[test]
 fn duplicates_and_leaks_are_found_and_left_out_on_request() {
     let world = World::new();
-    let words = |seed: usize| (0..60).map(|word| format!("w{}", (word * 37 + seed * 101) % 997)).collect::<Vec<_>>();
+    let words =
+        |seed: usize| (0..60).map(|word| format!("w{}", (word * 37 + seed * 101) % 997)).collect::<Vec<_>>();
     let texts: Vec<String> = (0..6).map(|seed| words(seed).join(" ")).collect();
     let near = texts[1].replacen(&words(1)[50], "other", 1);
     let mut rows: Vec<&str> = texts[..5].iter().map(String::as_str).collect();
@@ -200,7 +212,13 @@ fn duplicates_and_leaks_are_found_and_left_out_on_request() {
     let found = |dedupe| {
         let Corpus { rows, held_out, findings, .. } = read(dedupe);
         let counts = |similar: &SimilarRows| (similar.exact, similar.near);
-        (rows.len(), held_out.len(), counts(&findings.duplicates), counts(&findings.leaks), findings.rows_dropped)
+        (
+            rows.len(),
+            held_out.len(),
+            counts(&findings.duplicates),
+            counts(&findings.leaks),
+            findings.rows_dropped,
+        )
     };
     assert_eq!(found(Dedupe::None), (7, 3, (1, 1), (1, 1), 0));
     assert_eq!(found(Dedupe::Exact), (5, 3, (1, 1), (1, 1), 2));
@@ -214,5 +232,8 @@ fn duplicates_and_leaks_are_found_and_left_out_on_request() {
     // Of a share that is held out, the duplicates are gone before.
     let config = RunConfig { dedupe: Dedupe::Near, eval_ratio: 0.5, ..RunConfig::default() };
     let corpus = world.read(std::slice::from_ref(&file), None, &config).unwrap();
-    assert_eq!((corpus.rows.len() + corpus.held_out.len(), corpus.findings.leaks), (5, SimilarRows::default()));
+    assert_eq!(
+        (corpus.rows.len() + corpus.held_out.len(), corpus.findings.leaks),
+        (5, SimilarRows::default())
+    );
 }

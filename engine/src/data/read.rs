@@ -44,7 +44,10 @@ pub struct RawRow {
 
 enum Content {
     /// JSON that begins behind so many bytes of its line.
-    Json { text: Vec<u8>, column: usize },
+    Json {
+        text: Vec<u8>,
+        column: usize,
+    },
     Fields(Map<String, Value>),
 }
 
@@ -169,9 +172,10 @@ impl RowReader {
             }
             Source::Csv(rows) => rows.next(row, path)?.map(|(line, fields)| (line, Content::Fields(fields))),
             Source::Parquet(rows) => rows.next(row, path)?.map(|fields| (0, Content::Fields(fields))),
-            Source::Text(text) => text.take().filter(|text| !text.trim().is_empty()).map(|text| {
-                (1, Content::Fields(Map::from_iter([("text".to_string(), Value::from(text))])))
-            }),
+            Source::Text(text) => text
+                .take()
+                .filter(|text| !text.trim().is_empty())
+                .map(|text| (1, Content::Fields(Map::from_iter([("text".to_string(), Value::from(text))])))),
         };
         let Some((line, content)) = next else {
             if row > self.first_row {
@@ -247,12 +251,14 @@ fn open_text(file: File, path: &Path, taken: &Arc<AtomicU64>, plain: &Arc<Atomic
     Ok(input)
 }
 
-const ENCODING_HINT: &str = "save the file as UTF-8; the byte above is from another encoding, often Windows-1252";
+const ENCODING_HINT: &str =
+    "save the file as UTF-8; the byte above is from another encoding, often Windows-1252";
 
 /// Where in a text the first byte is that is not UTF-8, in words.
 fn not_utf8(bytes: &[u8], error: std::str::Utf8Error, column: usize) -> String {
     let at = error.valid_up_to();
-    let column = bytes[..at].iter().rposition(|byte| *byte == b'\n').map_or(column + at, |line| at - line - 1);
+    let column =
+        bytes[..at].iter().rposition(|byte| *byte == b'\n').map_or(column + at, |line| at - line - 1);
     format!("not UTF-8 at byte {} of the line (0x{:02x})", column + 1, bytes[at])
 }
 
@@ -261,15 +267,20 @@ fn read_text(input: &mut Input, path: &Path) -> Result<String> {
     let mut bytes = Vec::new();
     input.take(MAX_ROW_BYTES + 1).read_to_end(&mut bytes).map_err(Error::io("read", path))?;
     if bytes.len() as u64 > MAX_ROW_BYTES {
-        let message = format!("A text file is one row, and this one has more than 64 MiB: {}", path.display());
+        let message =
+            format!("A text file is one row, and this one has more than 64 MiB: {}", path.display());
         return Err(Error::data(message).hint("split it into rows: a JSONL file of {\"text\": …}"));
     }
     String::from_utf8(bytes).map_err(|error| {
         let (problem, bytes) = (error.utf8_error(), error.as_bytes());
-        let line = 1 + bytes[..problem.valid_up_to()].iter().filter(|byte| **byte == b'\n').count();
+        let line = 1 + num_newlines(&bytes[..problem.valid_up_to()]);
         let message = format!("Line {line}: {}: {}", not_utf8(bytes, problem, 0), path.display());
         Error::data(message).hint(ENCODING_HINT)
     })
+}
+
+fn num_newlines(bytes: &[u8]) -> usize {
+    bytes.split(|&byte| byte == b'\n').count() - 1
 }
 
 /// What a JSON value is, for messages.

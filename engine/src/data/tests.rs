@@ -167,10 +167,7 @@ fn json_arrays_know_their_lines() {
         bad(format!("[{ROW} {ROW}]")),
         "Row 1 (line 1): bad JSON: expected a comma or ] after the row before"
     );
-    assert_eq!(
-        bad(format!("[{ROW},")),
-        "Row 1 (line 1): bad JSON: the array of rows is not closed"
-    );
+    assert_eq!(bad(format!("[{ROW},")), "Row 1 (line 1): bad JSON: the array of rows is not closed");
     assert_eq!(bad(format!("[{ROW},]")), "Row 1 (line 1): bad JSON at column 97: expected value");
     assert_eq!(bad("[1]".into()), "Row 0 (line 1): a row must be a JSON object, this one is a number");
 }
@@ -362,7 +359,11 @@ fn files_that_are_no_data_are_refused() {
     );
     check("a.txt", b"one\ncaf\xe9", "Line 2: not UTF-8 at byte 4 of the line (0xe9)");
     check("a.txt", b"\xff\xfeh\0i\0", "The data file is UTF-16, not UTF-8");
-    check("a.parquet", b"PAR1", "Not a readable Parquet file: EOF: Parquet file too small. Size is 4 but need 8");
+    check(
+        "a.parquet",
+        b"PAR1",
+        "Not a readable Parquet file: EOF: Parquet file too small. Size is 4 but need 8",
+    );
     check("a.docx", b"PK", "Unknown kind of data file .docx");
     check("data", b"x", "The data file has no extension");
     assert!(matches!(read_examples(Path::new("/nowhere/a.jsonl"), &BTreeMap::new()), Err(Error::Io { .. })));

@@ -19,12 +19,7 @@ impl Evaluation {
 }
 
 /// Mean loss and accuracy over the trained tokens of `rows`.
-pub fn evaluate_rows(
-    model: &Model,
-    rows: &Rows<'_>,
-    config: &RunConfig,
-    step: usize,
-) -> Result<Evaluation> {
+pub fn evaluate_rows(model: &Model, rows: &Rows<'_>, config: &RunConfig, step: usize) -> Result<Evaluation> {
     let lengths = rows.lengths();
     let order: Vec<usize> = (0..rows.len()).collect();
     let rope = model.rope_table(lengths.iter().copied().max().unwrap_or(0));

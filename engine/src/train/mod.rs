@@ -1,6 +1,7 @@
 //! A training run, top to bottom.
 
 mod checkpoint;
+mod checksums;
 mod evaluation;
 mod guard;
 mod load;
@@ -17,7 +18,7 @@ use std::{
 use lathe_kernels::{AdamW, AdamWParams, global_norm};
 use lathe_protocol::{
     Divergence, DivergenceSign, ErrorCode, EventBody, LogLevel, Optimizer, RowPlace, RunConfig, StepMetrics,
-    TrainJob, TrainSummary,
+    Told, TrainJob, TrainSummary,
 };
 use sha2::{Digest as _, Sha256};
 
@@ -27,9 +28,7 @@ pub use plan::{Plan, Window};
 pub use samples::Samples;
 pub use step::{PassOptions, accumulate, evaluate, trainables};
 
-use crate::{
-    Error, Result, corpus::Rows, files, styles, text_files::TextFiles, tokenize::TokenizedRow,
-};
+use crate::{Error, Result, corpus::Rows, files, styles, text_files::TextFiles, tokenize::TokenizedRow};
 
 /// What a run needs of the world: a clock, and somebody to tell it to stop.
 pub struct Surroundings<'a> {
@@ -154,6 +153,7 @@ fn run_on(
         best_step: None,
         evals_without_improvement: 0,
         recent: guard::Recent::new(),
+        told: Told::default(),
     };
     if job.resume {
         state = resume(out_dir, &trainables, &mut optimizer, &data_hash, emit)?.unwrap_or(state);
@@ -173,6 +173,9 @@ fn run_on(
         rows: rows.len(),
         tokens_per_epoch,
     });
+    if state.step > 0 {
+        emit(EventBody::Retold(state.told.clone()));
+    }
 
     // 4. The loop
     let mut stopped = false;
@@ -193,8 +196,7 @@ fn run_on(
             let loss = stats.loss_sum / stats.num_tokens as f64;
             let grad_norm = global_norm(&gradients);
             if let Some(alarm) = guard::check(config, &mut state.recent, loss, grad_norm) {
-                let mut places: Vec<RowPlace> =
-                    window.iter().flatten().map(|row| rows.place(*row)).collect();
+                let mut places: Vec<RowPlace> = window.iter().flatten().map(|row| rows.place(*row)).collect();
                 places.sort_by_key(|place| place.row);
                 let divergence = Divergence {
                     step: state.step + 1,
@@ -219,7 +221,7 @@ fn run_on(
             state.last_loss = Some(loss);
             let tokens: usize = window.iter().flatten().map(|row| lengths[*row]).sum();
             let seconds = (world.clock)() - step_started;
-            emit(EventBody::Step(StepMetrics {
+            let metrics = StepMetrics {
                 step: state.step + 1,
                 loss,
                 grad_norm,
@@ -229,7 +231,9 @@ fn run_on(
                 loss_tokens: stats.num_tokens,
                 epoch,
                 memory_bytes: None,
-            }));
+            };
+            state.add_step(metrics);
+            emit(EventBody::Step(metrics));
         }
         state.step += 1;
         state.num_updates = optimizer.num_updates;
@@ -256,6 +260,7 @@ fn run_on(
                 };
                 return Err(diverged(out_dir, unproven, divergence, emit)?);
             }
+            state.add_eval(*metrics);
             emit(EventBody::Eval(*metrics));
             eval_loss = Some(metrics.loss);
             let best = state.best_eval_loss;
@@ -303,13 +308,25 @@ fn run_on(
         let best = state.best_step.filter(|best| config.keeps_best() && *best != state.step);
         if let Some(best) = best {
             let path = checkpoint::of_step(out_dir, best);
-            checkpoint::load(&path, &trainables, &mut optimizer, &data_hash)?;
-            (kept_step, eval_loss) = (best, state.best_eval_loss);
-            let message = format!(
-                "Kept the weights of step {best}, which had the lowest eval loss, not those of step {}",
-                state.step
-            );
-            emit(EventBody::Log { level: LogLevel::Info, message });
+            let (level, message) = match checkpoint::load(&path, &trainables, &mut optimizer, &data_hash) {
+                Ok(_) => {
+                    (kept_step, eval_loss) = (best, state.best_eval_loss);
+                    let message = format!(
+                        "Kept the weights of step {best}, which had the lowest eval loss, not those of step {}",
+                        state.step
+                    );
+                    (LogLevel::Info, message)
+                }
+                Err(error) => {
+                    let message = format!(
+                        "Kept the weights of step {}: those of step {best}, which had the lowest eval loss, cannot \
+                         be read: {error}",
+                        state.step
+                    );
+                    (LogLevel::Warn, message)
+                }
+            };
+            emit(EventBody::Log { level, message });
         }
         save_weights(out_dir)?;
     }

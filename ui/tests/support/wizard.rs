@@ -1,8 +1,8 @@
 //! Data and answers for the wizard's tests.
 
 use lathe_protocol::{
-    ColumnView, Command, CommandBody, DataReport, DatasetShape, EventBody, FolderEntry, FolderView,
-    LengthStats, Place, ReplyChannel, Role, FileReport, RowPlace, RowView, SimilarRows, TokenView,
+    ColumnView, Command, CommandBody, DataReport, DatasetShape, EventBody, FileReport, FolderEntry,
+    FolderView, LengthStats, Place, ReplyChannel, Role, RowPlace, RowView, SimilarRows, TokenView,
 };
 
 use super::{Script, fixtures};

@@ -100,7 +100,8 @@ fn write_rows(path: &Path, num_rows: usize, row_bytes: usize) -> Result<()> {
         state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
         (state >> 33) as usize % below
     };
-    let syllables = ["an", "ber", "con", "den", "er", "for", "ing", "ly", "men", "ous", "pre", "re", "tion", "un"];
+    let syllables =
+        ["an", "ber", "con", "den", "er", "for", "ing", "ly", "men", "ous", "pre", "re", "tion", "un"];
     let words: Vec<String> =
         (0..5000).map(|_| (0..=draw(3)).map(|_| syllables[draw(syllables.len())]).collect()).collect();
     let sentences: Vec<String> = (0..5000)

@@ -43,7 +43,8 @@ fn bad_csv(error: &csv::Error, row: usize, path: &Path) -> Error {
                 .hint("put text that holds a comma, a quote or a line break in double quotes")
         }
         ErrorKind::Utf8 { pos, err } => {
-            let problem = format!("cell {} is not UTF-8 at its byte {}", err.field() + 1, err.valid_up_to() + 1);
+            let problem =
+                format!("cell {} is not UTF-8 at its byte {}", err.field() + 1, err.valid_up_to() + 1);
             row_error(path, row, line(pos), "", &problem).hint(ENCODING_HINT)
         }
         _ => Error::data(format!("Row {row}: bad CSV: {error}: {}", path.display())),

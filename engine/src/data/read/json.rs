@@ -7,7 +7,7 @@ use std::{
 
 use serde_json::{Map, Value};
 
-use super::{ENCODING_HINT, Input, MAX_ROW_BYTES, kind, not_utf8, row_error};
+use super::{ENCODING_HINT, Input, MAX_ROW_BYTES, kind, not_utf8, num_newlines, row_error};
 use crate::{Error, Result};
 
 /// Finds where each row begins and ends; [`parse`] does the rest.
@@ -157,7 +157,7 @@ impl JsonRows {
         let passed = &self.input.buffer()[..num_bytes];
         match passed.iter().rposition(|byte| *byte == b'\n') {
             Some(last) => {
-                self.line += passed.iter().filter(|byte| **byte == b'\n').count();
+                self.line += num_newlines(passed);
                 self.column = num_bytes - last - 1;
             }
             None => self.column += num_bytes,
@@ -180,7 +180,7 @@ pub(super) fn parse(
     path: &Path,
 ) -> Result<Map<String, Value>> {
     let text = std::str::from_utf8(text).map_err(|error| {
-        let line = line + text[..error.valid_up_to()].iter().filter(|byte| **byte == b'\n').count();
+        let line = line + num_newlines(&text[..error.valid_up_to()]);
         row_error(path, row, line, "", &not_utf8(text, error, column)).hint(ENCODING_HINT)
     })?;
     let value = serde_json::from_str(text).map_err(|error| {

@@ -39,7 +39,8 @@ fn resumed_with(bench: &Bench, out: &Path, how: ResumeHow) -> serde_json::Value 
 fn a_diverged_run_says_so_and_goes_on_as_it_is_told() {
     let bench = Bench::new();
     let out = bench.path("out");
-    let found = divergence(vec![RowPlace { row: 3, line: 5, file: None }, RowPlace { row: 8, line: 12, file: None }]);
+    let found =
+        divergence(vec![RowPlace { row: 3, line: 5, file: None }, RowPlace { row: 8, line: 12, file: None }]);
     let error = diverge(&bench, &out, &found);
     let run = &listed(&bench)[0];
     assert_eq!((run.status, run.divergence.as_ref()), (RunStatus::Diverged, Some(&found)));

@@ -10,8 +10,7 @@ use crate::{
     Outbox, config_keys, format,
     theme::{self, Tone, icons, space},
     widgets::{
-        Button, card, empty_state, error_box, histogram, icon_button, key_value, notice, section,
-        stat,
+        Button, card, empty_state, error_box, histogram, icon_button, key_value, notice, section, stat,
     },
 };
 

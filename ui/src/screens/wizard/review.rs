@@ -198,8 +198,9 @@ impl Wizard {
             facts.push(("Questions", config.sample_prompts.join("  ·  ")));
         }
         let others = CONFIG_KEYS.iter().filter(|key| {
-            let is_shown = ["data", "columns", "eval_ratio", "sample_prompts", "styles", "learning_rate", "epochs"]
-                .contains(&key.name);
+            let is_shown =
+                ["data", "columns", "eval_ratio", "sample_prompts", "styles", "learning_rate", "epochs"]
+                    .contains(&key.name);
             is_changed(config, key) && !is_shown && !is_of_preset(key.name)
         });
         let others: Vec<_> =
