@@ -59,6 +59,9 @@ fn job(model: &str, config: RunConfig, out_dir: &Path) -> TrainJob {
     }
 }
 
+/// What happens to a file.
+type Spoil = fn(&mut Vec<u8>);
+
 /// Runs the job, stopping it after `stop_after` steps if given.
 fn run(job: &TrainJob, rows: &[TokenizedRow], stop_after: Option<usize>) -> Vec<StepMetrics> {
     let stop = AtomicBool::new(false);
@@ -296,7 +299,7 @@ fn a_broken_checkpoint_is_passed_over_for_the_one_before() {
     let optimizer = newest.join("optimizer.safetensors");
     let weights = newest.join("adapter_model.safetensors");
     let state = newest.join("state.json");
-    let spoilings: [(&Path, fn(&mut Vec<u8>)); 3] = [
+    let spoilings: [(&Path, Spoil); 3] = [
         (&optimizer, |bytes| bytes.truncate(bytes.len() / 2)),
         (&weights, |bytes| *bytes.last_mut().unwrap() ^= 1),
         (&state, Vec::clear),

@@ -1,7 +1,8 @@
 //! A data file's store, found in the cache or made.
 
 use std::{
-    path::Path,
+    io::ErrorKind,
+    path::{Path, PathBuf},
     sync::atomic::{AtomicBool, Ordering},
 };
 
@@ -72,7 +73,7 @@ pub fn open_or_build(
             }
         }
     }
-    let aside = reading.cache.join(format!("{key}.{}.partial", std::process::id()));
+    let aside = create_aside(reading.cache, &key)?;
     let built = build(text_files, dataset, first_row, &name, &aside, reading).and_then(|()| {
         let after = changed().map_err(Error::io("read", &dataset.path))?;
         if after == before {
@@ -91,6 +92,20 @@ pub fn open_or_build(
         std::fs::remove_dir_all(&aside).ok();
     }
     Store::open(&folder)
+}
+
+/// A folder that no other process writes to.
+fn create_aside(cache: &Path, key: &str) -> Result<PathBuf> {
+    files::create_dir_all(cache)?;
+    let mut number = 0;
+    loop {
+        let folder = cache.join(format!("{key}.{number}.partial"));
+        match std::fs::create_dir(&folder) {
+            Ok(()) => return Ok(folder),
+            Err(error) if error.kind() == ErrorKind::AlreadyExists => number += 1,
+            Err(error) => return Err(Error::io("create the folder", folder)(error)),
+        }
+    }
 }
 
 /// What decides a file's tokens: its bytes, the tokenizer, the template and all else that is written around a text.
