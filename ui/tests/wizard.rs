@@ -11,8 +11,8 @@ use egui_kittest::{
     kittest::{NodeT, Queryable},
 };
 use lathe_protocol::{
-    Command, CommandBody, Consequence, ErrorCode, ErrorInfo, EventBody, ModelDetails, ModelEntry, RunConfig,
-    Schedule, Style, TrainRequest, TrainStart,
+    Command, CommandBody, Consequence, DataFile, ErrorCode, ErrorInfo, EventBody, ModelDetails, ModelEntry,
+    RunConfig, Schedule, Style, TrainRequest, TrainStart,
 };
 use lathe_ui::Route;
 use support::{
@@ -293,6 +293,30 @@ fn held_out_rows_may_be_a_file() {
     let request = &sent_requests(&link)[0];
     assert_eq!(request.eval_data.as_deref(), Some("/home/ada/data/house_style.csv"));
     assert!(request.config.eval_ratio <= 0.0);
+}
+
+#[test]
+fn several_files_are_checked_and_learned_from_together() {
+    let (mut harness, link) = open_with(Theme::Light, Vec2::new(1280.0, 1600.0), train_started);
+    click(&mut harness, MODEL);
+    click(&mut harness, "Continue");
+    choose_data(&mut harness);
+    wait_until(&mut harness, "the data is checked", |harness| is_enabled(harness, "Continue"));
+    click(&mut harness, "Add a file…");
+    click(&mut harness, "house_style.csv");
+    click(&mut harness, "Choose");
+    let files = [DATA, "/home/ada/data/house_style.csv"].map(DataFile::new);
+    wait_until(&mut harness, "both files are checked", |_| {
+        link.script.borrow().sent.iter().any(
+            |command| matches!(&command.body, CommandBody::DataCheck { config, .. } if config.data == files),
+        )
+    });
+    for _ in 0..2 {
+        wait_until(&mut harness, "the data is checked", |harness| is_enabled(harness, "Continue"));
+        click(&mut harness, "Continue");
+    }
+    click(&mut harness, "Start");
+    assert_eq!(sent_requests(&link)[0].config.data, files);
 }
 
 #[test]
