@@ -95,6 +95,8 @@ pub struct RowReader {
     plain: Arc<AtomicU64>,
     size_bytes: u64,
     ended: bool,
+    /// Of a row behind those of the last chunk.
+    late_error: Option<Error>,
 }
 
 enum Source {
@@ -138,7 +140,17 @@ impl RowReader {
             }
         };
         let path = path.to_path_buf();
-        Ok(Self { path, source, next_row: first_row, first_row, taken, plain, size_bytes, ended: false })
+        Ok(Self {
+            path,
+            source,
+            next_row: first_row,
+            first_row,
+            taken,
+            plain,
+            size_bytes,
+            ended: false,
+            late_error: None,
+        })
     }
 
     /// How far it has come: bytes of the file read, and all of them.
@@ -157,9 +169,19 @@ impl RowReader {
         let mut rows = Vec::new();
         let mut num_bytes = 0;
         while rows.len() < max_rows && num_bytes < max_bytes {
-            let Some(row) = self.next().transpose()? else { break };
-            num_bytes += row.num_bytes();
-            rows.push(row);
+            match self.late_error.take().map(Err).or_else(|| self.next()) {
+                None => break,
+                Some(Ok(row)) => {
+                    num_bytes += row.num_bytes();
+                    rows.push(row);
+                }
+                Some(Err(error)) if rows.is_empty() => return Err(error),
+                // What is wrong with the rows before it comes first.
+                Some(Err(error)) => {
+                    self.late_error = Some(error);
+                    break;
+                }
+            }
         }
         Ok(rows)
     }

@@ -168,7 +168,7 @@ fn json_arrays_know_their_lines() {
         "Row 1 (line 1): bad JSON: expected a comma or ] after the row before"
     );
     assert_eq!(bad(format!("[{ROW},")), "Row 1 (line 1): bad JSON: the array of rows is not closed");
-    assert_eq!(bad(format!("[{ROW},]")), "Row 1 (line 1): bad JSON at column 97: expected value");
+    assert_eq!(bad(format!("[{ROW},]")), "Row 1 (line 1): bad JSON at column 95: expected value");
     assert_eq!(bad("[1]".into()), "Row 0 (line 1): a row must be a JSON object, this one is a number");
 }
 
