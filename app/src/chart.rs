@@ -192,6 +192,7 @@ mod tests {
                     loss_tokens: 1,
                     epoch: 0.0,
                     memory_bytes: None,
+                    preference: None,
                 }),
                 step as f64,
             );
@@ -206,6 +207,7 @@ mod tests {
                         token_accuracy,
                         loss_tokens: 1,
                         rows: 1,
+                        preference: None,
                     }),
                     step as f64,
                 );

@@ -1,4 +1,6 @@
-use lathe_protocol::{EvalMetrics, LogLevel, LogLine, MetricPoint, SampleText, StepMetrics};
+use lathe_protocol::{
+    EvalMetrics, LogLevel, LogLine, MetricPoint, PreferenceMetrics, SampleText, StepMetrics,
+};
 use rusqlite::{Row, params};
 
 use super::{Db, from_word, word};
@@ -9,7 +11,7 @@ impl Db {
         let MetricPoint { step, at_secs } = point;
         self.exclusively(|| {
             self.write(
-                "INSERT OR REPLACE INTO metrics VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11)",
+                "INSERT OR REPLACE INTO metrics VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12)",
                 params![
                     id,
                     step.step,
@@ -22,6 +24,7 @@ impl Db {
                     step.epoch,
                     at_secs,
                     step.memory_bytes,
+                    preference_text(step.preference),
                 ],
             )?;
             let sql = "UPDATE runs SET step = ?2, last_loss = ?3 WHERE id = ?1";
@@ -30,11 +33,20 @@ impl Db {
     }
 
     pub(crate) fn add_eval(&self, id: &str, eval: &EvalMetrics) -> Result<()> {
-        let EvalMetrics { step, loss, perplexity, token_accuracy, loss_tokens, rows } = eval;
+        let EvalMetrics { step, loss, perplexity, token_accuracy, loss_tokens, rows, preference } = eval;
         self.exclusively(|| {
             self.write(
-                "INSERT OR REPLACE INTO evals VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)",
-                params![id, step, loss, perplexity, token_accuracy, loss_tokens, rows],
+                "INSERT OR REPLACE INTO evals VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8)",
+                params![
+                    id,
+                    step,
+                    loss,
+                    perplexity,
+                    token_accuracy,
+                    loss_tokens,
+                    rows,
+                    preference_text(*preference)
+                ],
             )?;
             self.write("UPDATE runs SET eval_loss = ?2 WHERE id = ?1", params![id, loss]).map(drop)
         })
@@ -63,7 +75,8 @@ impl Db {
     /// Those after the step `after`.
     pub(crate) fn steps(&self, id: &str, after: usize) -> Result<Vec<MetricPoint>> {
         self.all(
-            "SELECT step, loss, grad_norm, lr, tokens_per_second, tokens, loss_tokens, epoch, memory_bytes, at_secs
+            "SELECT step, loss, grad_norm, lr, tokens_per_second, tokens, loss_tokens, epoch, memory_bytes, at_secs,
+                    preference
              FROM metrics WHERE run = ?1 AND step > ?2 ORDER BY step",
             params![id, after],
             metric_point,
@@ -81,6 +94,7 @@ impl Db {
                 token_accuracy: row.get("token_accuracy")?,
                 loss_tokens: row.get("loss_tokens")?,
                 rows: row.get("rows")?,
+                preference: preference_of(row.get("preference")?),
             })
         })
     }
@@ -106,6 +120,14 @@ impl Db {
     }
 }
 
+fn preference_text(metrics: Option<PreferenceMetrics>) -> Option<String> {
+    metrics.and_then(|metrics| serde_json::to_string(&metrics).ok())
+}
+
+fn preference_of(text: Option<String>) -> Option<PreferenceMetrics> {
+    text.and_then(|text| serde_json::from_str(&text).ok())
+}
+
 /// By position: there may be a hundred thousand.
 fn metric_point(row: &Row<'_>) -> rusqlite::Result<MetricPoint> {
     Ok(MetricPoint {
@@ -119,6 +141,7 @@ fn metric_point(row: &Row<'_>) -> rusqlite::Result<MetricPoint> {
             loss_tokens: row.get(6)?,
             epoch: row.get(7)?,
             memory_bytes: row.get(8)?,
+            preference: preference_of(row.get(10)?),
         },
         at_secs: row.get(9)?,
     })

@@ -32,12 +32,21 @@ pub fn step(step: usize, total: usize, seed: usize) -> StepMetrics {
         memory_bytes: step
             .is_multiple_of(5)
             .then(|| (1_480_000_000.0 + 60_000_000.0 * (progress * 3.0).min(1.0)) as u64),
+        preference: None,
     }
 }
 
 pub fn eval(step: usize, total: usize, seed: usize) -> EvalMetrics {
     let loss = 0.86 + 0.08 * (seed % 3) as f64 + 1.4 * (-7.0 * step as f64 / total as f64).exp();
-    EvalMetrics { step, loss, perplexity: loss.exp(), token_accuracy: 0.71, loss_tokens: 9800, rows: 60 }
+    EvalMetrics {
+        step,
+        loss,
+        perplexity: loss.exp(),
+        token_accuracy: 0.71,
+        loss_tokens: 9800,
+        rows: 60,
+        preference: None,
+    }
 }
 
 /// `entry` with a history of `entry.step` steps.

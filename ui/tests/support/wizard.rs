@@ -81,6 +81,7 @@ pub fn report() -> DataReport {
                 12, 64, 131, 188, 205, 171, 128, 92, 61, 44, 31, 22, 14, 11, 8, 6, 4, 3, 2, 1, 1, 0, 0, 1,
             ],
         },
+        rejected_lengths: None,
         max_seq_len: 1024,
         truncated_rows: 14,
         rows_nothing_to_learn: 2,
@@ -164,5 +165,5 @@ pub fn row_view(row: usize) -> RowView {
     ];
     say(assistant, Some(ReplyChannel::Answer), true, &answer);
     say(assistant, Some(ReplyChannel::Answer), true, &[" Thanks", " for", " your", " patience", "."]);
-    RowView { row, line: row + 1, tokens, truncated_tokens: 5 }
+    RowView { row, line: row + 1, tokens, truncated_tokens: 5, rejected: None }
 }

@@ -264,7 +264,7 @@ impl Wizard {
 
     /// Tokens of the longest row, once the data is known.
     fn longest_row(&self) -> Option<usize> {
-        self.report().map(|report| report.lengths.max)
+        self.report().map(DataReport::longest_row_tokens)
     }
 
     fn run_time(&self, store: &Store) -> Option<fit::TimeEstimate> {

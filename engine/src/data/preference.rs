@@ -1,0 +1,105 @@
+//! Preference rows: two answers to one prompt, as TRL takes them.
+//!
+//! The prompt is a text or messages of its own, or what both sides begin with.
+
+use std::path::Path;
+
+use lathe_protocol::{Message, Role};
+
+use super::{Conversation, RawExample, RawText, conversation::Row};
+use crate::Result;
+
+/// Two sides of a row, each the prompt and an answer to it. A chat's `unlearned` are the messages of its prompt.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Pair {
+    pub chosen: Conversation,
+    pub rejected: Conversation,
+}
+
+impl Pair {
+    /// Why nothing can be learned from it.
+    pub fn problem(&self) -> Option<&'static str> {
+        if self.chosen == self.rejected {
+            return Some("chosen and rejected are the same");
+        }
+        match (says_nothing(&self.chosen), says_nothing(&self.rejected)) {
+            (true, _) => Some("the chosen answer is empty"),
+            (_, true) => Some("the rejected answer is empty"),
+            _ => None,
+        }
+    }
+}
+
+fn says_nothing(side: &Conversation) -> bool {
+    match side {
+        Conversation::Chat(chat) => chat.messages[chat.unlearned.len()..].iter().all(|message| {
+            let Message { content, thinking, tool_calls, .. } = message;
+            content.trim().is_empty() && thinking.is_none() && tool_calls.is_empty()
+        }),
+        Conversation::Raw(raw) => raw.completion.trim().is_empty(),
+    }
+}
+
+/// Reads one preference row. `path` is for the error, which names row, line and field.
+pub fn parse_pair(example: &RawExample, path: &Path) -> Result<Pair> {
+    Row { example, path, takes_silence: true }.pair()
+}
+
+impl Row<'_> {
+    pub fn pair(&self) -> Result<Pair> {
+        match (self.is_messages("chosen"), self.is_messages("rejected")) {
+            (true, true) => self.pair_of_messages(),
+            (false, false) => self.pair_of_texts(),
+            (true, false) => Err(self.error("rejected", "expected messages, as in chosen")),
+            (false, true) => Err(self.error("rejected", "expected text, as in chosen")),
+        }
+    }
+
+    fn pair_of_texts(&self) -> Result<Pair> {
+        let (mut chosen, mut rejected) = (self.need_str("chosen")?, self.need_str("rejected")?);
+        let prompt;
+        if self.get("prompt").is_some() {
+            prompt = self.need_str("prompt")?;
+        } else {
+            let both = chosen.char_indices().zip(rejected.chars());
+            let differs = both.clone().find(|((_, a), b)| a != b).or_else(|| both.last());
+            let mut at = differs.map_or(0, |((at, _), _)| at);
+            // A space before the answers is part of them.
+            at -= usize::from(chosen[..at].ends_with(' '));
+            (prompt, chosen) = chosen.split_at(at);
+            rejected = &rejected[at..];
+        }
+        let side = |completion: &str| {
+            let (prompt, completion) = (prompt.to_owned(), completion.to_owned());
+            Conversation::Raw(RawText { prompt, completion, style: self.style() })
+        };
+        Ok(Pair { chosen: side(chosen), rejected: side(rejected) })
+    }
+
+    fn pair_of_messages(&self) -> Result<Pair> {
+        let messages = |field: &str| self.parse_messages(field, &self.need_array(field)?, &mut Vec::new());
+        let (mut chosen, mut rejected) = (messages("chosen")?, messages("rejected")?);
+        let answers = |side: &[Message]| side.first().is_some_and(|first| first.role == Role::Assistant);
+        let prompt: Vec<Message> = if self.is_messages("prompt") {
+            messages("prompt")?
+        } else if self.get("prompt").is_some() && answers(&chosen) && answers(&rejected) {
+            vec![Message::new(Role::User, self.need_str("prompt")?)]
+        } else {
+            let shortest = chosen.len().min(rejected.len());
+            let differs = chosen.iter().zip(&rejected).position(|(a, b)| a != b);
+            let at = differs.unwrap_or(shortest - 1);
+            rejected.drain(..at);
+            chosen.drain(..at).collect()
+        };
+        if prompt.is_empty() {
+            return Err(self
+                .error("prompt", "chosen and rejected begin differently, and there is no prompt")
+                .hint("add a prompt, or begin both with the same messages"));
+        }
+        let side = |answer: Vec<Message>| {
+            let messages = prompt.iter().cloned().chain(answer).collect();
+            self.chat(messages, (0..prompt.len()).collect())
+        };
+        Ok(Pair { chosen: side(chosen)?, rejected: side(rejected)? })
+    }
+}
