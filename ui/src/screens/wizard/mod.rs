@@ -15,12 +15,13 @@ mod review;
 mod rows;
 
 use egui::{CentralPanel, Frame, Margin, Panel, ScrollArea, Ui};
-use lathe_protocol::{CommandBody, DataReport, Event, EventBody, ModelDetails, RunConfig};
+use lathe_protocol::{CommandBody, DataReport, DatasetShape, Event, EventBody, ModelDetails, RunConfig};
 
 use self::{
     files::Purpose,
     form::ConfigForm,
     preflight::{Preflight, Question},
+    preset::Preset,
     review::Launch,
     rows::Rows,
 };
@@ -221,6 +222,9 @@ impl Wizard {
             if let Some(model) = usable {
                 self.details.ask(out, CommandBody::ModelsShow { model });
             }
+        }
+        if let Some(shape) = self.report().map(|report| report.shape) {
+            Preset::suit(&mut self.choices.config, shape == DatasetShape::Preference);
         }
         let question = self.question(store);
         self.preflight.follow(ui, question.as_ref(), out);
