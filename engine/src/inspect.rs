@@ -107,11 +107,11 @@ pub fn eval(job: &EvalJob) -> Result<EvalMetrics> {
     if dataset.shape == DatasetShape::Preference && config.objective == Objective::Sft {
         config.objective = Objective::Dpo;
     }
+    preflight::refuse_mismatch(dataset.shape, config.objective, Path::new(&job.data.data))?;
     if config.objective == Objective::Dpo && job.adapter.is_none() {
         let message = "Rewards are what an adapter gains over its base, and there is no adapter";
         return Err(Error::invalid(ErrorCode::Usage, message).hint("give --adapter, or set objective=orpo"));
     }
-    preflight::refuse_mismatch(dataset.shape, config.objective, Path::new(&job.data.data))?;
     let config = &config;
     let report = preflight::report(&text_files, &dataset, &prepared, config)?;
     preflight::refuse_nothing(&report, Path::new(&job.data.data))?;

@@ -8,12 +8,13 @@ use std::{
 };
 
 use lathe_engine::{
-    Result, data, prepare,
+    Result, data, preflight, prepare,
     text_files::TextFiles,
     train::{self, Surroundings},
 };
 use lathe_protocol::{
-    ErrorInfo, EvalMetrics, EventBody, Method, Objective, PreferenceMetrics, RunConfig, StepMetrics, TrainJob,
+    DatasetShape, ErrorInfo, EvalMetrics, EventBody, Method, Objective, PreferenceMetrics, RunConfig,
+    StepMetrics, TokenView, TrainJob,
 };
 use serde_json::Value;
 
@@ -237,4 +238,44 @@ fn data_and_objective_that_do_not_fit_are_refused() {
     let config = RunConfig { objective: Objective::Sft, columns, ..dpo() };
     let out_dir = tempfile::tempdir().unwrap();
     run(&job(&golden("strings.jsonl"), config, out_dir.path()), never).unwrap();
+}
+
+#[test]
+fn the_check_counts_both_sides_and_names_pairs_without_use() {
+    let rows = [
+        r#"{"prompt": "a", "chosen": " yes", "rejected": " no, not at all"}"#,
+        r#"{"prompt": "a", "chosen": " yes", "rejected": " yes"}"#,
+        r#"{"prompt": "a", "chosen": "", "rejected": " no"}"#,
+        r#"{"prompt": "a very, very, very, very, very, very long one", "chosen": " yes", "rejected": " no"}"#,
+    ];
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("pairs.jsonl");
+    std::fs::write(&path, rows.join("\n")).unwrap();
+    let text_files = TextFiles::open(&model()).unwrap();
+    let dataset = data::read_examples(&path, &BTreeMap::new()).unwrap();
+    let config = RunConfig { max_seq_len: 12, batch_size: 1, grad_accum: 1, ..dpo() };
+    let report = preflight::check(&text_files, &dataset, &config).unwrap();
+    assert_eq!(report.shape, DatasetShape::Preference);
+    assert_eq!((report.rows, report.rows_nothing_to_learn, report.rows_emptied_by_truncation), (4, 2, 1));
+    let issues: Vec<_> = report.issues.iter().map(|issue| (issue.row, issue.issue.as_str())).collect();
+    assert_eq!(issues[0], (0, "cut from 15 to 12 tokens"), "the longer side is told");
+    assert_eq!(
+        issues[1..3],
+        [
+            (1, "nothing to learn: chosen and rejected are the same"),
+            (2, "nothing to learn: the chosen answer is empty"),
+        ]
+    );
+    assert_eq!(issues[4], (3, "nothing left to learn: an answer lies past the cut at 12 tokens"));
+
+    let view = preflight::show_row(&text_files, &dataset, 0, 12).unwrap();
+    let text = |tokens: &[TokenView], learned: bool| -> String {
+        tokens.iter().filter(|token| token.loss == learned).map(|token| token.text.as_str()).collect()
+    };
+    let rejected = view.rejected.unwrap();
+    assert_eq!((text(&view.tokens, false), text(&view.tokens, true)), ("a".into(), " yes<|im_end|>".into()));
+    assert_eq!(text(&rejected.tokens, true), " no, not at all<|im_end|>");
+    assert_eq!((view.truncated_tokens, rejected.truncated_tokens), (0, 3));
+    assert_eq!(report.tokens as usize, view.tokens.len() + 12);
+    assert_eq!((report.lengths.min, report.rejected_lengths.unwrap().max), (2, 47));
 }

@@ -103,3 +103,116 @@ impl Row<'_> {
         Ok(Pair { chosen: side(chosen)?, rejected: side(rejected)? })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Value, json};
+
+    use super::*;
+
+    fn parse(fields: &Value) -> Result<Pair> {
+        let example = RawExample { row: 0, line: 1, fields: fields.as_object().cloned().unwrap_or_default() };
+        parse_pair(&example, Path::new("a.jsonl"))
+    }
+
+    /// Prompt, chosen and rejected, whatever their form; messages as `role: content` lines.
+    fn check(fields: &Value, expected: [&str; 3]) {
+        let Pair { chosen, rejected } = parse(fields).unwrap();
+        let parts = |side: &Conversation| match side {
+            Conversation::Raw(raw) => (raw.prompt.clone(), raw.completion.clone()),
+            Conversation::Chat(chat) => {
+                let lines = |messages: &[Message]| {
+                    let line = |message: &Message| format!("{:?}: {}", message.role, message.content);
+                    messages.iter().map(line).collect::<Vec<_>>().join(" | ")
+                };
+                let (prompt, answer) = chat.messages.split_at(chat.unlearned.len());
+                (lines(prompt), lines(answer))
+            }
+        };
+        let ((prompt, chosen), (same_prompt, rejected)) = (parts(&chosen), parts(&rejected));
+        assert_eq!([prompt.as_str(), &chosen, &rejected], expected, "{fields}");
+        assert_eq!(prompt, same_prompt);
+    }
+
+    fn user(content: &str) -> Value {
+        json!({"role": "user", "content": content})
+    }
+
+    fn assistant(content: &str) -> Value {
+        json!({"role": "assistant", "content": content})
+    }
+
+    #[test]
+    fn a_prompt_of_its_own_stands_before_both_answers() {
+        check(
+            &json!({"prompt": "Sky?", "chosen": " Blue", "rejected": " Green"}),
+            ["Sky?", " Blue", " Green"],
+        );
+        let messages = json!({
+            "prompt": [user("Sky?")], "chosen": [assistant("Blue")], "rejected": [assistant("Green")],
+        });
+        let expected = ["User: Sky?", "Assistant: Blue", "Assistant: Green"];
+        check(&messages, expected);
+        let in_cells = json!({
+            "prompt": messages["prompt"].to_string(), "chosen": messages["chosen"].to_string(),
+            "rejected": messages["rejected"].to_string(),
+        });
+        check(&in_cells, expected);
+        let asked_as_text = json!({
+            "prompt": "Sky?", "chosen": [assistant("Blue")], "rejected": [assistant("Green")],
+        });
+        check(&asked_as_text, expected);
+    }
+
+    #[test]
+    fn a_prompt_inside_both_sides_is_what_they_begin_with() {
+        check(
+            &json!({"chosen": "The sky is blue.", "rejected": "The sky is green."}),
+            ["The sky is", " blue.", " green."],
+        );
+        check(&json!({"chosen": "Größe: 1", "rejected": "Größe: 2"}), ["Größe:", " 1", " 2"]);
+        // As UltraFeedback has it: a prompt as text beside whole conversations.
+        check(
+            &json!({
+                "prompt": "Sky?",
+                "chosen": [user("Hi"), assistant("Ho"), user("Sky?"), assistant("Blue")],
+                "rejected": [user("Hi"), assistant("Ho"), user("Sky?"), assistant("Green"), user("Sure?")],
+            }),
+            ["User: Hi | Assistant: Ho | User: Sky?", "Assistant: Blue", "Assistant: Green | User: Sure?"],
+        );
+    }
+
+    #[test]
+    fn pairs_that_cannot_be_read_are_named() {
+        for (fields, expected) in [
+            (
+                json!({"chosen": [assistant("a")], "rejected": [assistant("b")]}),
+                "Row 0 (line 1), prompt: chosen and rejected begin differently, and there is no prompt: a.jsonl",
+            ),
+            (
+                json!({"prompt": "a", "chosen": "b", "rejected": [assistant("c")]}),
+                "Row 0 (line 1), rejected: expected text, as in chosen: a.jsonl",
+            ),
+            (
+                json!({"prompt": "a", "chosen": "b", "rejected": 3}),
+                "Row 0 (line 1), rejected: expected a string, found a number: a.jsonl",
+            ),
+        ] {
+            assert_eq!(parse(&fields).unwrap_err().to_string(), expected);
+        }
+    }
+
+    #[test]
+    fn pairs_without_a_difference_or_an_answer_are_found() {
+        let problem = |prompt: Value, chosen: Value, rejected: Value| {
+            parse(&json!({"prompt": prompt, "chosen": chosen, "rejected": rejected})).unwrap().problem()
+        };
+        let same = Some("chosen and rejected are the same");
+        assert_eq!(problem(json!("a"), json!("b"), json!("b")), same);
+        assert_eq!(problem(json!([user("a")]), json!([assistant("b")]), json!([assistant("b")])), same);
+        assert_eq!(problem(json!("a"), json!(" "), json!("b")), Some("the chosen answer is empty"));
+        let empty = problem(json!([user("a")]), json!([assistant("b")]), json!([assistant("")]));
+        assert_eq!(empty, Some("the rejected answer is empty"));
+        assert_eq!(problem(json!("a"), json!("b"), json!("c")), None);
+    }
+}

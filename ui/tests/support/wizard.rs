@@ -2,7 +2,7 @@
 
 use lathe_protocol::{
     ColumnView, Command, CommandBody, DataReport, DatasetShape, EventBody, FolderEntry, FolderView,
-    LengthStats, Place, ReplyChannel, Role, RowView, TokenView,
+    LengthStats, Place, RejectedView, ReplyChannel, Role, RowView, TokenView,
 };
 
 use super::{Script, fixtures};
@@ -57,6 +57,39 @@ pub fn folder() -> FolderView {
             place("Sample data", "/home/ada/.local/share/lathe/samples"),
         ],
     }
+}
+
+/// Of a file of pairs.
+pub fn preference_report() -> DataReport {
+    let report = report();
+    DataReport {
+        shape: DatasetShape::Preference,
+        columns: vec![
+            column("prompt", Some("prompt"), "My parcel has not arrived yet"),
+            column("chosen", Some("chosen"), "I am sorry to hear that."),
+            column("rejected", Some("rejected"), "Not our fault."),
+        ],
+        roles: ["chosen", "rejected", "prompt"].map(String::from).to_vec(),
+        rejected_lengths: Some(report.lengths.clone()),
+        mask_source: "both answers, all that follows the prompt".into(),
+        warnings: Vec::new(),
+        ..report
+    }
+}
+
+/// A row with a rejected side of its own.
+pub fn pair_view(row: usize) -> RowView {
+    let chosen = row_view(row);
+    let mut tokens: Vec<TokenView> = chosen.tokens.iter().filter(|token| !token.loss).cloned().collect();
+    let answer = [" Not", " our", " fault", ":", " ask", " the", " carrier", ".", "<|im_end|>"];
+    tokens.extend(answer.map(|text| TokenView {
+        id: 7,
+        text: text.into(),
+        loss: true,
+        role: Some(Role::Assistant),
+        channel: None,
+    }));
+    RowView { rejected: Some(RejectedView { tokens, truncated_tokens: 0 }), ..chosen }
 }
 
 pub fn report() -> DataReport {
