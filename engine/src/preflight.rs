@@ -46,7 +46,7 @@ pub fn report(
         first.map(|example| parse_conversation(example, dataset.shape, &dataset.path)).transpose()?;
     let (template, mut mask_source) = sources(text_files, conversation.as_ref());
     if dataset.shape == DatasetShape::Preference {
-        mask_source = "both answers, all that follows the prompt".into();
+        mask_source = "what follows the prompt, on both sides".into();
     }
     let mut report = DataReport {
         shape: dataset.shape,

@@ -32,7 +32,7 @@ pub use estimate::{
     training_memory,
 };
 pub use event::{
-    EvalMetrics, Event, EventBody, LogLevel, OddsMetrics, PreferenceMetrics, SampleText, StepMetrics,
+    EvalMetrics, Event, EventBody, LogLevel, OddsMetrics, PreferenceMetrics, SampleText, StepMetrics, Told,
     TrainSummary,
 };
 pub use frame::{handshake, read_frame, write_frame};

@@ -71,7 +71,7 @@ pub fn preference_report() -> DataReport {
         ],
         roles: ["chosen", "rejected", "prompt"].map(String::from).to_vec(),
         rejected_lengths: Some(report.lengths.clone()),
-        mask_source: "both answers, all that follows the prompt".into(),
+        mask_source: "what follows the prompt, on both sides".into(),
         warnings: Vec::new(),
         ..report
     }

@@ -99,12 +99,14 @@ impl Rows {
                             text.ui(ui, row);
                             return;
                         };
-                        ui.label(theme::strong("Chosen"));
-                        text.ui(ui, row);
-                        ui.add_space(space::S);
-                        ui.label(theme::strong("Rejected"));
                         let RejectedView { tokens, truncated_tokens } = other;
-                        rejected.ui(ui, &RowView { tokens, truncated_tokens, ..row.clone() });
+                        let other = RowView { tokens, truncated_tokens, ..row.clone() };
+                        ui.columns(2, |sides| {
+                            sides[0].label(theme::strong("Chosen"));
+                            text.ui(&mut sides[0], row);
+                            sides[1].label(theme::strong("Rejected"));
+                            rejected.ui(&mut sides[1], &other);
+                        });
                     });
             }
             None if asked.is_waiting() => spinner_line(ui, "Reading the rows"),
