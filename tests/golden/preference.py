@@ -8,7 +8,7 @@ expected_train.json      {name: {data, config, steps, eval}}: config has Lathe's
 A step's numbers are means over its micro-batches, which are of one size. Of ORPO, whose likelihood loss is a mean over
 a micro-batch's tokens, a step is one micro-batch; its rows are text, since TRL ends a chat's last turn twice.
 
-Run (after train.py), with trl==1.16.0 installed too: /opt/peers-venv/bin/python tests/golden/preference.py
+Run (after train.py): /opt/peers-venv/bin/python tests/golden/preference.py
 """
 
 import json
