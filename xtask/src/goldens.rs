@@ -37,7 +37,9 @@ const SCRIPTS: [&str; 11] = [
 pub fn goldens(args: &Args) -> Result<()> {
     let Args { python, qwen3_config } = args;
     let Some(python) = python else {
-        println!("The goldens come from transformers, peft, TRL and llama.cpp, by the scripts in tests/golden:\n");
+        println!(
+            "The goldens come from transformers, peft, TRL and llama.cpp, by the scripts in tests/golden:\n"
+        );
         println!("  {} -m venv .cache/golden-venv", repo::python());
         println!("  .cache/golden-venv/bin/pip install -r tests/golden/requirements.txt");
         println!("  cargo xtask goldens --python .cache/golden-venv/bin/python");
