@@ -41,7 +41,7 @@ pub(super) struct Pass<'a> {
     pub model: &'a Model,
     pub trainables: &'a [Trainable],
     pub rows: &'a [TokenizedRow],
-    pub rope: Arc<RopeTable>,
+    pub rope: &'a Arc<RopeTable>,
     pub config: &'a RunConfig,
     pub stop: &'a AtomicBool,
 }
@@ -68,7 +68,7 @@ impl Pass<'_> {
             }
             let index = (step as u64) << 20 | micro_batch as u64;
             let options = PassOptions {
-                rope: rope.clone(),
+                rope: (*rope).clone(),
                 dropout_key: (config.lora.dropout > 0.0).then(|| rng::key(config.seed, "dropout", index)),
                 neftune: (config.neftune_alpha > 0.0).then(|| Neftune {
                     alpha: config.neftune_alpha,
