@@ -1,4 +1,5 @@
 use std::{
+    collections::VecDeque,
     io::{BufRead as _, IsTerminal as _, stdin},
     process::ExitCode,
     sync::mpsc::{Receiver, RecvTimeoutError, sync_channel},
@@ -46,7 +47,7 @@ pub fn run(session: &mut Session, args: &Chat) -> Outcome {
     } else {
         talk(session, &mut chat, &system)?;
     }
-    chat.close(session)?;
+    chat.close(session);
     Ok(ExitCode::SUCCESS)
 }
 
@@ -193,6 +194,8 @@ pub struct Conversation {
     style: Option<String>,
     /// Whether replies are shown as they come.
     pub silent: bool,
+    /// What was not looked at yet.
+    events: VecDeque<EventBody>,
 }
 
 impl Conversation {
@@ -207,10 +210,19 @@ impl Conversation {
     ) -> Result<Self, ErrorInfo> {
         let job = session.start(partner);
         let (sampling, styles) = (SamplingParams::default(), Vec::new());
-        let mut chat = Self { job, thinking, effort, sampling, styles, style: None, silent: false };
+        let mut chat = Self {
+            job,
+            thinking,
+            effort,
+            sampling,
+            styles,
+            style: None,
+            silent: false,
+            events: VecDeque::new(),
+        };
         let mut bar = Preparation::new();
         loop {
-            for event in session.events(job) {
+            while let Some(event) = chat.next_event(session) {
                 match event {
                     EventBody::Progress { what, done, total } => bar.show(&what, done, total),
                     EventBody::ChatReady {
@@ -271,7 +283,7 @@ impl Conversation {
         let mut shown = None;
         let mut by = None;
         loop {
-            for event in session.events(self.job) {
+            while let Some(event) = self.next_event(session) {
                 match event {
                     EventBody::ReplyStarted(answering) => {
                         by = Some(answering);
@@ -309,14 +321,21 @@ impl Conversation {
         }
     }
 
-    pub fn close(self, session: &mut Session) -> Result<(), ErrorInfo> {
+    /// Waits a moment if there is none.
+    fn next_event(&mut self, session: &mut Session) -> Option<EventBody> {
+        if self.events.is_empty() {
+            self.events.extend(session.events(self.job));
+        }
+        self.events.pop_front()
+    }
+
+    /// All was answered: that a run ended just now, say, changes nothing.
+    pub fn close(mut self, session: &mut Session) {
         session.send(self.job, CommandBody::Stop);
         loop {
-            for event in session.events(self.job) {
-                match event {
-                    EventBody::Done => return Ok(()),
-                    EventBody::Failed { error } => return Err(error),
-                    _ => {}
+            while let Some(event) = self.next_event(session) {
+                if matches!(event, EventBody::Done | EventBody::Failed { .. }) {
+                    return;
                 }
             }
         }

@@ -142,7 +142,7 @@ fn answer(session: &mut Session, adapters: &[String]) -> Result<String, ErrorInf
     chat.sampling.max_tokens = 64;
     chat.silent = true;
     let answer = chat.reply(session, vec![Message::new(Role::User, QUESTION)])??;
-    chat.close(session)?;
+    chat.close(session);
     Ok(answer.trim().to_owned())
 }
 

@@ -73,7 +73,10 @@ fn converse(
         looked = Instant::now();
         // Before what it said is read: a run that is over says nothing more.
         let over = why_over(job, db, run)?;
-        if !is_ready && let Some(ready) = db.chat_ready(&run.id)? {
+        if !is_ready
+            && over.is_none()
+            && let Some(ready) = db.chat_ready(&run.id)?
+        {
             is_ready = true;
             job.emit(ready);
         }
