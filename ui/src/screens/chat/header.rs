@@ -42,7 +42,7 @@ pub(super) fn ui(
                 title(ui, view, record);
                 let about = match &record.lanes[..] {
                     [ChatLane { run: Some(run), .. }] => {
-                        format!("{} · {}", run.name, run::voice(run, store))
+                        format!("{} · {}", run.name, run::voice(run, store).to_lowercase())
                     }
                     [lane] => format!("{} · {}", format::file_name(&lane.model), adapters_of(lane)),
                     _ => "Two models side by side".to_owned(),
@@ -98,7 +98,11 @@ fn side(ui: &mut Ui, lane: &ChatLane, engine: &Engine, store: &Store) {
 
 fn standing(ui: &mut Ui, lane: &ChatLane, engine: &Engine) {
     let (tone, text) = match &engine.standing {
-        Standing::Failed(_) if lane.run.is_some() => (Tone::Neutral, "Does not train".to_owned()),
+        Standing::Loading(_) if lane.run.is_some() => (Tone::Warning, "Connecting…".to_owned()),
+        Standing::Ready { .. } if lane.run.is_some() && engine.serves(lane) => {
+            (Tone::Success, "Training".to_owned())
+        }
+        _ if lane.run.is_some() => (Tone::Neutral, "Not connected".to_owned()),
         _ if !engine.serves(lane) && !matches!(engine.standing, Standing::Failed(_)) => {
             (Tone::Neutral, "Not loaded".to_owned())
         }
@@ -108,7 +112,6 @@ fn standing(ui: &mut Ui, lane: &ChatLane, engine: &Engine) {
             (Tone::Warning, format!("Loading {percent:.0} %"))
         }
         Standing::Loading(_) => (Tone::Warning, "Loading…".to_owned()),
-        Standing::Ready { .. } if lane.run.is_some() => (Tone::Success, "Training".to_owned()),
         Standing::Ready { .. } if engine.writing.is_some() => (Tone::Accent, "Writing…".to_owned()),
         Standing::Ready { .. } => (Tone::Success, "Ready".to_owned()),
         Standing::Failed(_) => (Tone::Error, "Stopped working".to_owned()),

@@ -14,12 +14,12 @@ use crate::{
     widgets::{Button, offer, segmented},
 };
 
-/// Who answers, in a word or two.
+/// Who answers.
 pub(super) fn voice(run: &RunLane, store: &Store) -> &'static str {
     match store.run(&run.id).map(|entry| entry.method) {
-        Some(Method::Full) => "the model as it is now",
-        _ if run.base => "base",
-        _ => "adapter as it is now",
+        Some(Method::Full) => "Model as of now",
+        _ if run.base => "Base",
+        _ => "Adapter as of now",
     }
 }
 
