@@ -72,7 +72,11 @@ fn deeds(ui: &mut Ui, run: &RunEntry, is_busy: bool) -> Option<Deed> {
             let talk = Button::primary("Talk to it").icon(icons::CHAT_CIRCLE);
             button(ui, talk.tooltip("A chat that it answers between its steps"), Deed::Talk);
         }
-        RunStatus::Stopped | RunStatus::Interrupted | RunStatus::Diverged | RunStatus::Failed => {
+        RunStatus::Stopped
+        | RunStatus::Interrupted
+        | RunStatus::OutOfMemory
+        | RunStatus::Diverged
+        | RunStatus::Failed => {
             button(ui, remove, Deed::Remove);
             if keeps && run.step > 0 {
                 let keep = Button::secondary("Keep as it is").icon(icons::FLOPPY_DISK);
