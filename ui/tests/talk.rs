@@ -135,7 +135,7 @@ fn a_run_answers_as_of_its_step_with_its_adapter_and_without() {
     test.click("Talk to it");
     let talk = |base| CommandBody::TalkToRun { run: test.run.id.clone(), base };
     let [adapter, base] = [talk(false), talk(true)];
-    assert_eq!(test.talks(), [adapter.clone()]);
+    assert_eq!(test.talks(), std::slice::from_ref(&adapter));
     assert!(test.sees("brief") || test.sees("Style"), "the run's styles");
     assert!(!test.sees("Load now"));
     test.ask("My lamp does not turn on");

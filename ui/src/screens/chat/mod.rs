@@ -16,8 +16,8 @@ use std::collections::HashMap;
 
 use egui::{Key, KeyboardShortcut, Modifiers, Ui};
 use lathe_protocol::{
-    ChatEntry, ChatLane, ChatRecord, CommandBody, ErrorInfo, Event, EventBody, JobId, SamplingParams,
-    Thinking,
+    ChatEntry, ChatLane, ChatRecord, CommandBody, ErrorInfo, Event, EventBody, JobId, Method, RunLane,
+    SamplingParams, Thinking,
 };
 
 use self::{
@@ -330,11 +330,10 @@ impl Chat {
         let Some(record) = self.record() else { return };
         let first = record.lanes[0].clone();
         if on && record.lanes.len() == 1 {
-            let mut run = first.run.clone();
-            let adapters = if let Some(run) = &mut run {
-                run.base = !run.base;
-                Vec::new()
-            } else if first.adapters.is_empty() {
+            // A run that trains every weight is compared with the model it began as.
+            let has_base = |run: &RunLane| store.run(&run.id).is_none_or(|run| run.method != Method::Full);
+            let run = first.run.clone().filter(has_base).map(|run| RunLane { base: !run.base, ..run });
+            let adapters = if first.adapters.is_empty() && first.run.is_none() {
                 let fits = |base: &Option<String>| base.as_deref() == Some(&*first.model);
                 let adapter =
                     store.adapters().iter().find(|one| one.problem.is_none() && fits(&one.base_model));
