@@ -204,3 +204,16 @@ fn a_paused_run_answers_again_once_it_goes_on() {
     test.click("Go to the run");
     assert_eq!(*test.harness.state().0.route(), Route::Run(test.run.id.clone()));
 }
+
+#[test]
+fn the_adapter_and_the_base_of_one_run_are_compared_side_by_side() {
+    let mut test = Test::open();
+    test.click("Talk to it");
+    test.click("Compare two");
+    test.ask("Hello");
+    let talk = |base| CommandBody::TalkToRun { run: test.run.id.clone(), base };
+    assert_eq!(test.talks(), [talk(false), talk(true)]);
+    assert_eq!(test.replies_asked(), 2);
+    test.answer(120, RunVoice::Base, "Hi");
+    assert!(test.sees("step 120 of 500 · base"));
+}
