@@ -155,8 +155,24 @@ fn templates_refuse_in_their_own_words() {
     let source = "{{ raise_exception('No ' + messages[0].role + ' here') }}";
     let error = compile(source).prompt(&chat(&["s:Be kind"]), &RenderOptions::default()).unwrap_err();
     assert_eq!(error.to_string(), "The chat template fails: No system here (line 1 of the template): test");
-    let error = ChatTemplate::new("{% if %}", "test", &BTreeMap::new()).err().unwrap();
-    assert!(error.to_string().starts_with("The chat template does not parse: "), "{error}");
+    for broken in ["{% if %}", "{%}", "{%"] {
+        let error = ChatTemplate::new(broken, "test", &BTreeMap::new()).err().unwrap();
+        assert!(error.to_string().starts_with("The chat template does not parse: "), "{error}");
+    }
+}
+
+#[test]
+fn templates_without_end_or_measure_are_stopped() {
+    for (source, why) in [
+        ("{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}", "fuel"),
+        ("{% for i in range(9999) %}{{ 'x' * 99999 }}{% endfor %}", "64 MiB"),
+        ("{% set ns = namespace() %}{% set ns.itself = ns %}{{ ns | tojson }}", "nested too deeply"),
+    ] {
+        let error = compile(source).prompt(&chat(&["u:Hi"]), &RenderOptions::default()).unwrap_err();
+        assert!(error.to_string().contains(why), "{error}");
+    }
+    let wide = compile("{{ [1] | tojson(indent=999999999999) }}");
+    assert!(wide.prompt(&chat(&["u:Hi"]), &RenderOptions::default()).unwrap().len() < 100);
 }
 
 #[test]
