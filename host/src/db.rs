@@ -102,6 +102,11 @@ const MIGRATIONS: &[&str] = &[
 ",
     // divergence: JSON.
     "ALTER TABLE runs ADD COLUMN divergence TEXT;",
+    // preference: JSON.
+    "
+    ALTER TABLE metrics ADD COLUMN preference TEXT;
+    ALTER TABLE evals ADD COLUMN preference TEXT;
+",
     // To a run in training, from whatever process. chat_ready, request, event: JSON.
     "
     ALTER TABLE runs ADD COLUMN chat_ready TEXT;
