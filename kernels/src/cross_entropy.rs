@@ -1,6 +1,6 @@
 use std::{
     ops::Range,
-    sync::{Arc, Mutex, OnceLock},
+    sync::{Arc, Mutex},
 };
 
 use candle_core::{CpuStorage, CustomOp1, CustomOp2, Layout, Result, Shape, Tensor, bail};
@@ -140,7 +140,8 @@ struct LinearCrossEntropy {
     targets: Vec<u32>,
     needs_gradient: bool,
     stats: Arc<Mutex<CrossEntropyStats>>,
-    gradients: OnceLock<Gradients>,
+    /// From the forward until the backward takes them.
+    gradients: Mutex<Option<Gradients>>,
 }
 
 struct Gradients {
@@ -151,7 +152,7 @@ struct Gradients {
 
 impl LinearCrossEntropy {
     fn new(targets: &[u32], needs_gradient: bool) -> Self {
-        Self { targets: targets.to_vec(), needs_gradient, stats: Arc::default(), gradients: OnceLock::new() }
+        Self { targets: targets.to_vec(), needs_gradient, stats: Arc::default(), gradients: Mutex::default() }
     }
 
     fn run(&self, h: &[f32], projection: Projection<'_>) -> Result<f32> {
@@ -223,17 +224,24 @@ impl LinearCrossEntropy {
             }
         }
         *self.stats.lock().map_err(|_| candle_core::Error::Msg("poisoned".into()))? = stats;
-        self.gradients
-            .set(Gradients { dh, dweight })
-            .map_err(|_| candle_core::Error::Msg("a cross-entropy op ran twice".into()))?;
+        *self.gradients.lock().map_err(|_| candle_core::Error::Msg("poisoned".into()))? =
+            Some(Gradients { dh, dweight });
         Ok(stats.loss_sum as f32)
     }
 
-    fn scaled(&self, seed: &Tensor) -> Result<(f32, &Gradients)> {
-        match self.gradients.get() {
-            Some(gradients) => Ok((seed.to_scalar()?, gradients)),
-            None => bail!("backward of a cross-entropy op that never ran"),
-        }
+    /// The gradients times `seed`: of h, and of what learns of the projection. In place, for they are large.
+    fn scaled(&self, seed: &Tensor) -> Result<[Vec<f32>; 2]> {
+        let taken = self.gradients.lock().map_err(|_| candle_core::Error::Msg("poisoned".into()))?.take();
+        let Some(Gradients { dh, dweight }) = taken else {
+            bail!("backward of a cross-entropy op that did not run before it");
+        };
+        let by: f32 = seed.to_scalar()?;
+        Ok([dh, dweight].map(|mut values| {
+            for value in &mut values {
+                *value *= by;
+            }
+            values
+        }))
     }
 }
 
@@ -270,10 +278,6 @@ fn take_columns(logits: &mut [f32], width: usize, ids: &[u32]) -> Vec<f32> {
         .collect()
 }
 
-fn scale(values: &[f32], by: f32, shape: &Shape) -> Result<Tensor> {
-    cpu::tensor(values.iter().map(|value| value * by).collect(), shape)
-}
-
 struct Frozen {
     op: LinearCrossEntropy,
     projection: FrozenLinear,
@@ -291,8 +295,8 @@ impl CustomOp1 for Frozen {
     }
 
     fn bwd(&self, h: &Tensor, _loss: &Tensor, seed: &Tensor) -> Result<Option<Tensor>> {
-        let (by, gradients) = self.op.scaled(seed)?;
-        Ok(Some(scale(&gradients.dh, by, h.shape())?))
+        let [dh, _] = self.op.scaled(seed)?;
+        Ok(Some(cpu::tensor(dh, h.shape())?))
     }
 }
 
@@ -325,8 +329,8 @@ impl CustomOp2 for Trainable {
         _loss: &Tensor,
         seed: &Tensor,
     ) -> Result<(Option<Tensor>, Option<Tensor>)> {
-        let (by, gradients) = self.op.scaled(seed)?;
-        Ok((Some(scale(&gradients.dh, by, h.shape())?), Some(scale(&gradients.dweight, by, weight.shape())?)))
+        let [dh, dweight] = self.op.scaled(seed)?;
+        Ok((Some(cpu::tensor(dh, h.shape())?), Some(cpu::tensor(dweight, weight.shape())?)))
     }
 }
 
@@ -361,7 +365,7 @@ impl CustomOp2 for WithRows {
         _loss: &Tensor,
         seed: &Tensor,
     ) -> Result<(Option<Tensor>, Option<Tensor>)> {
-        let (by, gradients) = self.op.scaled(seed)?;
-        Ok((Some(scale(&gradients.dh, by, h.shape())?), Some(scale(&gradients.dweight, by, rows.shape())?)))
+        let [dh, dweight] = self.op.scaled(seed)?;
+        Ok((Some(cpu::tensor(dh, h.shape())?), Some(cpu::tensor(dweight, rows.shape())?)))
     }
 }

@@ -120,6 +120,7 @@ fn shape() -> ModelShape {
         vocab_size: VOCAB_SIZE,
         context_length: 131_072,
         tie_word_embeddings: false,
+        is_gguf: false,
         linears: Quant::None,
         experts: Some(ExpertsShape {
             num_experts: NUM_EXPERTS,
