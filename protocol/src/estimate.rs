@@ -12,8 +12,9 @@ pub use remedy::Remedy;
 
 use crate::{LoraConfig, LoraTargets, Method, Optimizer, Quant, RunConfig, is_saved};
 
-/// Bytes of a value, weight, gradient or moment: everything is f32 on the CPU.
+/// Bytes of a value, weight, gradient or moment: nearly everything is f32 on the CPU.
 const F32: u64 = 4;
+const BF16: u64 = 2;
 /// Rows of logits that exist at a time.
 const LOGITS_ROWS: u64 = 128;
 /// The program, its threads, and what the allocator keeps.
@@ -199,6 +200,14 @@ impl ModelShape {
         if self.tie_word_embeddings { 1 } else { 2 }
     }
 
+    /// Bytes of the embedding table and of the output projection, frozen; of one that is both, as the latter.
+    ///
+    /// A table that is only looked up stays as it is stored, taken as bf16; a GGUF's blocks are less.
+    fn table_bytes(&self, placement: Placement) -> [u64; 2] {
+        let embedding = if self.tie_word_embeddings { 0 } else { BF16 * self.embedding_parameters() };
+        [embedding, placement.head_value(self) * self.embedding_parameters()]
+    }
+
     /// Bytes of all weights where they are, frozen: experts and the blocks' linears may be packed, as they are stored or
     /// by `quant`.
     fn weight_bytes(&self, quant: Quant, placement: Placement) -> u64 {
@@ -214,7 +223,7 @@ impl ModelShape {
             _ => quant.group_bytes(),
         };
         (self.parameters() - of_experts - of_linears - of_tables) * placement.weight()
-            + of_tables * placement.table_value(self)
+            + self.table_bytes(placement).iter().sum::<u64>()
             + of_linears * linears / GROUP
             + of_experts * experts / GROUP
     }
@@ -383,7 +392,14 @@ pub fn training_memory(
         Some(_) => of_blocks(learned - of_tables).max(of_tables.min(shape.embedding_parameters()) + of_head),
     };
     // A table that learns whole takes the frozen one's place, unless that is still needed as the other.
-    let replaced_tables = learnt_tables.saturating_sub(u64::from(shape.tie_word_embeddings));
+    let learns = |module| is_saved(module, &config.lora.modules_to_save);
+    let [embedding, head] = shape.table_bytes(placement);
+    let replaced_tables = match (learns("model.embed_tokens"), learns("lm_head")) {
+        (true, true) => embedding + head,
+        (true, false) => embedding,
+        (false, true) if !shape.tie_word_embeddings => head,
+        _ => 0,
+    };
     let sizes = if full { AdapterSizes::default() } else { shape.adapter_sizes(&config.lora) };
     let in_small_tensors = if full {
         shape.num_norms() * if_few(shape.hidden())
@@ -403,8 +419,7 @@ pub fn training_memory(
     let weights = if full {
         F32 * shape.parameters()
     } else {
-        shape.weight_bytes(config.base_quant(), placement)
-            - placement.table_value(shape) * replaced_tables * shape.embedding_parameters()
+        shape.weight_bytes(config.base_quant(), placement) - replaced_tables
     };
     let activations = placement.activation() * tokens * activations;
     let transients = placement.activation() * tokens * shape.transients();
