@@ -110,11 +110,11 @@ impl Loader<'_, '_> {
 
     /// A weight (O, C) that is held in the blocks it is stored in: for inference.
     fn quantized(&self, name: &str, shape: (usize, usize)) -> Result<Option<QuantizedLinear>> {
-        if self.load_for == LoadFor::Inference { self.in_blocks(name, shape) } else { Ok(None) }
+        if self.load_for == LoadFor::Inference { self.stored_blocks(name, shape) } else { Ok(None) }
     }
 
     /// A weight (O, C) that is stored in blocks.
-    fn in_blocks(&self, name: &str, shape: (usize, usize)) -> Result<Option<QuantizedLinear>> {
+    fn stored_blocks(&self, name: &str, shape: (usize, usize)) -> Result<Option<QuantizedLinear>> {
         let Source::Stored(weights) = &self.source else { return Ok(None) };
         let Some(blocks) = weights.quantized(name, self.config)? else { return Ok(None) };
         check_shape(name, &<[usize; 2]>::from(blocks.shape()), &<[usize; 2]>::from(shape))?;
@@ -144,7 +144,8 @@ impl Loader<'_, '_> {
         let shape = (self.config.vocab_size, self.config.hidden_size);
         // A frozen table that no logits are made with is only looked up: as it is stored it does as well.
         let is_looked_up = !self.config.tie_word_embeddings && self.load_for != LoadFor::Full;
-        let in_blocks = if is_looked_up { self.in_blocks(name, shape) } else { self.quantized(name, shape) };
+        let in_blocks =
+            if is_looked_up { self.stored_blocks(name, shape) } else { self.quantized(name, shape) };
         if let Some(table) = in_blocks? {
             return Ok(Embedding::Quantized(table));
         }
