@@ -283,6 +283,7 @@ fn check_resumption(model: &str, adapter: &str, mut config: RunConfig, dropout: 
 
 #[test]
 fn a_broken_checkpoint_is_passed_over_for_the_one_before() {
+    type Spoil = fn(&mut Vec<u8>);
     let expected = read(&golden("tiny-llama").join("expected_train.json"));
     let mut config: RunConfig = serde_json::from_value(expected["packed"]["config"].clone()).unwrap();
     config.save_steps = 1;
@@ -295,7 +296,7 @@ fn a_broken_checkpoint_is_passed_over_for_the_one_before() {
     let optimizer = newest.join("optimizer.safetensors");
     let weights = newest.join("adapter_model.safetensors");
     let state = newest.join("state.json");
-    let spoilings: [(&Path, fn(&mut Vec<u8>)); 3] = [
+    let spoilings: [(&Path, Spoil); 3] = [
         (&optimizer, |bytes| bytes.truncate(bytes.len() / 2)),
         (&weights, |bytes| *bytes.last_mut().unwrap() ^= 1),
         (&state, Vec::clear),
