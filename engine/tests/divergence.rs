@@ -37,7 +37,7 @@ fn poisoned_model(folder: &Path) -> PathBuf {
 /// A row of a file whose every third row is held out, behind a header line.
 fn row(index: usize, ids: Vec<u32>) -> TokenizedRow {
     let row = index * 3;
-    TokenizedRow { row, line: row + 2, loss_mask: vec![true; ids.len()], ids }
+    TokenizedRow { row, line: row + 2, loss_mask: vec![true; ids.len()], ids, rejected: None }
 }
 
 fn phrase(index: usize) -> Vec<u32> {

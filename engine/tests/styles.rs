@@ -75,6 +75,7 @@ fn golden_rows(expected: &Value, max_seq_len: usize) -> Vec<TokenizedRow> {
             line: row + 1,
             ids: serde_json::from_value(value["ids"].clone()).unwrap(),
             loss_mask: mask.iter().map(|bit| bit.as_u64() == Some(1)).collect(),
+            rejected: None,
         };
         row.truncate(max_seq_len);
         row

@@ -31,6 +31,7 @@ fn rows(model: &str) -> Vec<TokenizedRow> {
         line: row + 1,
         ids: serde_json::from_value(value["ids"].clone()).unwrap(),
         loss_mask: value["mask"].as_array().unwrap().iter().map(|bit| bit.as_u64() == Some(1)).collect(),
+        rejected: None,
     })
     .collect()
 }

@@ -101,6 +101,11 @@ const MIGRATIONS: &[&str] = &[
 ",
     // divergence: JSON.
     "ALTER TABLE runs ADD COLUMN divergence TEXT;",
+    // preference: JSON.
+    "
+    ALTER TABLE metrics ADD COLUMN preference TEXT;
+    ALTER TABLE evals ADD COLUMN preference TEXT;
+",
 ];
 
 pub(crate) struct Db {

@@ -6,6 +6,7 @@ mod evaluation;
 mod guard;
 mod load;
 mod plan;
+pub mod preference;
 mod probe;
 mod samples;
 mod schedule;
@@ -28,7 +29,7 @@ pub use evaluation::{Evaluation, evaluate_rows};
 pub use plan::{Plan, Window};
 pub use probe::{ProcessMemory, probe};
 pub use samples::Samples;
-pub use step::{PassOptions, accumulate, evaluate, trainables};
+pub use step::{PassOptions, Weights, accumulate, evaluate, trainables};
 
 use step::Learning;
 
@@ -87,7 +88,7 @@ pub fn run_on_rows(
 
     // 1. Data
     let data_hash = hash_rows(rows);
-    let lengths: Vec<usize> = rows.iter().map(|row| row.ids.len()).collect();
+    let lengths: Vec<usize> = rows.iter().map(TokenizedRow::num_tokens).collect();
     let tokens_per_epoch = lengths.iter().sum::<usize>() as u64;
     let plan = Plan::new(config, lengths);
     let skipped: Vec<bool> = rows.iter().map(|row| config.skip_rows.contains(&row.row)).collect();
@@ -103,7 +104,7 @@ pub fn run_on_rows(
         load::load_model(Path::new(&job.model), &job.model_name, config, init_adapter, text_files)?;
     let trainables = trainables(&model, config.method);
     let Learning { mut gradients, vars, mut optimizer } = Learning::new(&trainables, config);
-    let longest = rows.iter().chain(eval_rows).map(|row| row.ids.len()).max().unwrap_or(0);
+    let longest = rows.iter().chain(eval_rows).map(TokenizedRow::longest_side).max().unwrap_or(0);
     let context = model.config.max_position_embeddings;
     if longest > context {
         let message = format!(
@@ -113,7 +114,16 @@ pub fn run_on_rows(
     }
     let rope = model.rope_table(longest);
 
-    // 3. Where the run stands
+    // 3. The reference, while the weights are untouched
+    let mut is_trained = vec![false; rows.len()];
+    for row in plan.windows(0).flat_map(|(_, window)| window.concat()) {
+        is_trained[row] = !skipped[row];
+    }
+    let references = preference::references(&model, rows, |row| is_trained[row], config, world.stop, emit)?;
+    let eval_references = preference::references(&model, eval_rows, |_| true, config, world.stop, emit)?;
+    let references = references.zip(eval_references);
+
+    // 4. Where the run stands
     let mut state = checkpoint::State {
         step: 0,
         num_updates: 0,
@@ -147,23 +157,34 @@ pub fn run_on_rows(
         emit(EventBody::Retold(state.told.clone()));
     }
 
-    // 4. The loop
-    let mut stopped = false;
+    // 5. The loop
+    let mut stopped = references.is_none();
+    let (references, eval_references) = references.unwrap_or_default();
+    let steps_to_take = if stopped { 0 } else { plan.total_steps };
     let mut eval_loss = None;
     // A checkpoint whose weights no step has yet shown to be sound.
     let mut unproven: Option<PathBuf> = None;
-    let pass = step::Pass { model: &model, trainables: &trainables, rows, rope, config, stop: world.stop };
-    for (epoch, window) in plan.windows(state.step) {
+    let pass = step::Pass {
+        model: &model,
+        trainables: &trainables,
+        rows,
+        references: &references,
+        rope,
+        config,
+        stop: world.stop,
+    };
+    for (epoch, window) in plan.windows(state.step).take(steps_to_take) {
         let step_started = (world.clock)();
         let window = without(window, &skipped);
 
         // One step: the loss of the whole window over its trained tokens, then one update. Without rows, none.
         if !window.is_empty() {
-            let Some(stats) = pass.run(state.step, &window, &mut gradients)? else {
+            let Some(step::WindowLoss { loss, loss_tokens, preference }) =
+                pass.run(state.step, &window, &mut gradients)?
+            else {
                 stopped = true;
                 break;
             };
-            let loss = stats.loss_sum / stats.num_tokens as f64;
             let grad_norm = global_norm(&gradients);
             if let Some(alarm) = guard::check(config, &mut state.recent, loss, grad_norm) {
                 let mut places: Vec<RowPlace> =
@@ -190,7 +211,7 @@ pub fn run_on_rows(
             let lr = schedule::learning_rate(config, state.step, plan.total_steps);
             optimizer.step(&vars, &gradients, clip, lr)?;
             state.last_loss = Some(loss);
-            let tokens: usize = window.iter().flatten().map(|row| rows[*row].ids.len()).sum();
+            let tokens: usize = window.iter().flatten().map(|row| rows[*row].num_tokens()).sum();
             let seconds = (world.clock)() - step_started;
             let metrics = StepMetrics {
                 step: state.step + 1,
@@ -199,9 +220,10 @@ pub fn run_on_rows(
                 lr,
                 tokens_per_second: tokens as f64 / seconds.max(1e-9),
                 tokens,
-                loss_tokens: stats.num_tokens,
+                loss_tokens,
                 epoch,
                 memory_bytes: None,
+                preference,
             };
             state.add_step(metrics);
             emit(EventBody::Step(metrics));
@@ -215,7 +237,7 @@ pub fn run_on_rows(
         let evaluates = !eval_rows.is_empty()
             && (last || (config.eval_steps > 0 && state.step.is_multiple_of(config.eval_steps)));
         if evaluates {
-            let evaluation = evaluate_rows(&model, eval_rows, config, state.step)?;
+            let evaluation = evaluate_rows(&model, eval_rows, &eval_references, config, state.step)?;
             let Evaluation { metrics, not_finite } = &evaluation;
             if !evaluation.is_sound() {
                 // Rows of the data to blame, unless all are: then it is the weights.
@@ -270,7 +292,7 @@ pub fn run_on_rows(
 
     let mut kept_step = state.step;
 
-    // 5. Leave something to come back to, or the result
+    // 6. Leave something to come back to, or the result
     if stopped {
         if state.step > 0 {
             save_checkpoint(out_dir, &state, &trainables, &optimizer, save_weights, config, emit)?;
@@ -389,11 +411,17 @@ fn diverged(
 
 fn hash_rows(rows: &[TokenizedRow]) -> String {
     let mut hasher = Sha256::new();
-    for row in rows {
-        hasher.update((row.ids.len() as u64).to_le_bytes());
-        for (id, learns) in row.ids.iter().zip(&row.loss_mask) {
+    let mut hash = |ids: &[u32], loss_mask: &[bool]| {
+        hasher.update((ids.len() as u64).to_le_bytes());
+        for (id, learns) in ids.iter().zip(loss_mask) {
             hasher.update(id.to_le_bytes());
             hasher.update([u8::from(*learns)]);
+        }
+    };
+    for TokenizedRow { ids, loss_mask, rejected, .. } in rows {
+        hash(ids, loss_mask);
+        if let Some(rejected) = rejected {
+            hash(&rejected.ids, &rejected.loss_mask);
         }
     }
     files::hex(&hasher.finalize())

@@ -10,7 +10,12 @@ use super::{
     Surroundings, load,
     step::{Learning, Pass, trainables},
 };
-use crate::{Error, Result, inspect, rng, text_files::TextFiles, tokenize::TokenizedRow, weights::Weights};
+use crate::{
+    Error, Result, inspect, rng,
+    text_files::TextFiles,
+    tokenize::{TokenizedRow, Tokens},
+    weights::Weights,
+};
 
 /// Resident bytes of this process.
 #[derive(Debug, Clone, Copy)]
@@ -62,16 +67,27 @@ pub fn probe(
     let started = (world.clock)();
     let mut rng = rng::stream(config.seed, "probe", 0);
     let vocab_size = model.config.vocab_size as u32;
+    let mut side = || Tokens {
+        ids: (0..*row_tokens).map(|_| rng.random_range(0..vocab_size)).collect(),
+        loss_mask: (0..*row_tokens).map(|token| token > 0).collect(),
+    };
     let rows: Vec<TokenizedRow> = (0..config.batch_size)
-        .map(|row| TokenizedRow {
-            row,
-            line: row + 1,
-            ids: (0..*row_tokens).map(|_| rng.random_range(0..vocab_size)).collect(),
-            loss_mask: vec![true; *row_tokens],
+        .map(|row| {
+            let Tokens { ids, loss_mask } = side();
+            let rejected = config.objective.takes_pairs().then(&mut side);
+            TokenizedRow { row, line: row + 1, ids, loss_mask, rejected }
         })
         .collect();
     let rope = model.rope_table(*row_tokens);
-    let pass = Pass { model: &model, trainables: &trainables, rows: &rows, rope, config, stop: world.stop };
+    let pass = Pass {
+        model: &model,
+        trainables: &trainables,
+        rows: &rows,
+        references: &[],
+        rope,
+        config,
+        stop: world.stop,
+    };
     let window = vec![(0..rows.len()).collect()];
     if pass.run(0, &window, &mut gradients)?.is_none() {
         return Err(Error::invalid(ErrorCode::Busy, "Stopped on request"));
