@@ -2,8 +2,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     AdapterEntry, AnsweredBy, ChatEntry, ChatRecord, ChatStats, ColumnView, DataReport, Divergence,
-    DoctorCheck, ErrorInfo, FolderView, Hardware, JobId, ModelDetails, ModelEntry, ModelProblem, ReplyDelta,
-    RowView, RunDetails, RunEntry, SettingsView, Style,
+    DoctorCheck, ErrorInfo, FolderView, Hardware, JobId, ModelDetails, ModelEntry, ModelProblem, ProbeReport,
+    ReplyDelta, RowView, RunDetails, RunEntry, SettingsView, Style,
 };
 
 /// Something that happened, with the job it belongs to. A worker's events carry the id its host gave it.
@@ -67,6 +67,7 @@ pub enum EventBody {
         what: String,
         freed_bytes: u64,
     },
+    Probe(ProbeReport),
     /// `eval`'s answer and a training run's evaluations.
     Eval(EvalMetrics),
     /// `logits` wrote its file.
