@@ -14,7 +14,7 @@ use super::{
     folder::{self, LockedFolder},
     naming::{made_up_name, new_id},
     open_db,
-    recover::{change, memory_hint, recovery_hint},
+    recover::{change, memory_hint, recovery_hint, what_fits},
     stop,
     talk::Answering,
 };
@@ -302,6 +302,9 @@ impl ActiveRun {
     pub(super) fn run(mut self, job: &mut Job) -> Result<()> {
         let RunRecord { entry, config: run_config, eval_data, init_adapter } = &mut self.record;
         let _active = Active::new(job, &entry.id);
+        if let Some(fits) = what_fits(job.host.paths(), self.model.as_ref(), run_config) {
+            job.log(LogLevel::Warn, format!("Memory may give out: {fits}"));
+        }
         entry.status = RunStatus::Running;
         (entry.error, entry.divergence) = (None, None);
         let work = WorkerJob::Train(Box::new(TrainJob {
@@ -415,7 +418,10 @@ impl ActiveRun {
             Err(error) if self.is_new && !seen.training => {
                 self.db.delete_run(&entry.id)?;
                 self.folder.undo();
-                return Err(error);
+                let fits = (error.code == ErrorCode::OutOfMemory)
+                    .then(|| what_fits(paths, self.model.as_ref(), &self.record.config));
+                let hint = fits.flatten().or(error.hint);
+                return Err(ErrorInfo { hint, ..error });
             }
             Err(error) if died && (seen.training || entry.step > 0) => {
                 let hint;
