@@ -49,7 +49,7 @@ fn job(data: &Path, config: RunConfig, out_dir: &Path) -> TrainJob {
 fn run(job: &TrainJob, ends: impl Fn(&EventBody) -> bool) -> Result<(Vec<StepMetrics>, Vec<EvalMetrics>)> {
     let stop = AtomicBool::new(false);
     let (mut steps, mut evals) = (Vec::new(), Vec::new());
-    train::run(job, &Surroundings { clock: &|| 0.0, stop: &stop }, &mut |event| {
+    train::run(job, &Surroundings { clock: &|| 0.0, stop: &stop, audience: None }, &mut |event| {
         if ends(&event) {
             stop.store(true, Ordering::Relaxed);
         }

@@ -68,7 +68,7 @@ fn run(job: &TrainJob, rows: &[TokenizedRow], stop_after: Option<usize>) -> Vec<
         now.get()
     };
     let mut steps = Vec::new();
-    let world = Surroundings { clock: &clock, stop: &stop };
+    let world = Surroundings { clock: &clock, stop: &stop, audience: None };
     train::run_on_rows(job, rows, &[], None, &world, &mut |event| {
         if let EventBody::Step(step) = event {
             steps.push(step);

@@ -1,9 +1,9 @@
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    AdapterEntry, ChatEntry, ChatRecord, ChatStats, ColumnView, DataReport, Divergence, DoctorCheck,
-    ErrorInfo, FolderView, Hardware, JobId, ModelDetails, ModelEntry, ModelProblem, ProbeReport, ReplyDelta,
-    RowView, RunDetails, RunEntry, SettingsView,
+    AdapterEntry, AnsweredBy, ChatEntry, ChatRecord, ChatStats, ColumnView, DataReport, Divergence,
+    DoctorCheck, ErrorInfo, FolderView, Hardware, JobId, ModelDetails, ModelEntry, ModelProblem, ProbeReport,
+    ReplyDelta, RowView, RunDetails, RunEntry, SettingsView, Style,
 };
 
 /// Something that happened, with the job it belongs to. A worker's events carry the id its host gave it.
@@ -123,7 +123,12 @@ pub enum EventBody {
         #[serde(default)]
         supports_effort: bool,
         context_length: usize,
+        /// The ways of answering it was trained in.
+        #[serde(default, skip_serializing_if = "Vec::is_empty")]
+        styles: Vec<Style>,
     },
+    /// Of a run in training: the reply begins.
+    ReplyStarted(AnsweredBy),
     Reply(ReplyDelta),
     ReplyDone(ChatStats),
     /// A reply could not be given (a conversation too long, say); the chat goes on.

@@ -18,8 +18,8 @@ mod style;
 mod targets;
 
 pub use chat::{
-    ChatEntry, ChatLane, ChatNode, ChatRecord, ChatStats, Message, REASONING_EFFORTS, ReplyChannel,
-    ReplyDelta, Role, SamplingParams, Thinking, ToolCall,
+    AnsweredBy, ChatEntry, ChatLane, ChatNode, ChatRecord, ChatStats, Message, REASONING_EFFORTS,
+    ReplyChannel, ReplyDelta, Role, RunLane, RunVoice, SamplingParams, Thinking, ToolCall,
 };
 pub use command::{Command, CommandBody, JobId, ResumeHow, TrainRequest, TrainStart};
 pub use config::{

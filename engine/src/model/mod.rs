@@ -3,6 +3,7 @@
 //! Tensor letters: T tokens, C hidden, H heads, G key/value heads, D head dim, V vocabulary, E experts. There is no
 //! batch dimension: a batch is one row of tokens cut into segments.
 
+mod bare;
 mod config;
 mod gguf_config;
 mod load;

@@ -11,6 +11,7 @@ mod probe;
 mod samples;
 mod schedule;
 mod step;
+mod talk;
 
 use std::{
     path::{Path, PathBuf},
@@ -30,17 +31,20 @@ pub use plan::{Plan, Window};
 pub use probe::{ProcessMemory, probe};
 pub use samples::Samples;
 pub use step::{PassOptions, Weights, accumulate, evaluate, trainables};
+pub use talk::{Audience, Question};
 
 use step::Learning;
+use talk::Talk;
 
-use crate::{Error, Result, files, styles, text_files::TextFiles, tokenize::TokenizedRow};
+use crate::{Error, Result, files, model::Model, styles, text_files::TextFiles, tokenize::TokenizedRow};
 
-/// What a run needs of the world: a clock, and somebody to tell it to stop.
+/// What a run needs of the world: a clock, somebody to tell it to stop, and perhaps company.
 pub struct Surroundings<'a> {
     /// Seconds since any fixed moment.
     pub clock: &'a dyn Fn() -> f64,
     /// Once set, the run checkpoints and returns.
     pub stop: &'a AtomicBool,
+    pub audience: Option<Audience<'a>>,
 }
 
 /// Runs (or resumes) a fine-tune on the rows of `job.data`. Every metric goes through `emit`; the summary is the last
@@ -100,7 +104,7 @@ pub fn run_on_rows(
     // 2. Model
     emit(EventBody::Progress { what: "Loading the model".into(), done: 0, total: 0 });
     let init_adapter = job.init_adapter.as_deref().map(Path::new);
-    let (model, peft_config) =
+    let (mut model, peft_config) =
         load::load_model(Path::new(&job.model), &job.model_name, config, init_adapter, text_files)?;
     let trainables = trainables(&model, config.method);
     let Learning { mut gradients, vars, mut optimizer } = Learning::new(&trainables, config);
@@ -139,12 +143,17 @@ pub fn run_on_rows(
         state = resume(out_dir, &trainables, &mut optimizer, &data_hash, emit)?.unwrap_or(state);
     }
     let styled = text_files.filter(|text_files| !text_files.styles.is_empty());
-    let save_weights = |folder: &Path| {
-        load::save_weights(job, &model, &trainables, peft_config.as_ref(), folder)?;
+    let save_weights = |model: &Model, folder: &Path| {
+        load::save_weights(job, model, &trainables, peft_config.as_ref(), folder)?;
         styled.map_or(Ok(()), |text_files| {
             styles::save(text_files, Path::new(&job.model), model.config.vocab_size, folder)
         })
     };
+    let mut talk =
+        text_files.and_then(|text_files| Talk::new(text_files, world, config.method, plan.total_steps));
+    if let Some(talk) = &talk {
+        emit(talk.ready(&model));
+    }
     emit(EventBody::TrainingStarted {
         total_steps: plan.total_steps,
         first_step: state.step,
@@ -164,21 +173,24 @@ pub fn run_on_rows(
     let mut eval_loss = None;
     // A checkpoint whose weights no step has yet shown to be sound.
     let mut unproven: Option<PathBuf> = None;
-    let pass = step::Pass {
-        model: &model,
-        trainables: &trainables,
-        rows,
-        references: &references,
-        rope,
-        config,
-        stop: world.stop,
-    };
     for (epoch, window) in plan.windows(state.step).take(steps_to_take) {
+        if let Some(talk) = &mut talk {
+            talk.answer(&mut model, state.step, emit);
+        }
         let step_started = (world.clock)();
         let window = without(window, &skipped);
 
         // One step: the loss of the whole window over its trained tokens, then one update. Without rows, none.
         if !window.is_empty() {
+            let pass = step::Pass {
+                model: &model,
+                trainables: &trainables,
+                rows,
+                references: &references,
+                rope: &rope,
+                config,
+                stop: world.stop,
+            };
             let Some(step::WindowLoss { loss, loss_tokens, preference }) =
                 pass.run(state.step, &window, &mut gradients)?
             else {
@@ -275,8 +287,8 @@ pub fn run_on_rows(
             || (is_best && config.keeps_best())
             || (config.save_steps > 0 && state.step.is_multiple_of(config.save_steps));
         if saves {
-            let saved =
-                save_checkpoint(out_dir, &state, &trainables, &optimizer, save_weights, config, emit)?;
+            let save = |folder: &Path| save_weights(&model, folder);
+            let saved = save_checkpoint(out_dir, &state, &trainables, &optimizer, save, config, emit)?;
             unproven = Some(saved).filter(|_| !is_best);
         }
         if let Some(samples) = samples.as_ref().filter(|_| evaluates || saves) {
@@ -295,7 +307,8 @@ pub fn run_on_rows(
     // 6. Leave something to come back to, or the result
     if stopped {
         if state.step > 0 {
-            save_checkpoint(out_dir, &state, &trainables, &optimizer, save_weights, config, emit)?;
+            let save = |folder: &Path| save_weights(&model, folder);
+            save_checkpoint(out_dir, &state, &trainables, &optimizer, save, config, emit)?;
         }
     } else {
         let best = state.best_step.filter(|best| config.keeps_best() && *best != state.step);
@@ -321,7 +334,7 @@ pub fn run_on_rows(
             };
             emit(EventBody::Log { level, message });
         }
-        save_weights(out_dir)?;
+        save_weights(&model, out_dir)?;
     }
     Ok(TrainSummary {
         steps: state.step,

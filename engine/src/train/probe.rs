@@ -84,7 +84,7 @@ pub fn probe(
         trainables: &trainables,
         rows: &rows,
         references: &[],
-        rope,
+        rope: &rope,
         config,
         stop: world.stop,
     };

@@ -70,7 +70,7 @@ pub(super) struct Pass<'a> {
     pub rows: &'a [TokenizedRow],
     /// Of the rows, for DPO.
     pub references: &'a [Reference],
-    pub rope: Arc<RopeTable>,
+    pub rope: &'a Arc<RopeTable>,
     pub config: &'a RunConfig,
     pub stop: &'a AtomicBool,
 }

@@ -5,6 +5,7 @@ mod naming;
 mod queue;
 mod recover;
 mod stop;
+mod talk;
 #[cfg(test)]
 mod tests;
 mod train;
@@ -21,6 +22,7 @@ pub(crate) use folder::Provenance;
 pub(crate) use queue::{is_any_queued, move_queued, work_off_queue};
 pub use recover::recovery_hint;
 pub(crate) use stop::stop;
+pub(crate) use talk::talk;
 pub(crate) use train::{resume, train};
 pub(crate) use watch::{follow, show, watch};
 
