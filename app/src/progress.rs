@@ -141,7 +141,7 @@ fn eval_line(eval: &EvalMetrics) -> String {
     format!("step {step}  held-out loss {loss:.4}  perplexity {perplexity:.2}  accuracy {accuracy:.1} %")
 }
 
-fn style(template: &str) -> ProgressStyle {
+pub fn style(template: &str) -> ProgressStyle {
     let style = ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar());
     style.progress_chars("━╸─")
 }

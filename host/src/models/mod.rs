@@ -15,7 +15,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use lathe_protocol::{ErrorCode, ErrorInfo, EventBody, Job as WorkerJob, ModelEntry, ModelFile};
+use lathe_protocol::{ErrorCode, ErrorInfo, EventBody, Job as WorkerJob, ModelEntry, ModelFile, ModelShape};
 
 use check::{Depth, is_gguf};
 pub(crate) use check::{file_name, is_gguf as is_gguf_path};
@@ -131,6 +131,11 @@ fn model_in(path: &Path, name: &str) -> Result<PathBuf> {
         several => Err(unusable(format!("{name} holds {} .gguf files: {}", several.len(), path.display()))
             .hint(format!("name one by its path, e.g. {}", path.join(&several[0]).display()))),
     }
+}
+
+/// What the model's files tell of its shape.
+pub(crate) fn shape(paths: &Paths, name: &str) -> Option<ModelShape> {
+    check::inspect(&resolve(paths, name).ok()?.path, Depth::Headers).shape
 }
 
 /// The starter, then everything in the cache.

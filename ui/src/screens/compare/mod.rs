@@ -1,4 +1,3 @@
-mod differences;
 mod table;
 
 use egui::Ui;
