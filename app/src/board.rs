@@ -1,7 +1,7 @@
 //! Several runs at once on stderr: a bar for each that is under way, a line for each that ends.
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, HashSet},
     io::{IsTerminal as _, stderr},
     time::{Duration, Instant},
 };
@@ -16,6 +16,7 @@ const LINE_EVERY: Duration = Duration::from_secs(10);
 pub struct Board {
     bars: MultiProgress,
     under_way: HashMap<String, Line>,
+    waiting: HashSet<String>,
     lines: bool,
 }
 
@@ -25,24 +26,32 @@ struct Line {
 }
 
 impl Board {
-    /// `lines`: whether to write lines where there is no terminal for bars.
-    pub fn new(lines: bool) -> Self {
-        Self { bars: MultiProgress::new(), under_way: HashMap::new(), lines: lines || stderr().is_terminal() }
+    /// `lines`: whether to write lines where there is no terminal for bars. `waiting`: the runs that are to come.
+    pub fn new<'a>(lines: bool, waiting: impl Iterator<Item = &'a RunEntry>) -> Self {
+        Self {
+            bars: MultiProgress::new(),
+            under_way: HashMap::new(),
+            waiting: waiting.map(|run| run.id.clone()).collect(),
+            lines: lines || stderr().is_terminal(),
+        }
     }
 
     /// The runs as they are now.
     pub fn show(&mut self, runs: &[&RunEntry]) {
         for run in runs {
-            match (run.status, self.under_way.contains_key(&run.id)) {
-                (RunStatus::Running, is_known) => self.go_on(run, !is_known),
-                (_, true) => self.end(run),
-                (_, false) => {}
+            let is_new = self.waiting.contains(&run.id);
+            match run.status {
+                RunStatus::Running => self.go_on(run),
+                RunStatus::Queued => {}
+                _ if is_new || self.under_way.contains_key(&run.id) => self.end(run),
+                _ => {}
             }
         }
     }
 
-    fn go_on(&mut self, run: &RunEntry, is_new: bool) {
-        if is_new {
+    fn go_on(&mut self, run: &RunEntry) {
+        self.waiting.remove(&run.id);
+        if !self.under_way.contains_key(&run.id) {
             self.say(&format!("{}: under way on {}", title(run), run.runs_on.as_deref().unwrap_or("cpu")));
             let bar = self.bars.add(ProgressBar::new(0));
             bar.set_style(style("{prefix}  {bar:24.cyan/dim} {pos}/{len}  {msg}"));
@@ -61,6 +70,7 @@ impl Board {
     }
 
     fn end(&mut self, run: &RunEntry) {
+        self.waiting.remove(&run.id);
         if let Some(line) = self.under_way.remove(&run.id) {
             line.bar.finish_and_clear();
         }

@@ -20,21 +20,20 @@ use crate::{
 
 pub fn run(session: &mut Session, args: Sweep) -> Outcome {
     let Sweep { args, grid, resume, yes } = args;
-    let command = match resume {
-        Some(sweep) => CommandBody::SweepResume { sweep },
-        None => {
-            let keys = grid.iter().map(|pair| key(pair)).collect::<Result<Vec<_>, _>>()?;
-            refuse_many(&keys, yes)?;
-            let train = train::request(args, session, None)?;
-            config::validate(&train.config)?;
-            if train.eval_data.is_none() && train.config.eval_ratio <= 0.0 {
-                note!(
-                    "warning: nothing is held out, so the runs are compared by the loss of their training rows"
-                );
-                note!("hint: add --eval-data FILE, or --set eval_ratio=0.1");
-            }
-            CommandBody::Sweep(Box::new(SweepRequest { train, keys }))
+    let command = if let Some(sweep) = resume {
+        CommandBody::SweepResume { sweep }
+    } else {
+        let keys = grid.iter().map(|pair| key(pair)).collect::<Result<Vec<_>, _>>()?;
+        refuse_many(&keys, yes)?;
+        let train = train::request(args, session, None)?;
+        config::validate(&train.config)?;
+        if train.eval_data.is_none() && train.config.eval_ratio <= 0.0 {
+            note!(
+                "warning: nothing is held out, so the runs are compared by the loss of their training rows"
+            );
+            note!("hint: add --eval-data FILE, or --set eval_ratio=0.1");
         }
+        CommandBody::Sweep(Box::new(SweepRequest { train, keys }))
     };
     let EventBody::Runs { runs } = session.ask(command)? else { return Err(unexpected()) };
     let Some(name) = runs.first().and_then(|run| run.sweep.as_ref()).map(|place| place.name.clone()) else {
@@ -80,13 +79,13 @@ pub fn work_off_queue(session: &mut Session) -> Outcome {
 fn work(session: &mut Session, sweep: Option<&str>) -> Result<Vec<RunEntry>, ErrorInfo> {
     // A reader that leaves does not end a run.
     session.out.ends_with_reader = false;
-    let mut board = Board::new(!session.out.json);
     let of_sweep = |run: &&RunEntry| match sweep {
         Some(name) => run.sweep.as_ref().is_some_and(|place| place.name == name),
         None => true,
     };
     let EventBody::Runs { runs } = session.ask(CommandBody::RunsList)? else { return Err(unexpected()) };
     let waiting = runs.iter().filter(of_sweep).filter(|run| run.status == RunStatus::Queued);
+    let mut board = Board::new(!session.out.json, waiting.clone());
     // What they did before they were stopped was told then.
     let mut told = Told(waiting.map(|run| (run.id.clone(), (run.step, run.step))).collect());
     let worked = session.start(CommandBody::QueueWork { sweep: sweep.map(str::to_owned) });
