@@ -1,3 +1,4 @@
+mod heat;
 mod table;
 
 use egui::Ui;
@@ -135,7 +136,11 @@ impl Compare {
     }
 
     pub fn ui(&mut self, ui: &mut Ui, out: &mut Outbox) {
-        let title = format!("Compare {}", format::plural(self.runs.len(), "run"));
+        let runs = format::plural(self.runs.len(), "run");
+        let title = match heat::sweep_of(&self.details().collect::<Vec<_>>()) {
+            Some(sweep) => format!("Sweep {sweep}: {runs}"),
+            None => format!("Compare {runs}"),
+        };
         let mut goes_back = false;
         page_with(
             ui,
@@ -153,6 +158,7 @@ impl Compare {
                     spinner_line(ui, "Reading the runs' histories");
                 }
                 if self.details().next().is_some() {
+                    heat::ui(ui, &self.details().collect::<Vec<_>>(), out);
                     self.charts(ui);
                     table::ui(ui, &self.details().collect::<Vec<_>>(), self.smoothing, out);
                 }
