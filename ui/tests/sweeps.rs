@@ -132,6 +132,8 @@ fn review(theme: Theme, size: Vec2, gpus: usize) -> (Test, ScriptedLink) {
 fn choose(harness: &mut Test, combo: &str, option: &str) {
     harness.get_by_role_and_label(Role::ComboBox, combo).click();
     settle(harness);
+    harness.get_by_role_and_label(Role::Button, option).scroll_to_me();
+    settle(harness);
     harness.get_by_role_and_label(Role::Button, option).click();
     settle(harness);
 }
@@ -140,7 +142,7 @@ fn choose(harness: &mut Test, combo: &str, option: &str) {
 fn the_wizard_queues_a_sweep_of_two_keys() {
     let (mut harness, link) = review(Theme::Light, USUAL, 0);
     assert!(shows(&harness, "Queue") && !shows(&harness, "First setting of the sweep"));
-    click(&mut harness, "Sweep");
+    click(&mut harness, "Make it a sweep");
     type_into(&mut harness, "Values of learning_rate", "1e-4, 2e-4, nothing");
     assert!(harness.query_by_label_contains("learning_rate cannot be nothing").is_some());
     type_into(&mut harness, "Values of learning_rate", "1e-4, 2e-4, 0.0001");
@@ -241,7 +243,7 @@ fn pictures() {
             results.extend(harness.take_snapshot_results());
         };
         let (mut harness, _) = review(theme, USUAL, 2);
-        click(&mut harness, "Sweep");
+        click(&mut harness, "Make it a sweep");
         choose(&mut harness, "Second setting of the sweep", "lora.r");
         type_into(&mut harness, "Values of lora.r", "8, 16");
         take(&mut harness, "wizard_sweep");

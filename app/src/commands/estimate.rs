@@ -3,7 +3,8 @@
 use std::process::ExitCode;
 
 use lathe_protocol::{
-    CommandBody, ErrorInfo, EventBody, Hardware, Method, ModelShape, Placement, RunConfig, training_memory,
+    CommandBody, ErrorCode, ErrorInfo, EventBody, Gpu, Hardware, Method, ModelShape, Placement, RunConfig,
+    training_memory,
 };
 use lathe_ui::{
     Fit,
@@ -28,10 +29,15 @@ pub fn run(session: &mut Session, model: &str, config: &ConfigArgs) -> Outcome {
     let config = read_config(config)?;
     let shape = shape_of(session, model)?;
     let EventBody::Hardware(machine) = session.ask(CommandBody::Hardware)? else { return Err(unexpected()) };
+    if session.device != "auto" && !machine.devices().contains(&session.device) {
+        let message = format!("This machine has no device {}", session.device);
+        return Err(ErrorInfo::new(ErrorCode::Device, message)
+            .hint(format!("it has {}", machine.devices().join(", "))));
+    }
     if session.out.json {
         session.out.object(&as_json(model, &shape, &config, &machine));
     } else {
-        session.out.text(&as_text(model, &shape, &config, &machine));
+        session.out.text(&as_text(model, &shape, &config, &machine, &session.device));
     }
     Ok(ExitCode::SUCCESS)
 }
@@ -77,7 +83,7 @@ fn cards(shape: &ModelShape, config: &RunConfig) -> impl Iterator<Item = (u64, F
     })
 }
 
-fn as_text(model: &str, shape: &ModelShape, config: &RunConfig, machine: &Hardware) -> String {
+fn as_text(model: &str, shape: &ModelShape, config: &RunConfig, machine: &Hardware, device: &str) -> String {
     let [cpu, cuda] = [Placement::Cpu, Placement::Cuda]
         .map(|placement| training_memory(shape, config, config.max_seq_len, placement));
     let mut rows: Vec<Vec<String>> = cpu
@@ -87,7 +93,7 @@ fn as_text(model: &str, shape: &ModelShape, config: &RunConfig, machine: &Hardwa
         .map(|((name, on_cpu), (_, on_card))| vec![name.into(), gib(on_cpu), gib(on_card)])
         .collect();
     rows.push(vec!["In all".into(), gib(cpu.total()), gib(cuda.total())]);
-    let on_this = Fit::of(cpu.total(), machine.ram_total_bytes);
+    let here = here(machine, device, cpu.total(), cuda.total());
     let card_rows: Vec<Vec<String>> = cards(shape, config)
         .map(|(gigabytes, fit, longest)| {
             let fit = match fit {
@@ -99,13 +105,28 @@ fn as_text(model: &str, shape: &ModelShape, config: &RunConfig, machine: &Hardwa
         })
         .collect();
     format!(
-        "{}\n{}\nThis machine’s {} of RAM: {}\n\n{}",
+        "{}\n{}\n{here}\n{}",
         fields(&[("Model", model.into()), ("Run", describe(config))]),
         table(&["MEMORY", ">ON THE CPU", ">ON A GPU"], &rows),
-        gib(machine.ram_total_bytes),
-        on_this.words(cpu.total()),
         table(&["CARD", "FIT", ">LONGEST ROW, TOKENS"], &card_rows),
     )
+}
+
+/// How the run fits this machine's devices, or the one that was asked for.
+fn here(machine: &Hardware, device: &str, on_cpu: u64, on_card: u64) -> String {
+    let cpu = ("cpu".to_owned(), "RAM".to_owned(), machine.ram_total_bytes, on_cpu);
+    let card = |gpu: &Gpu| (gpu.device(), gpu.name.clone(), gpu.vram_total_bytes, on_card);
+    machine
+        .gpus
+        .iter()
+        .map(card)
+        .chain([cpu])
+        .filter(|(name, ..)| device == "auto" || name == device)
+        .map(|(name, what, memory_bytes, needed)| {
+            let fit = Fit::of(needed, memory_bytes).words(needed);
+            format!("This machine’s {name}, {} of {what}: {fit}\n", gib(memory_bytes))
+        })
+        .collect()
 }
 
 fn describe(config: &RunConfig) -> String {

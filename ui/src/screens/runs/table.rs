@@ -202,9 +202,14 @@ fn cells(
         // In its sweep it is known by its values.
         let place = run.sweep.as_ref().filter(|_| in_sweep);
         let text = place.map_or_else(|| run.name.clone(), SweepPlace::text);
-        let name = Label::new(theme::strong(text)).truncate().sense(Sense::click());
+        // A line each, as they differ at their ends.
+        let shown = match place {
+            Some(_) => theme::strong(text.replace(" · ", "\n")).size(size::SMALL),
+            None => theme::strong(&text),
+        };
+        let name = Label::new(shown).truncate().sense(Sense::click());
         let response = ui.add(name).on_hover_cursor(egui::CursorIcon::PointingHand);
-        response.widget_info(|| WidgetInfo::labeled(egui::Role::Link, true, &run.name));
+        response.widget_info(|| WidgetInfo::labeled(egui::Role::Link, true, &text));
         opens = response.on_hover_text(&run.name).clicked();
     });
     row.col(|ui| {

@@ -92,7 +92,10 @@ impl Wizard {
                 ui.label(theme::heading("Sweep"));
                 ui.label(theme::small(ui, "A run for each combination of settings, and a comparison"));
                 ui.with_layout(Layout::right_to_left(Align::Center), |ui| {
-                    switch(ui, &mut self.sweep.on, "Sweep");
+                    let on = &mut self.sweep.on;
+                    let response = switch(ui, on, "");
+                    let info = || WidgetInfo::selected(egui::Role::Switch, true, *on, "Make it a sweep");
+                    response.widget_info(info);
                 });
             });
             if self.sweep.on {
