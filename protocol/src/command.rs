@@ -212,6 +212,8 @@ pub enum ResumeHow {
     LowerRate,
     /// No longer watched for spikes.
     IgnoreSpikes,
+    /// Recomputing every block's activations, which changes no loss.
+    LessMemory,
 }
 
 /// How long a `Train` job stays with its run.

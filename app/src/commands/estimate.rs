@@ -116,17 +116,14 @@ fn as_text(model: &str, shape: &ModelShape, config: &RunConfig, machine: &Hardwa
 fn here(machine: &Hardware, device: &str, on_cpu: u64, on_card: u64) -> String {
     let cpu = ("cpu".to_owned(), "RAM".to_owned(), machine.ram_total_bytes, on_cpu);
     let card = |gpu: &Gpu| (gpu.device(), gpu.name.clone(), gpu.vram_total_bytes, on_card);
-    machine
-        .gpus
-        .iter()
-        .map(card)
-        .chain([cpu])
-        .filter(|(name, ..)| device == "auto" || name == device)
-        .map(|(name, what, memory_bytes, needed)| {
+    let devices = machine.gpus.iter().map(card).chain([cpu]);
+    let lines = devices.filter(|(name, ..)| device == "auto" || name == device).map(
+        |(name, what, memory_bytes, needed)| {
             let fit = Fit::of(needed, memory_bytes).words(needed);
             format!("This machine’s {name}, {} of {what}: {fit}\n", gib(memory_bytes))
-        })
-        .collect()
+        },
+    );
+    lines.collect::<Vec<_>>().concat()
 }
 
 fn describe(config: &RunConfig) -> String {

@@ -189,6 +189,7 @@ pub fn status(run: &RunEntry) -> String {
         RunStatus::Stopped => "stopped",
         RunStatus::Kept => "kept",
         RunStatus::Interrupted => "interrupted",
+        RunStatus::OutOfMemory => "out of memory",
         RunStatus::Diverged => "diverged",
         RunStatus::Completed => "completed",
         RunStatus::Failed => "failed",
