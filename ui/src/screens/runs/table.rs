@@ -204,10 +204,10 @@ fn cells(
         let text = place.map_or_else(|| run.name.clone(), SweepPlace::text);
         // A line each, as they differ at their ends.
         let shown = match place {
-            Some(_) => theme::strong(text.replace(" · ", "\n")).size(size::SMALL),
-            None => theme::strong(&text),
+            Some(_) => Label::new(theme::strong(text.replace(" · ", "\n")).size(size::SMALL)).extend(),
+            None => Label::new(theme::strong(&text)).truncate(),
         };
-        let name = Label::new(shown).truncate().sense(Sense::click());
+        let name = shown.sense(Sense::click());
         let response = ui.add(name).on_hover_cursor(egui::CursorIcon::PointingHand);
         response.widget_info(|| WidgetInfo::labeled(egui::Role::Link, true, &text));
         opens = response.on_hover_text(&run.name).clicked();
