@@ -214,7 +214,7 @@ impl Host {
         };
         let request = match body {
             CommandBody::Reply { messages, sampling, thinking, effort } => {
-                Request::Reply { messages, sampling, thinking, effort }
+                Request::Reply { messages, sampling, thinking, effort, base: false }
             }
             CommandBody::CancelReply => Request::CancelReply,
             _ => {
@@ -360,6 +360,7 @@ fn run(job: &mut Job, body: CommandBody) -> Result<()> {
             let device = runs::device_beside(&job.host, &device)?;
             simple_worker(job, WorkerJob::Chat(ChatJob { model, adapters, device }))?;
         }
+        CommandBody::TalkToRun { run, base } => runs::talk(job, &run, base)?,
         CommandBody::Logits { model, adapter, ids, out, device } => {
             let paths = job.host.paths();
             let model = models::resolve(paths, &model)?.path_string();

@@ -153,6 +153,13 @@ pub enum CommandBody {
         adapters: Vec<String>,
         device: String,
     },
+    /// Starts a chat with a run of whatever process, which answers between its steps; the job goes on until `Stop` or
+    /// the run's end, which is its failure.
+    TalkToRun {
+        run: String,
+        /// Without its adapter.
+        base: bool,
+    },
     /// To a running chat.
     Reply {
         messages: Vec<Message>,

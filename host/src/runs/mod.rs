@@ -6,6 +6,7 @@ mod queue;
 mod recover;
 mod stop;
 mod sweep;
+mod talk;
 #[cfg(test)]
 mod tests;
 mod train;
@@ -23,6 +24,7 @@ pub(crate) use queue::{assign, device_beside, is_any_queued, move_queued, work, 
 pub use recover::recovery_hint;
 pub(crate) use stop::stop;
 pub(crate) use sweep::{resume_sweep, sweep};
+pub(crate) use talk::talk;
 pub(crate) use train::{resume, train};
 pub(crate) use watch::{follow, show, watch};
 

@@ -5,6 +5,7 @@ mod diverged;
 mod live;
 mod stops;
 mod sweep;
+mod talk;
 
 use std::time::{Duration, Instant};
 
