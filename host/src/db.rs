@@ -124,6 +124,12 @@ const MIGRATIONS: &[&str] = &[
     ) STRICT;
     CREATE INDEX replies_of_question ON replies (question);
 ",
+    // device: `auto`, `cpu` or `cuda:N`, as it was asked for. runs_on: the one it has or had. sweep: JSON.
+    "
+    ALTER TABLE runs ADD COLUMN device TEXT NOT NULL DEFAULT 'auto';
+    ALTER TABLE runs ADD COLUMN runs_on TEXT;
+    ALTER TABLE runs ADD COLUMN sweep TEXT;
+",
 ];
 
 pub(crate) struct Db {
