@@ -1,7 +1,7 @@
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
-use lathe_protocol::Thinking;
+use lathe_protocol::{LogFormat, Thinking};
 
 /// Shape language models on your own workstation.
 ///
@@ -159,6 +159,9 @@ pub struct Train {
     /// Start from an adapter's weights
     #[arg(long, value_name = "A", conflicts_with = "resume")]
     pub init_adapter: Option<String>,
+    /// Start from an adapter of another base all the same, where shapes permit
+    #[arg(long, conflicts_with = "resume")]
+    pub force: bool,
     /// A way of answering to learn, of the rows whose `style` it is; may be given several times [default token:
     /// <|NAME|>]
     #[arg(long, value_name = "NAME[=TOKEN]")]
@@ -176,7 +179,21 @@ pub enum Runs {
     /// Every run, newest first
     List,
     /// One run, in detail
-    Show { run: String },
+    Show {
+        run: String,
+        /// Print the command that does the run again; what differs by now is told on stderr
+        #[arg(long)]
+        reproduce: bool,
+    },
+    /// Write a run's metrics for other programs
+    Export {
+        run: String,
+        #[arg(long, value_name = "FORMAT")]
+        format: LogFormatArg,
+        /// Receives NAME.csv, or NAME/ with an event file
+        #[arg(long, value_name = "DIR")]
+        out: PathBuf,
+    },
     /// Continue a stopped, interrupted, diverged or failed run from its newest checkpoint
     Resume {
         run: String,
@@ -202,6 +219,21 @@ pub enum Runs {
     },
     /// Remove a run, its folder and its checkpoints; its adapter stays in the library
     Rm { run: String },
+}
+
+#[derive(Debug, Clone, Copy, ValueEnum)]
+pub enum LogFormatArg {
+    Tensorboard,
+    Csv,
+}
+
+impl From<LogFormatArg> for LogFormat {
+    fn from(arg: LogFormatArg) -> Self {
+        match arg {
+            LogFormatArg::Tensorboard => Self::Tensorboard,
+            LogFormatArg::Csv => Self::Csv,
+        }
+    }
 }
 
 #[derive(Debug, Subcommand)]
@@ -250,6 +282,9 @@ pub struct Chat {
     /// May be given several times
     #[arg(long, value_name = "A")]
     pub adapter: Vec<String>,
+    /// Use an adapter of another base all the same, where shapes permit
+    #[arg(long)]
+    pub force: bool,
     /// Ask once and leave; without it, lines from stdin are the turns (/reset, /exit)
     #[arg(short, long)]
     pub prompt: Option<String>,
@@ -292,6 +327,9 @@ pub struct Logits {
     pub model: String,
     #[arg(long, value_name = "A")]
     pub adapter: Option<String>,
+    /// Use an adapter of another base all the same, where shapes permit
+    #[arg(long)]
+    pub force: bool,
     /// Token ids, e.g. 1,2,3
     #[arg(long, value_delimiter = ',', required = true)]
     pub ids: Vec<u32>,
@@ -306,6 +344,9 @@ pub struct Eval {
     pub model: String,
     #[arg(long, value_name = "A")]
     pub adapter: Option<String>,
+    /// Use an adapter of another base all the same, where shapes permit
+    #[arg(long)]
+    pub force: bool,
     #[arg(long, value_name = "FILE")]
     pub data: String,
     #[command(flatten)]

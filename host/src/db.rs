@@ -101,6 +101,8 @@ const MIGRATIONS: &[&str] = &[
 ",
     // divergence: JSON.
     "ALTER TABLE runs ADD COLUMN divergence TEXT;",
+    // force: it starts from an adapter of another base all the same.
+    "ALTER TABLE runs ADD COLUMN force INTEGER NOT NULL DEFAULT 0;",
 ];
 
 pub(crate) struct Db {

@@ -156,6 +156,9 @@ pub struct ChatRecord {
 pub struct ChatLane {
     pub model: String,
     pub adapters: Vec<String>,
+    /// The adapters are of another base, and somebody wants them all the same.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub forced: bool,
     /// In which the next answer is asked for.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub style: Option<String>,

@@ -12,6 +12,7 @@ mod event;
 mod frame;
 mod job;
 mod link;
+mod origins;
 mod report;
 mod settings;
 mod style;
@@ -21,7 +22,7 @@ pub use chat::{
     ChatEntry, ChatLane, ChatNode, ChatRecord, ChatStats, Message, REASONING_EFFORTS, ReplyChannel,
     ReplyDelta, Role, SamplingParams, Thinking, ToolCall,
 };
-pub use command::{Command, CommandBody, JobId, ResumeHow, TrainRequest, TrainStart};
+pub use command::{Command, CommandBody, JobId, LogFormat, ResumeHow, TrainRequest, TrainStart};
 pub use config::{CONFIG_KEYS, ConfigKey, LoraConfig, Method, Optimizer, Quant, RunConfig, Schedule};
 pub use divergence::{Divergence, DivergenceSign, RowPlace};
 pub use error::{ErrorCode, ErrorInfo};
@@ -33,6 +34,7 @@ pub use event::{EvalMetrics, Event, EventBody, LogLevel, SampleText, StepMetrics
 pub use frame::{handshake, read_frame, write_frame};
 pub use job::{ChatJob, DataJob, EvalJob, Job, LogitsJob, Request, TrainJob};
 pub use link::EngineLink;
+pub use origins::{BaseMatch, BasePrint, FilePrint, Machine, Origins, WeightsMetrics};
 pub use report::{
     AdapterEntry, AdapterUpdate, CheckStatus, ColumnView, Consequence, DataReport, DatasetShape, DoctorCheck,
     FolderEntry, FolderView, Gpu, Hardware, LengthStats, LogLine, MetricPoint, ModelDetails, ModelEntry,

@@ -8,6 +8,7 @@ mod catalog;
 mod config_keys;
 mod fit;
 pub mod format;
+pub mod origins;
 mod outbox;
 mod picker;
 mod run_view;

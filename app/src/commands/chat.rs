@@ -25,7 +25,7 @@ const DIM: &str = "\x1b[2m";
 const PLAIN: &str = "\x1b[0m";
 
 pub fn run(session: &mut Session, args: &Chat) -> Outcome {
-    let Chat { model, adapter: adapters, prompt, system, thinking, style, .. } = args;
+    let Chat { model, adapter: adapters, force, prompt, system, thinking, style, .. } = args;
     let style = style.as_ref().map(|name| find_style(session, name, adapters)).transpose()?;
     let usual = SamplingParams::default();
     let usual = style.as_ref().map_or(usual.clone(), |style| style.sampling(&usual));
@@ -40,7 +40,7 @@ pub fn run(session: &mut Session, args: &Chat) -> Outcome {
     };
     check_sampling(&sampling)?;
     let reasoning = ((*thinking).into(), args.effort.clone());
-    let mut chat = Conversation::open(session, model, adapters, reasoning, sampling)?;
+    let mut chat = Conversation::open(session, model, (adapters, *force), reasoning, sampling)?;
     chat.style = style.map(|style| style.name);
     let system: Vec<Message> = system.iter().map(|text| Message::new(Role::System, text)).collect();
     if let Some(prompt) = prompt {
@@ -174,18 +174,18 @@ pub struct Conversation {
 }
 
 impl Conversation {
-    /// Waits until the model is loaded. Reasoning is what is seen of it, and its effort.
+    /// Waits until the model is loaded, with adapters of another base too if forced. Reasoning is what is seen of it, and its effort.
     ///
     /// Errors: the model cannot be loaded, or has no effort to set.
     pub fn open(
         session: &mut Session,
         model: &str,
-        adapters: &[String],
+        (adapters, force): (&[String], bool),
         (thinking, effort): (Thinking, Option<String>),
         sampling: SamplingParams,
     ) -> Result<Self, ErrorInfo> {
         let device = session.device.clone();
-        let body = CommandBody::Chat { model: model.to_owned(), adapters: adapters.to_vec(), device };
+        let body = CommandBody::Chat { model: model.to_owned(), adapters: adapters.to_vec(), device, force };
         let job = session.start(body);
         let chat = Self { job, thinking, effort, sampling, style: None, silent: false };
         let mut bar = Preparation::new();

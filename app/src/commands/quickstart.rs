@@ -60,6 +60,7 @@ pub fn run(session: &mut Session, args: &Quickstart) -> Outcome {
         out_dir: None,
         name: None,
         init_adapter: None,
+        force: false,
         resume: false,
         device: session.device.clone(),
         start: TrainStart::Attached,
@@ -137,7 +138,7 @@ fn say(out: &Output, text: &str) {
 
 fn answer(session: &mut Session, adapters: &[String]) -> Result<String, ErrorInfo> {
     let sampling = SamplingParams { max_tokens: 64, ..SamplingParams::default() };
-    let mut chat = Conversation::open(session, MODEL, adapters, (Thinking::Show, None), sampling)?;
+    let mut chat = Conversation::open(session, MODEL, (adapters, false), (Thinking::Show, None), sampling)?;
     chat.silent = true;
     let answer = chat.reply(session, vec![Message::new(Role::User, QUESTION)])??;
     chat.close(session)?;

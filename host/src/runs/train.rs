@@ -21,7 +21,7 @@ use crate::{
     Shared, adapters, config,
     db::{Db, RunRecord},
     error::{Result, usage},
-    files,
+    files, hardware,
     host::{data_path, resolve_device},
     job::Job,
     models,
@@ -48,9 +48,10 @@ pub(crate) fn train(job: &mut Job, request: TrainRequest) -> Result<()> {
         out_dir,
         name,
         init_adapter,
+        force,
         device,
         start,
-        ..
+        resume: _,
     } = request;
     // 1. Everything that can be known to be wrong, before anything is written.
     let device = resolve_device(&device)?;
@@ -99,6 +100,7 @@ pub(crate) fn train(job: &mut Job, request: TrainRequest) -> Result<()> {
         config: run_config,
         eval_data,
         init_adapter,
+        force,
     };
     let library = paths.adapters();
     let recorded = folder
@@ -298,7 +300,7 @@ impl ActiveRun {
 
     /// Stays with the run to its end.
     pub(super) fn run(mut self, job: &mut Job) -> Result<()> {
-        let RunRecord { entry, config: run_config, eval_data, init_adapter } = &mut self.record;
+        let RunRecord { entry, config: run_config, eval_data, init_adapter, force } = &mut self.record;
         let _active = Active::new(job, &entry.id);
         entry.status = RunStatus::Running;
         (entry.error, entry.divergence) = (None, None);
@@ -312,6 +314,8 @@ impl ActiveRun {
             init_adapter: init_adapter.clone(),
             resume: !self.is_new,
             device: self.device.clone(),
+            force: *force,
+            machine: hardware::machine(),
         }));
         self.db.set_running(&entry.id, &entry.out_dir)?;
         Provenance::of(&self.record).write(&self.folder.path)?;

@@ -9,8 +9,8 @@ use super::{
     view::{Shown, View},
 };
 use crate::{
-    theme::{self, RADIUS, colors, icons},
-    widgets::{Button, error_box},
+    theme::{self, RADIUS, Tone, colors, icons},
+    widgets::{Button, error_box, notice},
 };
 
 const MAX_LINES: f32 = 8.0;
@@ -21,6 +21,9 @@ pub(super) fn ui(ui: &mut Ui, view: &mut View, shown: &Shown) {
         ui.set_max_width(READABLE_WIDTH.min(ui.available_width()));
         ui.with_layout(Layout::top_down(Align::Min), |ui| {
             for engine in &shown.engines[..shown.record.lanes.len()] {
+                for warning in &engine.warnings {
+                    notice(ui, Tone::Warning, warning);
+                }
                 if let Standing::Failed(error) = &engine.standing {
                     error_box(ui, error);
                     if Button::secondary("Load again").icon(icons::ARROW_CLOCKWISE).clicked(ui) {

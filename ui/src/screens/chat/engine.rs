@@ -1,4 +1,6 @@
-use lathe_protocol::{ChatLane, ChatStats, CommandBody, ErrorInfo, Event, EventBody, JobId, ReplyDelta};
+use lathe_protocol::{
+    ChatLane, ChatStats, CommandBody, ErrorInfo, Event, EventBody, JobId, LogLevel, ReplyDelta,
+};
 
 use crate::{Outbox, Progress};
 
@@ -41,6 +43,9 @@ pub struct Engine {
     job: Option<JobId>,
     model: String,
     adapters: Vec<String>,
+    forced: bool,
+    /// What the worker has to say of the adapters.
+    pub warnings: Vec<String>,
     pub standing: Standing,
     pub writing: Option<Target>,
     /// A reply to ask for once the model is loaded.
@@ -50,7 +55,12 @@ pub struct Engine {
 impl Engine {
     /// Whether it holds (or is loading) what the lane wants.
     pub fn serves(&self, lane: &ChatLane) -> bool {
-        self.job.is_some() && self.model == lane.model && self.adapters == lane.adapters
+        self.job.is_some()
+            && (&self.model, &self.adapters, self.forced) == (&lane.model, &lane.adapters, lane.forced)
+    }
+
+    pub fn is_job(&self, job: JobId) -> bool {
+        self.job == Some(job)
     }
 
     pub fn load(&mut self, lane: &ChatLane, out: &mut Outbox) {
@@ -60,10 +70,12 @@ impl Engine {
         self.unload(out);
         self.model.clone_from(&lane.model);
         self.adapters.clone_from(&lane.adapters);
+        self.forced = lane.forced;
         self.job = Some(out.ask(CommandBody::Chat {
             model: lane.model.clone(),
             adapters: lane.adapters.clone(),
             device: "auto".into(),
+            force: lane.forced,
         }));
         self.standing = Standing::Loading(None);
     }
@@ -75,6 +87,7 @@ impl Engine {
         }
         self.standing = Standing::NotLoaded;
         self.waiting = None;
+        self.warnings.clear();
         self.writing.take()
     }
 
@@ -116,6 +129,10 @@ impl Engine {
                 if let Some(request) = self.waiting.take() {
                     out.send(event.job, request);
                 }
+                return None;
+            }
+            EventBody::Log { level: LogLevel::Warn, message } => {
+                self.warnings.push(message.clone());
                 return None;
             }
             EventBody::Reply(delta) => Heard::Delta(delta.clone()),

@@ -77,6 +77,7 @@ impl Wizard {
             out_dir: None,
             name: (!name.is_empty()).then(|| name.to_owned()),
             init_adapter: None,
+            force: false,
             resume: false,
             device: "auto".into(),
             start,
