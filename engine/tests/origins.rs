@@ -6,9 +6,8 @@ use std::path::{Path, PathBuf};
 
 use lathe_engine::{
     Error, files,
-    gguf::Gguf,
     origins::{self, check_bases, print_base},
-    weights::SafetensorsFolder,
+    weights::{SafetensorsFolder, Weights},
 };
 use lathe_protocol::{BaseMatch, BasePrint, ErrorCode};
 use serde_json::{Value, json};
@@ -95,7 +94,50 @@ fn quantised_forms_are_taken_for_the_base_they_were_made_of() {
     };
     is_other_form(&golden("tiny-llama"), &golden("tiny-llama-nf4"));
     is_other_form(&golden("tiny-qwen3"), &golden("tiny-qwen3-nf4"));
-    assert!(Gguf::open(&golden("gguf/llama.gguf")).is_ok());
+}
+
+/// The folder a GGUF could have been made of, its last norm changed by `change`.
+fn folder_of_gguf(path: &Path, change: f64) -> tempfile::TempDir {
+    let weights = Weights::open(path).unwrap();
+    let config = weights.config(path).unwrap();
+    let of_layer =
+        ["self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj", "mlp.gate_proj"];
+    let of_layer = of_layer.iter().chain(&[
+        "mlp.up_proj",
+        "mlp.down_proj",
+        "input_layernorm",
+        "post_attention_layernorm",
+    ]);
+    let of_layers = of_layer.flat_map(|module| {
+        (0..config.num_layers).map(move |layer| format!("model.layers.{layer}.{module}.weight"))
+    });
+    let whole = ["model.embed_tokens.weight", "lm_head.weight", "model.norm.weight"].map(String::from);
+    let tensors = of_layers.chain(whole).map(|name| {
+        let tensor = weights.dense(&name, &config).unwrap();
+        let is_last = name == "model.norm.weight";
+        (name, if is_last { (tensor + change).unwrap() } else { tensor })
+    });
+    let folder = tempfile::tempdir().unwrap();
+    files::write_safetensors(&folder.path().join("model.safetensors"), &tensors.collect()).unwrap();
+    let json = json!({
+        "model_type": "llama", "hidden_size": config.hidden_size, "intermediate_size": config.intermediate_size,
+        "num_hidden_layers": config.num_layers, "num_attention_heads": config.num_heads,
+        "num_key_value_heads": config.num_kv_heads, "head_dim": config.head_dim, "vocab_size": config.vocab_size,
+        "rms_norm_eps": 1e-5, "rope_theta": config.rope_theta,
+    });
+    std::fs::write(folder.path().join("config.json"), json.to_string()).unwrap();
+    folder
+}
+
+#[test]
+fn a_gguf_is_known_by_its_architecture_and_norms() {
+    let gguf = golden("gguf/llama.gguf");
+    let (same, other) = (folder_of_gguf(&gguf, 0.0), folder_of_gguf(&gguf, 0.5));
+    let gguf = print(&gguf);
+    let (there, here) = (print(same.path()), print(other.path()));
+    assert!(matches!(there.matches(&gguf), BaseMatch::OtherForm(_)), "{:?}", there.matches(&gguf));
+    let BaseMatch::Other(differences) = here.matches(&gguf) else { panic!("not told apart") };
+    assert!(differences[0].contains("with other norms"), "{differences:?}");
 }
 
 /// An adapter's folder that says it was trained on `base`.

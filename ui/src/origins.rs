@@ -57,7 +57,7 @@ mod tests {
         let expected = [
             "Base weights: abcdefab, config fedcbafe, BF16",
             "Template: 01234567",
-            "Data: /d.jsonl (3 rows, 2.0 KiB, 77777777)",
+            "Data: /d.jsonl (3 rows, 2.0 KB, 77777777)",
             "Result: 24 steps, loss 1.500, held-out loss 2.000, perplexity 7.39, accuracy 50.0 %",
             "Forced: another base",
             "Lathe: 0.1.0",
