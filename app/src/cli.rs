@@ -194,7 +194,7 @@ pub enum Runs {
         #[arg(long, value_name = "DIR")]
         out: PathBuf,
     },
-    /// Continue a stopped, interrupted, diverged or failed run from its newest checkpoint
+    /// Continue a stopped, interrupted or failed run, or one that diverged or ran out of memory, from its newest checkpoint
     Resume {
         run: String,
         /// Of a run that diverged: leave out the rows it names
@@ -206,6 +206,9 @@ pub enum Runs {
         /// Look for spikes no more; a loss that is no number still ends the run
         #[arg(long, group = "how")]
         ignore_spikes: bool,
+        /// Of a run that ran out of memory: recompute activations, which takes longer and changes no loss
+        #[arg(long, group = "how")]
+        less_memory: bool,
     },
     /// Checkpoint and stop a run, also one of another process, or take it out of the queue
     Stop {

@@ -63,6 +63,9 @@ impl From<Error> for ErrorInfo {
     fn from(error: Error) -> Self {
         let message = error.to_string();
         match error {
+            Error::Io { source, .. } if source.kind() == std::io::ErrorKind::StorageFull => {
+                Self::new(ErrorCode::Io, message).hint("free some disk space")
+            }
             Error::Io { .. } => Self::new(ErrorCode::Io, message),
             Error::Invalid { code, hint, .. } => Self { hint, ..Self::new(code, message) },
             Error::Tensor(_) => Self::new(ErrorCode::Internal, message),

@@ -109,6 +109,53 @@ fn held_out_rows_are_evaluated_not_trained_and_the_same_when_resumed() {
 }
 
 #[test]
+fn what_evaluated_best_is_kept_and_early_stopping_counts_from_a_minimum_delta() {
+    // Learns by heart, and so gets worse on what is held out.
+    let config = RunConfig {
+        eval_ratio: 0.2,
+        eval_steps: 1,
+        save_total_limit: 1,
+        max_steps: 40,
+        keep_best: true,
+        ..config()
+    };
+    let out_dir = tempfile::tempdir().unwrap();
+    let events = run(&job(config.clone(), out_dir.path()), never).unwrap();
+    let found = evals(&events);
+    let best = found.iter().min_by(|a, b| a.loss.total_cmp(&b.loss)).unwrap();
+    assert!(best.step < 40, "it must get worse for this test to say anything: {found:?}");
+    let whole = losses(&events);
+    let kept = std::fs::read(out_dir.path().join("adapter_model.safetensors")).unwrap();
+
+    // The same weights as a run that ends there.
+    let till_best = |event: &EventBody| matches!(event, EventBody::Eval(eval) if eval.step == best.step);
+    let short_dir = tempfile::tempdir().unwrap();
+    run(&job(config.clone(), short_dir.path()), till_best).unwrap();
+    let checkpoint = short_dir.path().join(format!("checkpoints/step-{:08}", best.step));
+    assert_eq!(std::fs::read(checkpoint.join("adapter_model.safetensors")).unwrap(), kept);
+
+    // Spoiled, it is told of and the last step's weights are kept.
+    let spoiled_dir = tempfile::tempdir().unwrap();
+    let path = spoiled_dir.path().join(format!("checkpoints/step-{:08}/state.json", best.step));
+    let last = |event: &EventBody| {
+        if matches!(event, EventBody::Step(step) if step.step == 40) {
+            std::fs::write(&path, "{}").unwrap();
+        }
+        false
+    };
+    let events = run(&job(config.clone(), spoiled_dir.path()), last).unwrap();
+    let told = |event: &EventBody| matches!(event, EventBody::Log { message, .. } if message.contains("cannot be read"));
+    assert!(events.iter().any(told));
+    assert_ne!(std::fs::read(spoiled_dir.path().join("adapter_model.safetensors")).unwrap(), kept);
+
+    // No evaluation improves by so much, so patience is spent after the first and two more.
+    let strict = RunConfig { early_stopping_patience: 2, early_stopping_min_delta: 10.0, ..config };
+    let strict_dir = tempfile::tempdir().unwrap();
+    let events = run(&job(strict, strict_dir.path()), never).unwrap();
+    assert_eq!(losses(&events), whole[..3]);
+}
+
+#[test]
 fn a_share_and_a_file_of_held_out_rows_together_are_refused() {
     let out_dir = tempfile::tempdir().unwrap();
     let mut job = job(RunConfig { eval_ratio: 0.1, ..config() }, out_dir.path());

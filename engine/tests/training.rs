@@ -291,11 +291,23 @@ fn a_broken_checkpoint_is_passed_over_for_the_one_before() {
     let rows = truncated(rows("tiny-llama"), config.max_seq_len);
     let out_dir = tempfile::tempdir().unwrap();
     let mut job = job("tiny-llama", config, out_dir.path());
-    run(&job, &rows, Some(4));
-    let newest = out_dir.path().join("checkpoints/step-00000004/optimizer.safetensors");
-    let bytes = std::fs::read(&newest).unwrap();
-    std::fs::write(&newest, &bytes[..bytes.len() / 2]).unwrap();
+    let expected = run(&job, &rows, Some(4));
     job.resume = true;
-    let steps = run(&job, &rows, None);
-    assert_eq!(steps.first().unwrap().step, 4, "resumed after step 3");
+    let newest = out_dir.path().join("checkpoints/step-00000004");
+    let optimizer = newest.join("optimizer.safetensors");
+    let weights = newest.join("adapter_model.safetensors");
+    let state = newest.join("state.json");
+    let spoilings: [(&Path, fn(&mut Vec<u8>)); 3] = [
+        (&optimizer, |bytes| bytes.truncate(bytes.len() / 2)),
+        (&weights, |bytes| *bytes.last_mut().unwrap() ^= 1),
+        (&state, Vec::clear),
+    ];
+    for (path, spoil) in spoilings {
+        let mut bytes = std::fs::read(path).unwrap();
+        spoil(&mut bytes);
+        std::fs::write(path, bytes).unwrap();
+        // From the one before, and the broken one is written anew.
+        let steps = run(&job, &rows, Some(1));
+        assert_eq!(steps, expected[3..], "{}", path.display());
+    }
 }

@@ -99,6 +99,8 @@ struct Worker {
     input: SyncSender<ToWorker>,
     output: Receiver<FromWorker>,
     stderr: Arc<Mutex<Vec<u8>>>,
+    /// What [`oom_kills`] was at its start.
+    oom_kills: u64,
 }
 
 impl Worker {
@@ -146,7 +148,8 @@ impl Worker {
                     .name(format!("worker-{id}-err"))
                     .spawn(move || keep_tail(stderr, &tail_writer))
             });
-        let worker = Self { child, input: job.control.to_worker.clone(), output, stderr: tail };
+        let input = job.control.to_worker.clone();
+        let worker = Self { child, input, output, stderr: tail, oom_kills: oom_kills() };
         match spawned {
             Ok(_) => Ok(worker),
             Err(error) => {
@@ -287,11 +290,15 @@ impl Worker {
         let ending = status.map_or_else(|| "still running, killed".to_owned(), describe_exit);
         // The stderr thread may need a moment to read the last words.
         thread::sleep(Duration::from_millis(30));
-        let why = why.map(|why| format!(": {why}")).unwrap_or_default();
-        ErrorInfo {
-            details: self.stderr_tail(),
-            ..ErrorInfo::new(ErrorCode::WorkerDied, format!("{what} ({ending}){why}"))
+        let details = self.stderr_tail();
+        // Rust's own last word when an allocation fails, or the kernel's choice.
+        let refused = details.as_ref().is_some_and(|words| words.contains("memory allocation of"));
+        if refused || (status.is_some_and(was_killed) && oom_kills() > self.oom_kills) {
+            let message = format!("Memory gave out: the worker ended ({ending})");
+            return ErrorInfo { details, ..ErrorInfo::new(ErrorCode::OutOfMemory, message) };
         }
+        let why = why.map(|why| format!(": {why}")).unwrap_or_default();
+        ErrorInfo { details, ..ErrorInfo::new(ErrorCode::WorkerDied, format!("{what} ({ending}){why}")) }
     }
 
     fn stderr_tail(&self) -> Option<String> {
@@ -430,6 +437,24 @@ fn describe_exit(status: ExitStatus) -> String {
         (None, Some(signal)) => format!("killed by signal {signal}"),
         (None, None) => status.to_string(),
     }
+}
+
+#[cfg(unix)]
+fn was_killed(status: ExitStatus) -> bool {
+    use std::os::unix::process::ExitStatusExt as _;
+    status.signal() == Some(9)
+}
+
+#[cfg(not(unix))]
+fn was_killed(_: ExitStatus) -> bool {
+    false
+}
+
+/// Processes that the kernel has killed for want of memory since it started; 0 where it does not tell.
+fn oom_kills() -> u64 {
+    let text = std::fs::read_to_string("/proc/vmstat").unwrap_or_default();
+    let count = text.lines().find_map(|line| line.strip_prefix("oom_kill "));
+    count.and_then(|count| count.trim().parse().ok()).unwrap_or(0)
 }
 
 #[cfg(not(unix))]

@@ -214,6 +214,8 @@ pub enum ResumeHow {
     LowerRate,
     /// No longer watched for spikes.
     IgnoreSpikes,
+    /// Recomputing every block's activations, which changes no loss.
+    LessMemory,
 }
 
 /// A form in which other programs read a run's metrics.

@@ -119,6 +119,8 @@ pub enum EventBody {
         tokens_per_epoch: u64,
     },
     Step(StepMetrics),
+    /// Of a run that resumes: what was told just before its checkpoint, lest nobody was there to write it down.
+    Retold(Told),
     Checkpoint {
         step: usize,
         path: String,
@@ -191,6 +193,13 @@ pub struct EvalMetrics {
     pub token_accuracy: f64,
     pub loss_tokens: usize,
     pub rows: usize,
+}
+
+/// Metrics of a run's last steps, oldest first.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct Told {
+    pub steps: Vec<StepMetrics>,
+    pub evals: Vec<EvalMetrics>,
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]

@@ -30,7 +30,7 @@ pub use estimate::{
     ExpertFormat, ExpertsShape, MemoryEstimate, ModelShape, Placement, chat_memory, training_flops,
     training_memory,
 };
-pub use event::{EvalMetrics, Event, EventBody, LogLevel, SampleText, StepMetrics, TrainSummary};
+pub use event::{EvalMetrics, Event, EventBody, LogLevel, SampleText, StepMetrics, Told, TrainSummary};
 pub use frame::{handshake, read_frame, write_frame};
 pub use job::{ChatJob, DataJob, EvalJob, Job, LogitsJob, Request, TrainJob};
 pub use link::EngineLink;

@@ -207,6 +207,8 @@ pub enum RunStatus {
     Kept,
     /// Its process died; it can be resumed.
     Interrupted,
+    /// Memory gave out; it can be resumed with less.
+    OutOfMemory,
     /// The guard ended it before a bad update; it can be resumed.
     Diverged,
     Completed,

@@ -187,6 +187,7 @@ fn status(run: &RunEntry) -> String {
         RunStatus::Stopped => "stopped",
         RunStatus::Kept => "kept",
         RunStatus::Interrupted => "interrupted",
+        RunStatus::OutOfMemory => "out of memory",
         RunStatus::Diverged => "diverged",
         RunStatus::Completed => "completed",
         RunStatus::Failed => "failed",

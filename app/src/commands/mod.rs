@@ -50,11 +50,12 @@ pub fn run(session: &mut Session, command: CommandLine) -> Outcome {
         CommandLine::Runs(Runs::Export { run, format, out }) => {
             record::export(session, run, format.into(), full_path(&out))
         }
-        CommandLine::Runs(Runs::Resume { run, skip_rows, lower_rate, ignore_spikes }) => {
-            let how = match (skip_rows, lower_rate, ignore_spikes) {
+        CommandLine::Runs(Runs::Resume { run, skip_rows, lower_rate, ignore_spikes, less_memory }) => {
+            let how = match (skip_rows, lower_rate, ignore_spikes, less_memory) {
                 (true, ..) => ResumeHow::SkipRows,
-                (_, true, _) => ResumeHow::LowerRate,
-                (.., true) => ResumeHow::IgnoreSpikes,
+                (_, true, ..) => ResumeHow::LowerRate,
+                (_, _, true, _) => ResumeHow::IgnoreSpikes,
+                (.., true) => ResumeHow::LessMemory,
                 _ => ResumeHow::AsItWas,
             };
             train::resume(session, run, how)

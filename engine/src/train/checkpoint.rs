@@ -5,18 +5,20 @@ use std::{
 
 use candle_core::Tensor;
 use lathe_kernels::{AdamW, Dynamic8, Moments};
-use lathe_protocol::ErrorCode;
+use lathe_protocol::{ErrorCode, EvalMetrics, StepMetrics, Told};
 use serde::{Deserialize, Serialize};
 
 use crate::{
     Error, Result, adapter,
     files::{self, Values},
     model::Trainable,
-    train::guard::Recent,
+    train::{checksums, guard::Recent},
     weights::SafetensorsFolder,
 };
 
 const STATE_FILE: &str = "state.json";
+/// Metrics of the last steps that a checkpoint keeps: more than a host can lag behind.
+const MAX_TOLD: usize = 64;
 const OPTIMIZER_FILE: &str = "optimizer.safetensors";
 
 /// Where a run stands. With the config it is the data cursor and the state of every random stream: both are functions
@@ -37,6 +39,25 @@ pub struct State {
     /// What the guard compares the next step with.
     #[serde(default)]
     pub recent: Recent,
+    #[serde(default)]
+    pub told: Told,
+}
+
+impl State {
+    pub fn add_step(&mut self, step: StepMetrics) {
+        add_last(&mut self.told.steps, step);
+    }
+
+    pub fn add_eval(&mut self, eval: EvalMetrics) {
+        add_last(&mut self.told.evals, eval);
+    }
+}
+
+fn add_last<T>(last: &mut Vec<T>, value: T) {
+    if last.len() == MAX_TOLD {
+        last.remove(0);
+    }
+    last.push(value);
 }
 
 pub fn folder(out_dir: &Path) -> PathBuf {
@@ -60,18 +81,30 @@ pub fn save(
     let checkpoints = folder(out_dir);
     let place = of_step(out_dir, state.step);
     if place.exists() {
-        return Ok(place);
+        if checksums::verify(&place).is_ok() {
+            return Ok(place);
+        }
+        // Broken, and passed over when the run resumed.
+        std::fs::remove_dir_all(&place).map_err(Error::io("remove a broken checkpoint", &place))?;
     }
     let aside = checkpoints.join(format!(".step-{:08}.partial", state.step));
     if aside.exists() {
         std::fs::remove_dir_all(&aside).map_err(Error::io("remove a half-written checkpoint", &aside))?;
     }
-    files::create_dir_all(&aside)?;
-    save_weights(&aside)?;
-    save_moments(&aside.join(OPTIMIZER_FILE), trainables, &optimizer.moments)?;
-    files::write_json(&aside.join(STATE_FILE), state)?;
-    files::sync_dir(&aside)?;
-    std::fs::rename(&aside, &place).map_err(Error::io("put the checkpoint in its place", &place))?;
+    let written = files::create_dir_all(&aside)
+        .and_then(|()| save_weights(&aside))
+        .and_then(|()| save_moments(&aside.join(OPTIMIZER_FILE), trainables, &optimizer.moments))
+        .and_then(|()| files::write_json(&aside.join(STATE_FILE), state))
+        .and_then(|()| checksums::write(&aside))
+        .and_then(|()| files::sync_dir(&aside))
+        .and_then(|()| {
+            std::fs::rename(&aside, &place).map_err(Error::io("put the checkpoint in its place", &place))
+        });
+    if let Err(error) = written {
+        // A full disk gets its space back; the error that matters is the one just met.
+        std::fs::remove_dir_all(&aside).ok();
+        return Err(error);
+    }
     files::sync_dir(&checkpoints)?;
     let is_best = |path: &&PathBuf| state.best_step.is_some() && step(path) == state.best_step;
     for old in list(out_dir)?.iter().rev().skip(keep.max(1)).filter(|path| !is_best(path)) {
@@ -136,13 +169,14 @@ pub fn step(path: &Path) -> Option<usize> {
 
 /// Puts weights and moments of one checkpoint back.
 ///
-/// Errors: a missing or broken file, a tensor that does not fit, other data than it was trained on.
+/// Errors: a missing, broken or changed file, a tensor that does not fit, other data than it was trained on.
 pub fn load(
     checkpoint: &Path,
     trainables: &[Trainable],
     optimizer: &mut AdamW,
     data_hash: &str,
 ) -> Result<State> {
+    checksums::verify(checkpoint)?;
     let state: State = files::read_json(&checkpoint.join(STATE_FILE))?;
     if state.data_hash != data_hash {
         return Err(Error::invalid(

@@ -1,6 +1,7 @@
 //! A training run, top to bottom.
 
 mod checkpoint;
+mod checksums;
 mod evaluation;
 mod guard;
 mod load;
@@ -17,7 +18,7 @@ use std::{
 use lathe_kernels::{AdamW, AdamWParams, global_norm};
 use lathe_protocol::{
     Divergence, DivergenceSign, ErrorCode, EvalMetrics, EventBody, LogLevel, Optimizer, Origins, RowPlace,
-    RunConfig, StepMetrics, TrainJob, TrainSummary, WeightsMetrics,
+    RunConfig, StepMetrics, Told, TrainJob, TrainSummary, WeightsMetrics,
 };
 use sha2::{Digest as _, Sha256};
 
@@ -160,6 +161,7 @@ pub fn run_on_rows(
         best_step: None,
         evals_without_improvement: 0,
         recent: guard::Recent::new(),
+        told: Told::default(),
     };
     if job.resume {
         state = resume(out_dir, &trainables, &mut optimizer, &data_hash, emit)?.unwrap_or(state);
@@ -182,6 +184,9 @@ pub fn run_on_rows(
         rows: rows.len(),
         tokens_per_epoch,
     });
+    if state.step > 0 {
+        emit(EventBody::Retold(state.told.clone()));
+    }
 
     // 4. The loop
     let mut stopped = false;
@@ -229,7 +234,7 @@ pub fn run_on_rows(
             state.last_loss = Some(loss);
             let tokens: usize = window.iter().flatten().map(|row| rows[*row].ids.len()).sum();
             let seconds = (world.clock)() - step_started;
-            emit(EventBody::Step(StepMetrics {
+            let metrics = StepMetrics {
                 step: state.step + 1,
                 loss,
                 grad_norm,
@@ -239,7 +244,9 @@ pub fn run_on_rows(
                 loss_tokens: stats.num_tokens,
                 epoch,
                 memory_bytes: None,
-            }));
+            };
+            state.add_step(metrics);
+            emit(EventBody::Step(metrics));
         }
         state.step += 1;
         state.num_updates = optimizer.num_updates;
@@ -266,6 +273,7 @@ pub fn run_on_rows(
                 };
                 return Err(diverged(out_dir, unproven, divergence, emit)?);
             }
+            state.add_eval(*metrics);
             emit(EventBody::Eval(*metrics));
             (eval_loss, last_eval) = (Some(metrics.loss), Some(*metrics));
             let best = state.best_eval_loss;
@@ -329,14 +337,26 @@ pub fn run_on_rows(
         let best = state.best_step.filter(|best| config.keeps_best() && *best != state.step);
         if let Some(best) = best {
             let path = checkpoint::of_step(out_dir, best);
-            metrics = origins::metrics_of(&path);
-            checkpoint::load(&path, &trainables, &mut optimizer, &data_hash)?;
-            (kept_step, eval_loss) = (best, state.best_eval_loss);
-            let message = format!(
-                "Kept the weights of step {best}, which had the lowest eval loss, not those of step {}",
-                state.step
-            );
-            emit(EventBody::Log { level: LogLevel::Info, message });
+            let (level, message) = match checkpoint::load(&path, &trainables, &mut optimizer, &data_hash) {
+                Ok(_) => {
+                    metrics = origins::metrics_of(&path);
+                    (kept_step, eval_loss) = (best, state.best_eval_loss);
+                    let message = format!(
+                        "Kept the weights of step {best}, which had the lowest eval loss, not those of step {}",
+                        state.step
+                    );
+                    (LogLevel::Info, message)
+                }
+                Err(error) => {
+                    let message = format!(
+                        "Kept the weights of step {}: those of step {best}, which had the lowest eval loss, cannot \
+                         be read: {error}",
+                        state.step
+                    );
+                    (LogLevel::Warn, message)
+                }
+            };
+            emit(EventBody::Log { level, message });
         }
         save_weights(out_dir, metrics)?;
     }

@@ -1,4 +1,4 @@
-use lathe_protocol::{EvalMetrics, LogLevel, LogLine, MetricPoint, SampleText, StepMetrics};
+use lathe_protocol::{EvalMetrics, LogLevel, LogLine, MetricPoint, SampleText, StepMetrics, Told};
 use rusqlite::{Row, params};
 
 use super::{Db, from_word, word};
@@ -6,37 +6,57 @@ use crate::error::Result;
 
 impl Db {
     pub(crate) fn add_step(&self, id: &str, point: &MetricPoint) -> Result<()> {
-        let MetricPoint { step, at_secs } = point;
+        let MetricPoint { step, .. } = point;
         self.exclusively(|| {
-            self.write(
-                "INSERT OR REPLACE INTO metrics VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11)",
-                params![
-                    id,
-                    step.step,
-                    step.loss,
-                    step.grad_norm,
-                    step.lr,
-                    step.tokens_per_second,
-                    step.tokens,
-                    step.loss_tokens,
-                    step.epoch,
-                    at_secs,
-                    step.memory_bytes,
-                ],
-            )?;
+            self.insert_step("REPLACE", id, point)?;
             let sql = "UPDATE runs SET step = ?2, last_loss = ?3 WHERE id = ?1";
             self.write(sql, params![id, step.step, step.loss]).map(drop)
         })
     }
 
-    pub(crate) fn add_eval(&self, id: &str, eval: &EvalMetrics) -> Result<()> {
-        let EvalMetrics { step, loss, perplexity, token_accuracy, loss_tokens, rows } = eval;
+    /// What is there already stays as it is.
+    pub(crate) fn add_missing(&self, id: &str, told: &Told, at_secs: f64) -> Result<()> {
         self.exclusively(|| {
-            self.write(
-                "INSERT OR REPLACE INTO evals VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)",
-                params![id, step, loss, perplexity, token_accuracy, loss_tokens, rows],
-            )?;
-            self.write("UPDATE runs SET eval_loss = ?2 WHERE id = ?1", params![id, loss]).map(drop)
+            for step in &told.steps {
+                self.insert_step("IGNORE", id, &MetricPoint { step: *step, at_secs })?;
+            }
+            told.evals.iter().try_for_each(|eval| self.insert_eval("IGNORE", id, eval))
+        })
+    }
+
+    /// `or`: what to do where the step is there already.
+    fn insert_step(&self, or: &str, id: &str, point: &MetricPoint) -> Result<()> {
+        let MetricPoint { step, at_secs } = point;
+        self.write(
+            &format!("INSERT OR {or} INTO metrics VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11)"),
+            params![
+                id,
+                step.step,
+                step.loss,
+                step.grad_norm,
+                step.lr,
+                step.tokens_per_second,
+                step.tokens,
+                step.loss_tokens,
+                step.epoch,
+                at_secs,
+                step.memory_bytes,
+            ],
+        )
+        .map(drop)
+    }
+
+    fn insert_eval(&self, or: &str, id: &str, eval: &EvalMetrics) -> Result<()> {
+        let EvalMetrics { step, loss, perplexity, token_accuracy, loss_tokens, rows } = eval;
+        let sql = format!("INSERT OR {or} INTO evals VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)");
+        let values = params![id, step, loss, perplexity, token_accuracy, loss_tokens, rows];
+        self.write(&sql, values).map(drop)
+    }
+
+    pub(crate) fn add_eval(&self, id: &str, eval: &EvalMetrics) -> Result<()> {
+        self.exclusively(|| {
+            self.insert_eval("REPLACE", id, eval)?;
+            self.write("UPDATE runs SET eval_loss = ?2 WHERE id = ?1", params![id, eval.loss]).map(drop)
         })
     }
 

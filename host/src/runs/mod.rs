@@ -181,6 +181,7 @@ fn status_word(status: RunStatus) -> &'static str {
         RunStatus::Stopped => "stopped",
         RunStatus::Kept => "kept",
         RunStatus::Interrupted => "interrupted",
+        RunStatus::OutOfMemory => "out of memory",
         RunStatus::Diverged => "diverged",
         RunStatus::Completed => "completed",
         RunStatus::Failed => "failed",

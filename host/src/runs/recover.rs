@@ -1,4 +1,4 @@
-//! How a run that diverged goes on.
+//! How a run that diverged or ran out of memory goes on.
 
 use lathe_protocol::{Divergence, ResumeHow, RunConfig, RunEntry};
 
@@ -6,12 +6,21 @@ use crate::error::{Result, usage};
 
 /// What `how` makes of the run's settings. They are kept, so that every later resume is the same.
 ///
-/// Errors: rows are to be skipped, and none are to blame.
+/// Errors: rows are to be skipped, and none are to blame; it takes the least memory already.
 pub(super) fn change(config: &mut RunConfig, entry: &RunEntry, how: ResumeHow) -> Result<()> {
     match how {
         ResumeHow::AsItWas => {}
         ResumeHow::LowerRate => config.learning_rate /= 2.0,
         ResumeHow::IgnoreSpikes => config.spike_threshold = 0.0,
+        ResumeHow::LessMemory => {
+            if !can_take_less_memory(config) {
+                return Err(
+                    usage(format!("Run {} recomputes every block already", entry.name)).hint(LESS_FROM_ANEW)
+                );
+            }
+            config.gradient_checkpointing = true;
+            config.gradient_checkpointing_every = 1;
+        }
         ResumeHow::SkipRows => {
             let Some(Divergence { rows, .. }) =
                 entry.divergence.as_ref().filter(|found| !found.rows.is_empty())
@@ -25,6 +34,22 @@ pub(super) fn change(config: &mut RunConfig, entry: &RunEntry, how: ResumeHow) -
         }
     }
     Ok(())
+}
+
+const LESS_FROM_ANEW: &str =
+    "start a new run with a lower max_seq_len or batch_size, --init-adapter from its newest checkpoint";
+
+fn can_take_less_memory(config: &RunConfig) -> bool {
+    config.recomputed_blocks() != Some(1)
+}
+
+/// What to do when memory gave out under a run that has a checkpoint to go on from.
+pub(super) fn memory_hint(run: &str, config: &RunConfig) -> String {
+    if can_take_less_memory(config) {
+        format!("close other programs, or let it take less: lathe runs resume {run} --less-memory")
+    } else {
+        format!("close other programs, then: lathe runs resume {run}; or {LESS_FROM_ANEW}")
+    }
 }
 
 /// The ways on, as a person would type them.

@@ -49,7 +49,11 @@ pub(crate) fn stop(job: &Job, name: &str, then: StopThen) -> Result<()> {
     }
     let is_over = matches!(
         record.entry.status,
-        RunStatus::Stopped | RunStatus::Interrupted | RunStatus::Diverged | RunStatus::Failed
+        RunStatus::Stopped
+            | RunStatus::Interrupted
+            | RunStatus::OutOfMemory
+            | RunStatus::Diverged
+            | RunStatus::Failed
     );
     if then == StopThen::Discard && (is_over || record.entry.status == RunStatus::Kept) {
         // Whoever held it may be quicker.

@@ -79,6 +79,31 @@ fn a_finished_run_is_recorded_and_its_adapter_in_the_library() {
 }
 
 #[test]
+fn a_worker_without_memory_leaves_a_run_that_can_take_less() {
+    let bench = Bench::new();
+    let out = bench.path("out");
+    let script = "echo 'memory allocation of 99 bytes failed' >&2; kill -6 $$";
+    let mut host = bench.host(&[training_started(), step(1)], script, &[]);
+    let error = failure(&ask(&mut host, 1, train(&bench, &out)));
+    assert_eq!(error.code, ErrorCode::OutOfMemory);
+    let run = &listed(&bench)[0];
+    assert_eq!((run.status, run.step), (RunStatus::OutOfMemory, 1));
+    assert!(error.hint.unwrap().ends_with(&format!("lathe runs resume {} --less-memory", run.id)));
+
+    let resume = || CommandBody::RunsResume {
+        run: run.id.clone(),
+        how: ResumeHow::LessMemory,
+        start: TrainStart::Attached,
+    };
+    let error = failure(&ask(&mut bench.host(&[training_started(), step(2)], script, &[]), 1, resume()));
+    assert!(error.hint.unwrap().contains("lower max_seq_len"));
+    let record = Db::open(&bench.paths.db()).unwrap().runs().unwrap().remove(0);
+    assert!(record.config.gradient_checkpointing);
+    let error = failure(&ask(&mut finished_host(&bench, &out), 1, resume()));
+    assert!(error.message.contains("recomputes every block already"), "{error}");
+}
+
+#[test]
 fn a_killed_worker_leaves_an_interrupted_run_that_can_be_resumed() {
     let bench = Bench::new();
     let out = bench.path("out");

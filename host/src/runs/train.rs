@@ -14,7 +14,7 @@ use super::{
     folder::{self, LockedFolder},
     naming::{made_up_name, new_id},
     open_db,
-    recover::{change, recovery_hint},
+    recover::{change, memory_hint, recovery_hint},
     stop,
 };
 use crate::{
@@ -360,6 +360,7 @@ impl ActiveRun {
                 (entry.step, entry.last_loss) = (step.step, Some(step.loss));
                 db.add_step(&id, &MetricPoint { step: *step, at_secs: files::now_secs() })
             }
+            EventBody::Retold(told) => db.add_missing(&id, told, files::now_secs()),
             EventBody::Eval(eval) => {
                 entry.eval_loss = Some(eval.loss);
                 db.add_eval(&id, eval)
@@ -393,7 +394,10 @@ impl ActiveRun {
     fn finish(mut self, job: &Job, outcome: Result<()>, seen: &Seen) -> Result<()> {
         let paths = job.host.paths();
         let entry = &mut self.record.entry;
-        let died = matches!(&outcome, Err(error) if error.code == ErrorCode::WorkerDied);
+        let died = matches!(
+            &outcome,
+            Err(error) if matches!(error.code, ErrorCode::WorkerDied | ErrorCode::OutOfMemory)
+        );
         let completed = outcome.is_ok() && seen.summary.as_ref().is_some_and(|summary| summary.completed);
         if seen.stop == Some(StopThen::Discard) && !completed {
             let Self { db, folder, record, .. } = self;
@@ -409,8 +413,12 @@ impl ActiveRun {
                 return Err(error);
             }
             Err(error) if died && (seen.training || entry.step > 0) => {
-                entry.status = RunStatus::Interrupted;
-                let hint = format!("resume it with: lathe runs resume {}", entry.id);
+                let hint;
+                (entry.status, hint) = if error.code == ErrorCode::OutOfMemory {
+                    (RunStatus::OutOfMemory, memory_hint(&entry.id, &self.record.config))
+                } else {
+                    (RunStatus::Interrupted, format!("resume it with: lathe runs resume {}", entry.id))
+                };
                 let after =
                     if entry.step > 0 { format!(" after step {}", entry.step) } else { String::new() };
                 Err(ErrorInfo { message: format!("{}{after}", error.message), ..error }.hint(hint))
@@ -418,8 +426,16 @@ impl ActiveRun {
             Err(error) => {
                 let divergence = entry.divergence.as_ref().filter(|_| error.code == ErrorCode::Diverged);
                 entry.status = if divergence.is_some() { RunStatus::Diverged } else { RunStatus::Failed };
-                let hint = divergence.map(|divergence| recovery_hint(&entry.id, divergence));
-                Err(ErrorInfo { hint: hint.or(error.hint), ..error })
+                let hint = match divergence {
+                    Some(divergence) => Some(recovery_hint(&entry.id, divergence)),
+                    // Whatever it was, once it is mended nothing is lost.
+                    None if entry.step > 0 && error.code == ErrorCode::Io => {
+                        let then = format!("then: lathe runs resume {}", entry.id);
+                        Some(error.hint.map_or(then.clone(), |hint| format!("{hint}, {then}")))
+                    }
+                    None => error.hint,
+                };
+                Err(ErrorInfo { hint, ..error })
             }
             Ok(()) => {
                 entry.status = if completed { RunStatus::Completed } else { RunStatus::Stopped };
@@ -427,7 +443,7 @@ impl ActiveRun {
             }
         };
         entry.error = outcome.as_ref().err().map(|error| error.message.clone());
-        Provenance::of(&self.record).write(&self.folder.path)?;
+        let written = Provenance::of(&self.record).write(&self.folder.path);
         let learned = match self.record.entry.status {
             RunStatus::Completed if self.record.entry.method != Method::Full => {
                 let provenance = Provenance::of(&self.record);
@@ -443,6 +459,6 @@ impl ActiveRun {
         if let Some(adapter) = learned {
             job.emit(EventBody::Adapter(Box::new(adapter?)));
         }
-        outcome
+        outcome.and(written)
     }
 }

@@ -12,6 +12,7 @@ pub fn status_name(status: RunStatus) -> &'static str {
         RunStatus::Stopped => "Paused",
         RunStatus::Kept => "Kept",
         RunStatus::Interrupted => "Interrupted",
+        RunStatus::OutOfMemory => "Out of memory",
         RunStatus::Diverged => "Diverged",
         RunStatus::Completed => "Completed",
         RunStatus::Failed => "Failed",
@@ -24,7 +25,7 @@ pub fn status_tone(status: RunStatus) -> Tone {
         RunStatus::Running => Tone::Accent,
         RunStatus::Kept | RunStatus::Completed => Tone::Success,
         RunStatus::Interrupted => Tone::Warning,
-        RunStatus::Diverged | RunStatus::Failed => Tone::Error,
+        RunStatus::OutOfMemory | RunStatus::Diverged | RunStatus::Failed => Tone::Error,
     }
 }
 

@@ -72,9 +72,9 @@ mod tests {
 
     #[test]
     fn the_table_is_written_between_its_marks() {
-        let document = format!("a\n{BEGIN}old\n{END}b\n");
+        let document = format!("a\n{BEGIN}outdated\n{END}b\n");
         let fixed = with_table(&document).unwrap();
-        assert!(fixed.starts_with("a\n") && fixed.ends_with("b\n") && !fixed.contains("old"));
+        assert!(fixed.starts_with("a\n") && fixed.ends_with("b\n") && !fixed.contains("outdated"));
         assert!(fixed.contains("| `lora.r` | 1..=4096 |"));
         assert_eq!(with_table(&fixed).unwrap(), fixed);
         assert_eq!(with_table("no marks"), None);

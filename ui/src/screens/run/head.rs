@@ -70,7 +70,11 @@ fn deeds(ui: &mut Ui, run: &RunEntry, is_busy: bool) -> Option<Deed> {
             let tooltip = "Writes a checkpoint and stops; the run can go on later";
             button(ui, pause.tooltip(tooltip), Deed::Stop(StopThen::Pause));
         }
-        RunStatus::Stopped | RunStatus::Interrupted | RunStatus::Diverged | RunStatus::Failed => {
+        RunStatus::Stopped
+        | RunStatus::Interrupted
+        | RunStatus::OutOfMemory
+        | RunStatus::Diverged
+        | RunStatus::Failed => {
             button(ui, remove, Deed::Remove);
             if keeps && run.step > 0 {
                 let keep = Button::secondary("Keep as it is").icon(icons::FLOPPY_DISK);

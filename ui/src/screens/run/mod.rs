@@ -17,7 +17,7 @@ use super::run_actions::RunActions;
 use crate::{
     Action, Asked, Outbox, Route, RunView, Store, format,
     theme::{Tone, icons, space},
-    widgets::{Button, card, empty_state, error_box, offer, page_with, spinner_line},
+    widgets::{Button, card, choices, empty_state, error_box, offer, page_with, spinner_line},
 };
 
 /// A run: what it does, what it did, and what can be done about it.
@@ -187,6 +187,7 @@ fn notices(ui: &mut Ui, run: &RunEntry, actions: &RunActions) -> Option<Deed> {
             );
             return offer(ui, Tone::Warning, &text, resume()).then_some(as_it_was);
         }
+        RunStatus::OutOfMemory => return out_of_memory(ui, run).map(Deed::Resume),
         RunStatus::Diverged => {
             let how = run.divergence.as_ref().and_then(|divergence| diverged::ui(ui, divergence));
             return how.map(Deed::Resume);
@@ -206,6 +207,26 @@ fn notices(ui: &mut Ui, run: &RunEntry, actions: &RunActions) -> Option<Deed> {
         _ => {}
     }
     None
+}
+
+/// Memory gave out under the run: the ways to go on.
+fn out_of_memory(ui: &mut Ui, run: &RunEntry) -> Option<ResumeHow> {
+    let step = format::count(run.step as u64);
+    let text = format!(
+        "Memory gave out after step {step}. Nothing is lost: the run can go on from its newest checkpoint."
+    );
+    let mut wanted = None;
+    choices(ui, Tone::Error, &text, |ui| {
+        let tooltip = "Recomputes activations instead of keeping them: slower, with the same losses";
+        if Button::secondary("Go on with less memory").tooltip(tooltip).clicked(ui) {
+            wanted = Some(ResumeHow::LessMemory);
+        }
+        let tooltip = "With the settings it had; close other programs first";
+        if Button::secondary("Go on as it was").tooltip(tooltip).clicked(ui) {
+            wanted = Some(ResumeHow::AsItWas);
+        }
+    });
+    wanted
 }
 
 impl OpenRun {

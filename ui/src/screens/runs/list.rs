@@ -29,7 +29,7 @@ impl Kind {
             RunStatus::Queued | RunStatus::Running => Self::Active,
             RunStatus::Stopped | RunStatus::Interrupted => Self::Paused,
             RunStatus::Kept | RunStatus::Completed => Self::Finished,
-            RunStatus::Diverged | RunStatus::Failed => Self::Failed,
+            RunStatus::OutOfMemory | RunStatus::Diverged | RunStatus::Failed => Self::Failed,
         };
         self == Self::All || self == kind
     }
