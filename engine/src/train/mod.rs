@@ -63,7 +63,9 @@ pub fn run(
         );
     }
     let mut checked = Checked::default();
-    let begun = if job.resume { origins::of_begun(job)? } else { None };
+    // One without a checkpoint begins anew.
+    let has_begun = job.resume && !checkpoint::list(Path::new(&job.out_dir))?.is_empty();
+    let begun = if has_begun { origins::of_begun(job)? } else { None };
     if begun.is_none() {
         checked = origins::check_bases(Path::new(&job.model), job.init_adapter.as_slice(), job.force)?;
         for message in checked.warnings.iter().chain(&checked.forced) {
