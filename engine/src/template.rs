@@ -29,6 +29,11 @@ const TWINS: [(&str, &str); 2] = [
     ("last_query_index", include_str!("../../chat_templates/qwen3_training.jinja")),
 ];
 
+/// Instructions that a render may take, of minijinja's: some seconds of a template that does not end, thousands of turns
+/// of one that does.
+const FUEL: u64 = 50_000_000;
+const MAX_TEXT_BYTES: usize = 64 << 20;
+
 /// A model's chat template, compiled.
 pub struct ChatTemplate {
     /// Where it comes from, in words, e.g. `chat_template.jinja of the model`.
@@ -87,6 +92,7 @@ impl ChatTemplate {
         let mut environment = Environment::new();
         let syntax = SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build();
         environment.set_syntax(syntax.map_err(|error| fail(&error))?);
+        environment.set_fuel(Some(FUEL));
         environment.set_unknown_method_callback(python::method);
         environment.add_filter("tojson", python::tojson);
         environment.add_filter("assistant_span", |text: &str| format!("{SPAN_START}{text}{SPAN_END}"));
@@ -166,7 +172,10 @@ impl ChatTemplate {
         }
         let fail = |error: minijinja::Error| {
             // Templates speak to their user through raise_exception; the rest is for their author.
-            let what = error.detail().map_or_else(|| error.to_string(), str::to_string);
+            let what = match std::error::Error::source(&error) {
+                Some(limit) if error.kind() == minijinja::ErrorKind::WriteFailure => limit.to_string(),
+                _ => error.detail().map_or_else(|| error.to_string(), str::to_string),
+            };
             let line =
                 error.line().map_or_else(String::new, |line| format!(" (line {line} of the template)"));
             Error::invalid(
@@ -175,7 +184,31 @@ impl ChatTemplate {
             )
         };
         let template = self.environment.get_template(name).map_err(fail)?;
-        template.render(Value::from_pairs(context)).map_err(fail)
+        let mut text = Bounded(Vec::new());
+        template.render_captured_to(Value::from_pairs(context), &mut text).map_err(fail)?;
+        String::from_utf8(text.0).map_err(|error| {
+            Error::invalid(
+                ErrorCode::Template,
+                format!("The chat template writes no text: {error}: {}", self.origin),
+            )
+        })
+    }
+}
+
+/// Bytes, as long as they are not too many.
+struct Bounded(Vec<u8>);
+
+impl std::io::Write for Bounded {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        if self.0.len() + bytes.len() > MAX_TEXT_BYTES {
+            return Err(std::io::Error::other(format!("it writes more than {} MiB", MAX_TEXT_BYTES >> 20)));
+        }
+        self.0.extend_from_slice(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
     }
 }
 

@@ -3,6 +3,7 @@
 #![expect(clippy::print_stdout, reason = "a tool of the terminal")]
 
 mod bench;
+mod fuzz;
 mod goldens;
 mod pip;
 mod repo;
@@ -36,6 +37,8 @@ enum Task {
     TrainStarter(starter::Args),
     /// Measure Lathe beside its peers
     Bench(bench::Args),
+    /// Foreign bytes by the million at every parser (needs cargo-fuzz)
+    Fuzz(fuzz::Args),
     /// One side of a measurement, started by `bench`
     #[command(hide = true)]
     BenchChild(bench::ChildArgs),
@@ -64,6 +67,7 @@ fn run(task: Task) -> anyhow::Result<()> {
         }
         Task::TrainStarter(args) => starter::train_starter(&args),
         Task::Bench(args) => bench::bench(&args),
+        Task::Fuzz(args) => fuzz::fuzz(&args),
         Task::BenchChild(args) => bench::child(&args),
         Task::Goldens(args) => goldens::goldens(&args),
     }

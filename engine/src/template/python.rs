@@ -8,6 +8,10 @@ use minijinja::{
     value::{Kwargs, ValueKind, from_args},
 };
 
+/// Of JSON: a namespace can hold itself.
+const MAX_DEPTH: usize = 256;
+const MAX_INDENT: usize = 64;
+
 /// transformers' `tojson`: `json.dumps` with `ensure_ascii=False`, nothing escaped for HTML.
 #[expect(clippy::needless_pass_by_value, reason = "minijinja hands filters their arguments by value")]
 pub fn tojson(value: &Value, ensure_ascii: Option<bool>, options: Kwargs) -> Result<Value, Error> {
@@ -19,7 +23,7 @@ pub fn tojson(value: &Value, ensure_ascii: Option<bool>, options: Kwargs) -> Res
         None => None,
         Some(indent) => Some(match indent.as_str() {
             Some(text) => text.to_string(),
-            None => " ".repeat(usize::try_from(indent)?),
+            None => " ".repeat(usize::try_from(indent)?.min(MAX_INDENT)),
         }),
     };
     let (item, key) = match options.get::<Option<Value>>("separators")?.filter(|given| !given.is_none()) {
@@ -47,6 +51,9 @@ struct JsonWriter {
 
 impl JsonWriter {
     fn value(&mut self, value: &Value, depth: usize) -> Result<(), Error> {
+        if depth > MAX_DEPTH {
+            return Err(Error::new(ErrorKind::InvalidOperation, "the value is nested too deeply for JSON"));
+        }
         match value.kind() {
             ValueKind::None => self.text.push_str("null"),
             ValueKind::Bool => self.text.push_str(if value.is_true() { "true" } else { "false" }),

@@ -160,6 +160,20 @@ fn templates_refuse_in_their_own_words() {
 }
 
 #[test]
+fn templates_without_end_or_measure_are_stopped() {
+    for (source, why) in [
+        ("{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}", "fuel"),
+        ("{% for i in range(9999) %}{{ 'x' * 99999 }}{% endfor %}", "64 MiB"),
+        ("{% set ns = namespace() %}{% set ns.itself = ns %}{{ ns | tojson }}", "nested too deeply"),
+    ] {
+        let error = compile(source).prompt(&chat(&["u:Hi"]), &RenderOptions::default()).unwrap_err();
+        assert!(error.to_string().contains(why), "{error}");
+    }
+    let wide = compile("{{ [1] | tojson(indent=999999999999) }}");
+    assert!(wide.prompt(&chat(&["u:Hi"]), &RenderOptions::default()).unwrap().len() < 100);
+}
+
+#[test]
 fn messages_cannot_forge_a_span() {
     let error = render(&compile(TRAINING), &chat(&["u:\u{10f3a0}Hi", "a:Hello"]), &RenderOptions::default());
     assert!(error.unwrap_err().to_string().starts_with("messages[0] holds the private-use character"));
