@@ -43,7 +43,7 @@ mod tests {
         for text in [
             "",
             "seed = 7\nlearning_rate = 1.2345678901234567e-5\nmethod = \"qlora\"\nskip_rows = [0, 17]",
-            "sample_prompts = [\"Hi, you\", \"it's | what\"]\n[columns]\nprompt = \"my question\"",
+            "sample_prompts = [\"Hi, you\", \"it's what\"]\n[columns]\nprompt = \"my question\"",
             "[lora]\ntargets = [\"regex:.*[qv]_proj{1,2}\"]\nlayers = [0, 1]\nmodules_to_save = [\"norm\", \"lm_head\"]",
             "[[styles]]\nname = \"terse\"\ntoken = \"[T]\"",
         ] {
