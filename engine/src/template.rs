@@ -280,7 +280,7 @@ fn rewrite_generation_tags(source: &str) -> (String, bool) {
     let mut found = false;
     let mut rest = source;
     while let Some(at) = rest.find("{%") {
-        let Some(end) = rest[at..].find("%}").map(|length| at + length) else { break };
+        let Some(end) = rest[at + 2..].find("%}").map(|length| at + 2 + length) else { break };
         let tag = &rest[at + 2..end];
         let word = tag.trim_start_matches(['-', '+']).trim_end_matches(['-', '+']).trim();
         let replacement = match word {

@@ -155,8 +155,10 @@ fn templates_refuse_in_their_own_words() {
     let source = "{{ raise_exception('No ' + messages[0].role + ' here') }}";
     let error = compile(source).prompt(&chat(&["s:Be kind"]), &RenderOptions::default()).unwrap_err();
     assert_eq!(error.to_string(), "The chat template fails: No system here (line 1 of the template): test");
-    let error = ChatTemplate::new("{% if %}", "test", &BTreeMap::new()).err().unwrap();
-    assert!(error.to_string().starts_with("The chat template does not parse: "), "{error}");
+    for broken in ["{% if %}", "{%}", "{%"] {
+        let error = ChatTemplate::new(broken, "test", &BTreeMap::new()).err().unwrap();
+        assert!(error.to_string().starts_with("The chat template does not parse: "), "{error}");
+    }
 }
 
 #[test]
