@@ -280,14 +280,20 @@ impl From<ThinkingArg> for Thinking {
 
 #[derive(Debug, Args)]
 pub struct Chat {
-    #[arg(long, value_name = "M")]
-    pub model: String,
+    #[arg(long, value_name = "M", required_unless_present = "run")]
+    pub model: Option<String>,
     /// May be given several times
-    #[arg(long, value_name = "A")]
+    #[arg(long, value_name = "A", requires = "model")]
     pub adapter: Vec<String>,
     /// Use an adapter of another base all the same, where shapes permit
-    #[arg(long)]
+    #[arg(long, conflicts_with = "run")]
     pub force: bool,
+    /// Talk to a run while it trains, also one of another process: it answers between two steps, as it is then
+    #[arg(long, value_name = "RUN", conflicts_with = "model")]
+    pub run: Option<String>,
+    /// Of a run: without its adapter
+    #[arg(long, requires = "run")]
+    pub base: bool,
     /// Ask once and leave; without it, lines from stdin are the turns (/reset, /exit)
     #[arg(short, long)]
     pub prompt: Option<String>,

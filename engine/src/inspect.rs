@@ -1,10 +1,10 @@
 //! Jobs that look at a model or measure it, without changing anything.
 
-use std::{collections::BTreeMap, path::Path};
+use std::{collections::BTreeMap, path::Path, sync::atomic::AtomicBool};
 
 use lathe_protocol::{
-    ErrorCode, EvalJob, EvalMetrics, ExpertFormat, ExpertsShape, LogitsJob, ModelDetails, ModelFile,
-    ModelShape, Quant,
+    DatasetShape, ErrorCode, EvalJob, EvalMetrics, ExpertFormat, ExpertsShape, LogitsJob, ModelDetails,
+    ModelFile, ModelShape, Objective, Quant,
 };
 
 use crate::{
@@ -96,20 +96,34 @@ pub fn logits(job: &LogitsJob) -> Result<(usize, usize)> {
     Ok(shape)
 }
 
-/// Loss, perplexity and accuracy over the loss-masked tokens of a data file.
+/// Loss, perplexity and accuracy over the loss-masked tokens of a data file; of pairs, what an adapter makes of them,
+/// by DPO's rewards if no other objective is asked for.
 pub fn eval(job: &EvalJob) -> Result<EvalMetrics> {
     let path = Path::new(&job.data.model);
-    let config = &job.data.config;
+    let mut config = job.data.config.clone();
     let text_files = TextFiles::open_with(path, job.adapter.as_slice())?;
     let dataset = data::read_examples(Path::new(&job.data.data), &config.columns)?;
     let prepared = prepare::rows(&text_files, &dataset, config.max_seq_len)?;
+    if dataset.shape == DatasetShape::Preference && config.objective == Objective::Sft {
+        config.objective = Objective::Dpo;
+    }
+    preflight::refuse_mismatch(dataset.shape, config.objective, Path::new(&job.data.data))?;
+    if config.objective == Objective::Dpo && job.adapter.is_none() {
+        let message = "Rewards are what an adapter gains over its base, and there is no adapter";
+        return Err(Error::invalid(ErrorCode::Usage, message).hint("give --adapter, or set objective=orpo"));
+    }
+    let config = &config;
     let report = preflight::report(&text_files, &dataset, &prepared, config)?;
     preflight::refuse_nothing(&report, Path::new(&job.data.data))?;
     let mut model = Model::load(path, LoadFor::Inference)?;
+    let going_on = AtomicBool::new(false);
+    let references =
+        train::preference::references(&model, &prepared.rows, |_| true, config, &going_on, &mut |_| ())?;
     if let Some(folder) = &job.adapter {
         adapter::attach(&mut model, Path::new(folder))?;
     }
-    let evaluation = train::evaluate_rows(&model, &prepared.rows, config, 0)?;
+    let references = references.unwrap_or_default();
+    let evaluation = train::evaluate_rows(&model, &prepared.rows, &references, config, 0)?;
     if evaluation.is_sound() {
         return Ok(evaluation.metrics);
     }

@@ -3,16 +3,17 @@
 use std::{ops::Range, path::Path};
 
 use lathe_protocol::{
-    DataReport, DatasetShape, LengthStats, ReplyChannel, Role, RowView, RunConfig, TokenView,
+    DataReport, DatasetShape, LengthStats, Objective, RejectedView, ReplyChannel, Role, RowView, RunConfig,
+    TokenView,
 };
 
 use crate::{
     Error, Result, batch,
     data::{self, Chat, Conversation, Dataset, parse_conversation},
     prepare::{self, PreparedRows},
-    template::{RenderOptions, turns},
+    template::{RenderOptions, Rendered, turns},
     text_files::TextFiles,
-    tokenize::encode_with_bytes,
+    tokenize::{TokenizedRow, Tokens, encode_with_bytes},
 };
 
 const NUM_BINS: usize = 24;
@@ -35,14 +36,18 @@ pub fn report(
     let held_out = prepare::held_out(prepared.rows.len(), config);
     let trained = prepared.rows.iter().zip(&held_out).filter(|(_, held_out)| !**held_out);
     let rows: Vec<_> = trained.map(|(row, _)| row).collect();
-    let lengths: Vec<_> = rows.iter().map(|row| row.ids.len()).collect();
+    let lengths: Vec<_> = rows.iter().map(|row| TokenizedRow::num_tokens(row)).collect();
     let order: Vec<_> = (0..rows.len()).collect();
-    let sequences_per_epoch = batch::sequences(&lengths, &order, config.max_seq_len, config.packing).len();
+    let sequences_per_epoch =
+        batch::sequences(&lengths, &order, config.sequence_tokens(), config.packing).len();
     let sequences_per_step = (config.batch_size * config.grad_accum).max(1);
     let first = dataset.examples.first();
     let conversation =
         first.map(|example| parse_conversation(example, dataset.shape, &dataset.path)).transpose()?;
-    let (template, mask_source) = sources(text_files, conversation.as_ref());
+    let (template, mut mask_source) = sources(text_files, conversation.as_ref());
+    if dataset.shape == DatasetShape::Preference {
+        mask_source = "what follows the prompt, on both sides".into();
+    }
     let mut report = DataReport {
         shape: dataset.shape,
         columns: dataset.columns.clone(),
@@ -52,6 +57,8 @@ pub fn report(
         tokens: lengths.iter().map(|&length| length as u64).sum(),
         loss_tokens: rows.iter().map(|row| row.num_loss_tokens() as u64).sum(),
         lengths: length_stats(&prepared.lengths),
+        rejected_lengths: (dataset.shape == DatasetShape::Preference)
+            .then(|| length_stats(&prepared.rejected_lengths)),
         max_seq_len: config.max_seq_len,
         truncated_rows: prepared.truncated_rows,
         rows_nothing_to_learn: prepared.rows_nothing_to_learn,
@@ -65,7 +72,14 @@ pub fn report(
     };
     let uses_template = matches!(conversation, Some(Conversation::Chat(_)));
     report.warnings = warnings(&report, uses_template && text_files.template.is_none());
-    report.warnings.extend(chat_difference(text_files, dataset)?);
+    if let Err(Error::Invalid { message, hint, .. }) =
+        refuse_mismatch(dataset.shape, config.objective, &dataset.path)
+    {
+        report.warnings.push(format!("{message}; {}", hint.unwrap_or_default()));
+    }
+    if dataset.shape != DatasetShape::Preference {
+        report.warnings.extend(chat_difference(text_files, dataset)?);
+    }
     for (style, id) in text_files.styles.iter().zip(text_files.style_ids()?) {
         if !rows.iter().any(|row| row.ids.contains(&id)) {
             report.warnings.push(format!("No row is of style {:?}: nothing of it is learned", style.name));
@@ -171,13 +185,36 @@ pub fn refuse_nothing(report: &DataReport, path: &Path) -> Result<()> {
         path.display()
     ));
     Err(error.hint(if *rows_emptied_by_truncation > 0 {
-        format!("raise max_seq_len: the longest row has {} tokens", report.lengths.max)
+        format!("raise max_seq_len: the longest row has {} tokens", report.longest_row_tokens())
+    } else if report.shape == DatasetShape::Preference {
+        "give each row two answers that differ".into()
     } else {
         "training learns what the assistant says: give each row at least one assistant turn".into()
     }))
 }
 
-/// One row, token by token.
+/// An error if the objective and the rows' shape are not made for each other.
+pub fn refuse_mismatch(shape: DatasetShape, objective: Objective, path: &Path) -> Result<()> {
+    let error = match (objective, shape) {
+        (Objective::Sft, DatasetShape::Preference) => {
+            Error::data(format!("Rows of chosen and rejected answers are not for objective = \"sft\": {}", path.display()))
+                .hint("set objective=dpo or objective=orpo; or columns=completion=chosen, to learn the chosen answers alone")
+        }
+        (Objective::Dpo | Objective::Orpo, shape) if shape != DatasetShape::Preference => {
+            let name = if objective == Objective::Dpo { "dpo" } else { "orpo" };
+            Error::data(format!(
+                "objective = {name:?} learns from pairs of answers: the rows are {}, without the columns chosen and rejected: {}",
+                data::shape_name(shape),
+                path.display()
+            ))
+            .hint("set objective=sft; or name the columns, e.g. columns=prompt=question,chosen=good,rejected=bad")
+        }
+        _ => return Ok(()),
+    };
+    Err(error)
+}
+
+/// One row, token by token; of a pair, both sides.
 pub fn show_row(
     text_files: &TextFiles,
     dataset: &Dataset,
@@ -189,9 +226,30 @@ pub fn show_row(
         Error::data(format!("There is no row {row}: the file has {rows} rows: {path}"))
             .hint(format!("rows are counted from 0 to {}", rows - 1))
     })?;
-    let (conversation, rendered) = prepare::render_row(text_files, dataset, example)?;
-    let (tokens, bytes) = encode_with_bytes(text_files, &rendered)?;
-    let whose = match &conversation {
+    let cut = |tokens: &[TokenView]| tokens.len().saturating_sub(max_seq_len);
+    let (tokens, rejected) = if dataset.shape == DatasetShape::Preference {
+        let (pair, rendered) = prepare::render_pair(text_files, dataset, example)?;
+        let [chosen, rejected] = prepare::encode_pair(text_files, &rendered)?;
+        let tokens = view_tokens(text_files, &pair.rejected, &rendered[2], &rejected);
+        let rejected = RejectedView { truncated_tokens: cut(&tokens), tokens };
+        (view_tokens(text_files, &pair.chosen, &rendered[1], &chosen), Some(rejected))
+    } else {
+        let (conversation, rendered) = prepare::render_row(text_files, dataset, example)?;
+        let encoded = encode_with_bytes(text_files, &rendered)?;
+        (view_tokens(text_files, &conversation, &rendered, &encoded), None)
+    };
+    let truncated_tokens = cut(&tokens);
+    Ok(RowView { row: example.row, line: example.line, tokens, truncated_tokens, rejected })
+}
+
+/// Whose each token is, and whether it is learned.
+fn view_tokens(
+    text_files: &TextFiles,
+    conversation: &Conversation,
+    rendered: &Rendered,
+    (tokens, bytes): &(Tokens, Vec<Range<usize>>),
+) -> Vec<TokenView> {
+    let whose = match conversation {
         Conversation::Chat(chat) => {
             turns(text_files.chat_template(), chat, &RenderOptions::default(), &rendered.text)
         }
@@ -209,9 +267,7 @@ pub fn show_row(
         let text = text_files.tokenizer.decode(&[id], false).unwrap_or_default();
         TokenView { id, text, loss, role, channel }
     };
-    let tokens: Vec<_> = tokens.ids.iter().zip(&tokens.loss_mask).zip(&bytes).map(view).collect();
-    let truncated_tokens = tokens.len().saturating_sub(max_seq_len);
-    Ok(RowView { row: example.row, line: example.line, tokens, truncated_tokens })
+    tokens.ids.iter().zip(&tokens.loss_mask).zip(bytes).map(view).collect()
 }
 
 /// Cuts what an assistant wrote into thinking, tool calls and the answer. Markers belong to what they mark.

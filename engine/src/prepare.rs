@@ -1,16 +1,18 @@
 //! A data file's rows into rows of tokens: the one road that training, evaluation and preflight share.
 
-use lathe_protocol::{Role, RowIssue, RunConfig};
+use std::ops::Range;
+
+use lathe_protocol::{DatasetShape, Role, RowIssue, RunConfig};
 use rand::seq::SliceRandom as _;
 use rayon::prelude::*;
 
 use crate::{
     Error, Result,
-    data::{Chat, Conversation, Dataset, RawExample, RawText, parse_conversation},
+    data::{Chat, Conversation, Dataset, Pair, RawExample, RawText, parse_conversation, parse_pair},
     rng, styles,
     template::{self, RenderOptions, Rendered},
     text_files::TextFiles,
-    tokenize::{TokenizedRow, encode},
+    tokenize::{TokenizedRow, Tokens, encode, encode_with_bytes},
 };
 
 /// So many issues of each kind are named; the counts say how many there are.
@@ -20,8 +22,10 @@ const MAX_ISSUES_A_KIND: usize = 8;
 #[derive(Debug, Clone, PartialEq)]
 pub struct PreparedRows {
     pub rows: Vec<TokenizedRow>,
-    /// Lengths of all rows of the file before truncation.
+    /// Lengths of all rows of the file before truncation; of pairs, of the chosen side.
     pub lengths: Vec<usize>,
+    /// Of pairs, those of the other side.
+    pub rejected_lengths: Vec<usize>,
     pub truncated_rows: usize,
     /// Rows without a trained token as they are.
     pub rows_nothing_to_learn: usize,
@@ -41,6 +45,7 @@ pub fn rows(text_files: &TextFiles, dataset: &Dataset, max_seq_len: usize) -> Re
     let mut prepared = PreparedRows {
         rows: Vec::with_capacity(encoded.len()),
         lengths: Vec::with_capacity(encoded.len()),
+        rejected_lengths: Vec::new(),
         truncated_rows: 0,
         rows_nothing_to_learn: 0,
         rows_emptied_by_truncation: 0,
@@ -48,9 +53,10 @@ pub fn rows(text_files: &TextFiles, dataset: &Dataset, max_seq_len: usize) -> Re
     };
     let mut num_remarked = 0;
     for row in encoded {
-        let EncodedRow { mut row, remark } = row?;
-        let (num_tokens, num_learned) = (row.ids.len(), row.num_loss_tokens());
-        prepared.lengths.push(num_tokens);
+        let EncodedRow { mut row, remark, useless } = row?;
+        let (num_tokens, num_learned) = (row.longest_side(), row.num_loss_tokens());
+        prepared.lengths.push(row.ids.len());
+        prepared.rejected_lengths.extend(row.rejected.as_ref().map(|rejected| rejected.ids.len()));
         let mut issue = |count: &mut usize, issue: String| {
             *count += 1;
             if *count <= MAX_ISSUES_A_KIND {
@@ -60,7 +66,7 @@ pub fn rows(text_files: &TextFiles, dataset: &Dataset, max_seq_len: usize) -> Re
         if num_tokens > max_seq_len {
             issue(&mut prepared.truncated_rows, format!("cut from {num_tokens} to {max_seq_len} tokens"));
         }
-        if num_learned == 0 {
+        if useless || !row.learns() {
             let why = remark.unwrap_or_else(|| "the template leaves the assistant's words out".into());
             issue(&mut prepared.rows_nothing_to_learn, format!("nothing to learn: {why}"));
             continue;
@@ -69,9 +75,12 @@ pub fn rows(text_files: &TextFiles, dataset: &Dataset, max_seq_len: usize) -> Re
             issue(&mut num_remarked, remark);
         }
         row.truncate(max_seq_len);
-        if row.num_loss_tokens() == 0 {
-            let all =
-                if num_learned == 1 { "its one trained token lies" } else { "all its trained tokens lie" };
+        if !row.learns() {
+            let all = match (num_learned, &row.rejected) {
+                (_, Some(_)) => "an answer lies",
+                (1, None) => "its one trained token lies",
+                _ => "all its trained tokens lie",
+            };
             let text = format!("nothing left to learn: {all} past the cut at {max_seq_len} tokens");
             let line = row.line;
             prepared.rows_emptied_by_truncation += 1;
@@ -132,20 +141,101 @@ pub(crate) fn render_row(
         [] => Ok(()),
         styles => styles::apply_to_row(styles, &mut conversation),
     };
-    let rendered = styled.and_then(|()| render(text_files, &conversation)).map_err(|error| match error {
+    let rendered = styled
+        .and_then(|()| render(text_files, &conversation))
+        .map_err(|error| in_row(error, dataset, example))?;
+    Ok((conversation, rendered))
+}
+
+fn in_row(error: Error, dataset: &Dataset, example: &RawExample) -> Error {
+    match error {
         Error::Invalid { code, message, hint } => {
             let (row, line, path) = (example.row, example.line, dataset.path.display());
             Error::Invalid { code, message: format!("Row {row} (line {line}): {message}: {path}"), hint }
         }
         other => other,
-    })?;
-    Ok((conversation, rendered))
+    }
+}
+
+/// What is a pair's: the prompt alone, and both sides, in whatever form. Errors name the row.
+pub(crate) fn render_pair(
+    text_files: &TextFiles,
+    dataset: &Dataset,
+    example: &RawExample,
+) -> Result<(Pair, [Rendered; 3])> {
+    let mut pair = parse_pair(example, &dataset.path)?;
+    let rendered = (|| {
+        for side in [&mut pair.chosen, &mut pair.rejected] {
+            if !text_files.styles.is_empty() {
+                styles::apply_to_row(&text_files.styles, side)?;
+            }
+        }
+        let prompt = render_prompt(text_files, &pair.chosen)?;
+        Ok([prompt, render_side(text_files, &pair.chosen)?, render_side(text_files, &pair.rejected)?])
+    })();
+    Ok((pair, rendered.map_err(|error| in_row(error, dataset, example))?))
+}
+
+/// The prompt of a pair, up to where the answer begins.
+fn render_prompt(text_files: &TextFiles, side: &Conversation) -> Result<Rendered> {
+    let (text, bare) = match side {
+        Conversation::Chat(chat) => {
+            let asked = Chat { messages: chat.messages[..chat.unlearned.len()].to_vec(), ..chat.clone() };
+            let options = RenderOptions { add_generation_prompt: true, ..RenderOptions::default() };
+            (text_files.chat_template().prompt(&asked, &options)?, false)
+        }
+        Conversation::Raw(raw) => (raw.prompt.clone(), true),
+    };
+    Ok(Rendered { text, assistant_spans: Vec::new(), bare })
+}
+
+/// A side of a pair: the template's text as it is, whoever wrote what of it.
+fn render_side(text_files: &TextFiles, side: &Conversation) -> Result<Rendered> {
+    match side {
+        Conversation::Chat(chat) => {
+            let text = text_files.chat_template().prompt(chat, &RenderOptions::default())?;
+            Ok(Rendered { text, assistant_spans: Vec::new(), bare: false })
+        }
+        Conversation::Raw(_) => render(text_files, side),
+    }
+}
+
+/// A pair's sides as tokens with their bytes. What follows the prompt is learned, from where the tokens of both sides
+/// cease to be the prompt's (TRL's convention).
+pub(crate) fn encode_pair(
+    text_files: &TextFiles,
+    [prompt, chosen, rejected]: &[Rendered; 3],
+) -> Result<[(Tokens, Vec<Range<usize>>); 2]> {
+    let prompt = encode(text_files, prompt)?.ids;
+    let mut sides = [encode_with_bytes(text_files, chosen)?, encode_with_bytes(text_files, rejected)?];
+    let shared = |ids: &[u32]| ids.iter().zip(&prompt).take_while(|(a, b)| a == b).count();
+    let num_shared = shared(&sides[0].0.ids).min(shared(&sides[1].0.ids));
+    for (Tokens { loss_mask, .. }, _) in &mut sides {
+        loss_mask.iter_mut().enumerate().for_each(|(t, learned)| *learned = t >= num_shared.max(1));
+    }
+    Ok(sides)
 }
 
 struct EncodedRow {
     row: TokenizedRow,
     /// Something its author should know.
     remark: Option<String>,
+    /// Whether the remark is why nothing can be learned from it.
+    useless: bool,
+}
+
+fn read_pair(text_files: &TextFiles, dataset: &Dataset, example: &RawExample) -> Result<EncodedRow> {
+    let (pair, rendered) = render_pair(text_files, dataset, example)?;
+    let [chosen, rejected] = encode_pair(text_files, &rendered)?.map(|(tokens, _)| tokens);
+    let problem = pair.problem();
+    let row = TokenizedRow {
+        row: example.row,
+        line: example.line,
+        ids: chosen.ids,
+        loss_mask: chosen.loss_mask,
+        rejected: Some(rejected),
+    };
+    Ok(EncodedRow { row, remark: problem.map(String::from), useless: problem.is_some() })
 }
 
 fn read_row(
@@ -154,6 +244,9 @@ fn read_row(
     example: &RawExample,
     markers: &ControlTokens,
 ) -> Result<EncodedRow> {
+    if dataset.shape == DatasetShape::Preference {
+        return read_pair(text_files, dataset, example);
+    }
     let (conversation, rendered) = render_row(text_files, dataset, example)?;
     let tokens = encode(text_files, &rendered)?;
     let remark = match &conversation {
@@ -163,9 +256,14 @@ fn read_row(
         Conversation::Chat(chat) => remark_on(text_files, chat, &rendered, markers),
         Conversation::Raw(_) => None,
     };
-    let row =
-        TokenizedRow { row: example.row, line: example.line, ids: tokens.ids, loss_mask: tokens.loss_mask };
-    Ok(EncodedRow { row, remark })
+    let row = TokenizedRow {
+        row: example.row,
+        line: example.line,
+        ids: tokens.ids,
+        loss_mask: tokens.loss_mask,
+        rejected: None,
+    };
+    Ok(EncodedRow { row, remark, useless: false })
 }
 
 fn remark_on(

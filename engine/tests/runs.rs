@@ -47,7 +47,7 @@ fn job(config: RunConfig, out_dir: &Path) -> TrainJob {
 fn run(job: &TrainJob, ends: impl Fn(&EventBody) -> bool) -> Result<Vec<EventBody>> {
     let stop = AtomicBool::new(false);
     let mut events = Vec::new();
-    train::run(job, &Surroundings { clock: &|| 0.0, stop: &stop }, &mut |event| {
+    train::run(job, &Surroundings { clock: &|| 0.0, stop: &stop, audience: None }, &mut |event| {
         if ends(&event) {
             stop.store(true, Ordering::Relaxed);
         }

@@ -53,7 +53,7 @@ fn job(model: &str, config: RunConfig, out_dir: &Path) -> TrainJob {
 /// The steps of a run on `rows`, or on the job's data, stopped after so many.
 fn run(job: &TrainJob, rows: Option<&[TokenizedRow]>, stop_after: usize) -> Result<Vec<StepMetrics>> {
     let stop = AtomicBool::new(false);
-    let world = Surroundings { clock: &|| 0.0, stop: &stop };
+    let world = Surroundings { clock: &|| 0.0, stop: &stop, audience: None };
     let mut steps = Vec::new();
     let mut emit = |event| {
         if let EventBody::Step(step) = event {
@@ -77,6 +77,7 @@ fn golden_rows(expected: &Value, max_seq_len: usize) -> Vec<TokenizedRow> {
             line: row + 1,
             ids: serde_json::from_value(value["ids"].clone()).unwrap(),
             loss_mask: mask.iter().map(|bit| bit.as_u64() == Some(1)).collect(),
+            rejected: None,
         };
         row.truncate(max_seq_len);
         row

@@ -31,6 +31,7 @@ fn rows(model: &str) -> Vec<TokenizedRow> {
         line: row + 1,
         ids: serde_json::from_value(value["ids"].clone()).unwrap(),
         loss_mask: value["mask"].as_array().unwrap().iter().map(|bit| bit.as_u64() == Some(1)).collect(),
+        rejected: None,
     })
     .collect()
 }
@@ -69,7 +70,7 @@ fn run(job: &TrainJob, rows: &[TokenizedRow], stop_after: Option<usize>) -> Vec<
         now.get()
     };
     let mut steps = Vec::new();
-    let world = Surroundings { clock: &clock, stop: &stop };
+    let world = Surroundings { clock: &clock, stop: &stop, audience: None };
     train::run_on_rows(job, rows, &[], None, &world, &mut |event| {
         if let EventBody::Step(step) = event {
             steps.push(step);
@@ -285,6 +286,7 @@ fn check_resumption(model: &str, adapter: &str, mut config: RunConfig, dropout: 
 
 #[test]
 fn a_broken_checkpoint_is_passed_over_for_the_one_before() {
+    type Spoil = fn(&mut Vec<u8>);
     let expected = read(&golden("tiny-llama").join("expected_train.json"));
     let mut config: RunConfig = serde_json::from_value(expected["packed"]["config"].clone()).unwrap();
     config.save_steps = 1;
@@ -297,7 +299,7 @@ fn a_broken_checkpoint_is_passed_over_for_the_one_before() {
     let optimizer = newest.join("optimizer.safetensors");
     let weights = newest.join("adapter_model.safetensors");
     let state = newest.join("state.json");
-    let spoilings: [(&Path, fn(&mut Vec<u8>)); 3] = [
+    let spoilings: [(&Path, Spoil); 3] = [
         (&optimizer, |bytes| bytes.truncate(bytes.len() / 2)),
         (&weights, |bytes| *bytes.last_mut().unwrap() ^= 1),
         (&state, Vec::clear),

@@ -87,6 +87,7 @@ pub fn validate(config: &RunConfig) -> Result<()> {
     in_range("max_seq_len", config.max_seq_len as f64, (8..=1_048_576).contains(&config.max_seq_len))?;
     at_least_one("batch_size", config.batch_size)?;
     at_least_one("grad_accum", config.grad_accum)?;
+    positive("beta", config.beta)?;
     positive("epochs", config.epochs)?;
     positive("learning_rate", config.learning_rate)?;
     in_range("warmup_ratio", config.warmup_ratio, (0.0..=1.0).contains(&config.warmup_ratio))?;
@@ -506,6 +507,7 @@ mod tests {
             "gradient_checkpointing_every=0",
             "eval_ratio=0.6",
             "epochs=0",
+            "beta=0",
             "lora.r=0",
             "lora.dropout=1",
             "max_seq_len=4",

@@ -211,7 +211,7 @@ impl Host {
         };
         let request = match body {
             CommandBody::Reply { messages, sampling, thinking, effort } => {
-                Request::Reply { messages, sampling, thinking, effort }
+                Request::Reply { messages, sampling, thinking, effort, base: false }
             }
             CommandBody::CancelReply => Request::CancelReply,
             _ => {
@@ -353,6 +353,7 @@ fn run(job: &mut Job, body: CommandBody) -> Result<()> {
             let device = resolve_device(&device)?;
             simple_worker(job, WorkerJob::Chat(ChatJob { model, adapters, device, force }))?;
         }
+        CommandBody::TalkToRun { run, base } => runs::talk(job, &run, base)?,
         CommandBody::Logits { model, adapter, ids, out, device, force } => {
             let paths = job.host.paths();
             let model = models::resolve(paths, &model)?.path_string();

@@ -155,6 +155,7 @@ pub(crate) fn step(step: usize) -> EventBody {
         loss_tokens: 32,
         epoch: 0.5,
         memory_bytes: None,
+        preference: None,
     })
 }
 

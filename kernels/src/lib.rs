@@ -37,7 +37,8 @@ pub use adamw::{AdamW, AdamWParams, Moments, global_norm};
 pub use attention::{Attention, Segment};
 pub use blocks::{BlockType, Blocks};
 pub use cross_entropy::{
-    CrossEntropyStats, linear_cross_entropy, linear_cross_entropy_trainable, linear_cross_entropy_with_rows,
+    CrossEntropyStats, Targets, TokenLoss, linear_cross_entropy, linear_cross_entropy_trainable,
+    linear_cross_entropy_with_rows,
 };
 pub use dropout::Dropout;
 pub use dynamic8::Dynamic8;

@@ -149,6 +149,13 @@ pub enum CommandBody {
         #[serde(default)]
         force: bool,
     },
+    /// Starts a chat with a run of whatever process, which answers between its steps; the job goes on until `Stop` or
+    /// the run's end, which is its failure.
+    TalkToRun {
+        run: String,
+        /// Without its adapter.
+        base: bool,
+    },
     /// To a running chat.
     Reply {
         messages: Vec<Message>,

@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 
 pub use placement::Placement;
 
-use crate::{LoraConfig, LoraTargets, Method, Optimizer, Quant, RunConfig, is_saved};
+use crate::{LoraConfig, LoraTargets, Method, Objective, Optimizer, Quant, RunConfig, is_saved};
 
 /// Bytes of a value, weight, gradient or moment: everything is f32 on the CPU.
 const F32: u64 = 4;
@@ -338,7 +338,8 @@ impl MemoryEstimate {
 /// Peak memory of training this model on rows of up to `longest_row_tokens`: of the machine's, or of the card's.
 ///
 /// Frozen weights are as wide as `placement` says whatever the file holds, but for experts and linears in NF4: a GGUF is
-/// dequantised. A batch is its rows laid end to end, nothing padded; with packing each of its sequences is taken as full. Every token is taken as trained.
+/// dequantised. A batch is its rows laid end to end, nothing padded; with packing each of its sequences is taken as full. A pair's
+/// sides are two rows. Every token is taken as trained.
 pub fn training_memory(
     shape: &ModelShape,
     config: &RunConfig,
@@ -346,7 +347,8 @@ pub fn training_memory(
     placement: Placement,
 ) -> MemoryEstimate {
     let row_tokens = if config.packing { config.max_seq_len } else { longest_row_tokens };
-    let tokens = config.batch_size as u64 * row_tokens.min(config.max_seq_len) as u64;
+    let sides = if config.objective.takes_pairs() { 2 } else { 1 };
+    let tokens = config.batch_size as u64 * sides * row_tokens.min(config.max_seq_len) as u64;
     let full = config.method == Method::Full;
     let style_rows = config.styles.len() as u64 * shape.hidden();
     let adapter = if full { 0 } else { shape.adapter_parameters(&config.lora) + style_rows };
@@ -401,8 +403,9 @@ pub fn training_memory(
 /// Floating-point operations of training on `tokens` tokens in rows of `row_tokens` on average.
 ///
 /// A product with a matrix costs two a weight and token, forward and once more for the gradient of its input; a third
-/// time for its own, where it learns; and its forward again with gradient checkpointing. Every token is taken as
-/// trained, and attention sees half of its row.
+/// time for its own, where it learns; and its forward again with gradient checkpointing. Pairs take the output
+/// projection's forward twice, and DPO's reference one forward of each row. Every token is taken as trained, and
+/// attention sees half of its row.
 pub fn training_flops(shape: &ModelShape, config: &RunConfig, tokens: u64, row_tokens: usize) -> f64 {
     let learns = config.method == Method::Full;
     let again = f64::from(u8::from(config.gradient_checkpointing));
@@ -418,11 +421,13 @@ pub fn training_flops(shape: &ModelShape, config: &RunConfig, tokens: u64, row_t
         shape.expert_parameters(shape.experts.map_or(0, |experts| experts.experts_per_token)) as f64;
     let products = linears * (frozen_passes + again)
         + experts * (2.0 + 2.0 / 3.0 + again)
-        + head * (frozen_passes + of_head)
+        + head * (frozen_passes + of_head + f64::from(u8::from(config.objective.takes_pairs())))
         + adapter * (3.0 + again);
     // Scores and weighted values forward; five such products backward, which recomputes the scores.
     let attention = shape.layers() * shape.q_width() * row_tokens.min(config.max_seq_len) as u64;
-    tokens as f64 * (2.0 * products + attention as f64 * (2.0 + 5.0 + 2.0 * again))
+    let reference = if config.objective == Objective::Dpo { 1.0 / config.epochs.max(1.0) } else { 0.0 };
+    let of_reference = reference * (2.0 * (linears + experts + head) + 2.0 * attention as f64);
+    tokens as f64 * (2.0 * products + attention as f64 * (2.0 + 5.0 + 2.0 * again) + of_reference)
 }
 
 /// Peak memory of a chat whose conversation has `context_tokens`.

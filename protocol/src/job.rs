@@ -97,10 +97,19 @@ pub struct EvalJob {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "request", rename_all = "snake_case")]
 pub enum Request {
-    /// Chat: answer the conversation. Ends with [`EventBody::ReplyDone`](crate::EventBody::ReplyDone) or
+    /// Chat, and training between two steps: answer the conversation. Ends with
+    /// [`EventBody::ReplyDone`](crate::EventBody::ReplyDone) or
     /// [`EventBody::ReplyFailed`](crate::EventBody::ReplyFailed).
-    Reply { messages: Vec<Message>, sampling: SamplingParams, thinking: Thinking, effort: Option<String> },
-    /// Chat: end the reply that is being written.
+    Reply {
+        messages: Vec<Message>,
+        sampling: SamplingParams,
+        thinking: Thinking,
+        effort: Option<String>,
+        /// Training: without the adapter.
+        #[serde(default)]
+        base: bool,
+    },
+    /// Chat, training: end the reply that is being written.
     CancelReply,
     /// Training: checkpoint and exit. Chat: exit.
     Stop,

@@ -19,18 +19,23 @@ mod style;
 mod targets;
 
 pub use chat::{
-    ChatEntry, ChatLane, ChatNode, ChatRecord, ChatStats, Message, REASONING_EFFORTS, ReplyChannel,
-    ReplyDelta, Role, SamplingParams, Thinking, ToolCall,
+    AnsweredBy, ChatEntry, ChatLane, ChatNode, ChatRecord, ChatStats, Message, REASONING_EFFORTS,
+    ReplyChannel, ReplyDelta, Role, RunLane, RunVoice, SamplingParams, Thinking, ToolCall,
 };
 pub use command::{Command, CommandBody, JobId, LogFormat, ResumeHow, TrainRequest, TrainStart};
-pub use config::{CONFIG_KEYS, ConfigKey, LoraConfig, Method, Optimizer, Quant, RunConfig, Schedule};
+pub use config::{
+    CONFIG_KEYS, ConfigKey, LoraConfig, Method, Objective, Optimizer, Quant, RunConfig, Schedule,
+};
 pub use divergence::{Divergence, DivergenceSign, RowPlace};
 pub use error::{ErrorCode, ErrorInfo};
 pub use estimate::{
     ExpertFormat, ExpertsShape, MemoryEstimate, ModelShape, Placement, chat_memory, training_flops,
     training_memory,
 };
-pub use event::{EvalMetrics, Event, EventBody, LogLevel, SampleText, StepMetrics, Told, TrainSummary};
+pub use event::{
+    EvalMetrics, Event, EventBody, LogLevel, OddsMetrics, PreferenceMetrics, SampleText, StepMetrics, Told,
+    TrainSummary,
+};
 pub use frame::{handshake, read_frame, write_frame};
 pub use job::{ChatJob, DataJob, EvalJob, Job, LogitsJob, Request, TrainJob};
 pub use link::EngineLink;
@@ -38,7 +43,8 @@ pub use origins::{BaseMatch, BasePrint, FilePrint, Machine, Origins, WeightsMetr
 pub use report::{
     AdapterEntry, AdapterUpdate, CheckStatus, ColumnView, Consequence, DataReport, DatasetShape, DoctorCheck,
     FolderEntry, FolderView, Gpu, Hardware, LengthStats, LogLine, MetricPoint, ModelDetails, ModelEntry,
-    ModelFile, ModelProblem, Place, RowIssue, RowView, RunDetails, RunEntry, RunStatus, StopThen, TokenView,
+    ModelFile, ModelProblem, Place, RejectedView, RowIssue, RowView, RunDetails, RunEntry, RunStatus,
+    StopThen, TokenView,
 };
 pub use settings::{Secret, Settings, SettingsView, Theme, TokenStatus};
 pub use style::{Style, StylesFile};

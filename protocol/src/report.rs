@@ -126,8 +126,11 @@ pub struct DataReport {
     pub tokens: u64,
     /// Tokens the loss is taken over, of the rows trained on, after truncation.
     pub loss_tokens: u64,
-    /// Lengths before truncation.
+    /// Lengths before truncation; of pairs, of the prompt with the chosen answer.
     pub lengths: LengthStats,
+    /// Of pairs: lengths of the prompt with the rejected answer.
+    #[serde(default)]
+    pub rejected_lengths: Option<LengthStats>,
     pub max_seq_len: usize,
     pub truncated_rows: usize,
     /// Rows without a trained token as they are, not counting those that truncation emptied.
@@ -143,6 +146,13 @@ pub struct DataReport {
     pub sequences_per_epoch: usize,
     pub steps_per_epoch: usize,
     pub warnings: Vec<String>,
+}
+
+impl DataReport {
+    /// Before truncation; of pairs, the longer side.
+    pub fn longest_row_tokens(&self) -> usize {
+        self.rejected_lengths.as_ref().map_or(0, |lengths| lengths.max).max(self.lengths.max)
+    }
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -179,8 +189,19 @@ pub struct RowIssue {
 pub struct RowView {
     pub row: usize,
     pub line: usize,
+    /// Of a pair, the prompt and the chosen answer.
     pub tokens: Vec<TokenView>,
     /// Tokens that `max_seq_len` cuts off (they are in `tokens` too, at the end).
+    pub truncated_tokens: usize,
+    /// The other side of a pair.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rejected: Option<RejectedView>,
+}
+
+/// The prompt and the rejected answer.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct RejectedView {
+    pub tokens: Vec<TokenView>,
     pub truncated_tokens: usize,
 }
 

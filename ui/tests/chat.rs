@@ -414,6 +414,7 @@ fn effort_appears_with_a_model_that_has_it_and_reaches_it() {
         supports_thinking: true,
         supports_effort: true,
         context_length: 8192,
+        styles: Vec::new(),
     };
     test.say(job, ready);
     assert!(test.sees("Longest thought in tokens"));

@@ -393,6 +393,17 @@ fn every_status_has_its_own_buttons() {
     }
 }
 
+#[test]
+fn a_run_on_pairs_shows_its_rewards_and_another_none() {
+    let run = |name: &str| RunEntry { name: name.into(), id: name.into(), ..runs::long(40, 60) };
+    for (name, expected) in [("tone-dpo", true), ("tone", false)] {
+        let (harness, _) = open(vec![run(name)], Route::Run(name.into()));
+        for label in ["Reward margin", "Chosen preferred"] {
+            assert_eq!(shows(&harness, label), expected, "{label} of {name}");
+        }
+    }
+}
+
 /// Pictures at the usual size are kept; with `LOOKS` set to a folder, larger ones are written there.
 #[test]
 fn pictures() {
@@ -405,11 +416,14 @@ fn pictures() {
     let rows = (40..52).map(|row| RowPlace { row, line: row + 1 }).collect();
     let diverged = diverged(DivergenceSign::LossSpike, rows);
     let alone = vec![diverged.clone()];
+    let preference =
+        vec![RunEntry { name: "tone-dpo".into(), id: "tone-dpo".into(), ..runs::long(400, 600) }];
     let compared = [0, 3, 4].map(|index: usize| all[index].id.clone()).to_vec();
     let mut results = SnapshotResults::new();
     for (theme, ending) in [(Theme::Light, "light"), (Theme::Dark, "dark")] {
         for (name, all, route) in [
             ("run", &all, Route::Run(all[0].id.clone())),
+            ("run_preference", &preference, Route::Run("tone-dpo".into())),
             ("run_diverged", &alone, Route::Run(diverged.id.clone())),
             ("runs", &all, Route::Runs),
             ("compare", &all, Route::Compare(compared.clone())),

@@ -11,8 +11,8 @@ use egui_kittest::{
     kittest::{NodeT, Queryable},
 };
 use lathe_protocol::{
-    Command, CommandBody, Consequence, ErrorCode, ErrorInfo, EventBody, ModelDetails, ModelEntry, RunConfig,
-    Schedule, Style, TrainRequest, TrainStart,
+    Command, CommandBody, Consequence, ErrorCode, ErrorInfo, EventBody, ModelDetails, ModelEntry, Objective,
+    RunConfig, Schedule, Style, TrainRequest, TrainStart,
 };
 use lathe_ui::Route;
 use support::{
@@ -356,6 +356,58 @@ fn verbosity_control_brings_its_styles_to_the_check_and_the_run() {
     harness.get_by_label_contains("terse, detailed");
     click(&mut harness, "Start");
     assert_eq!(sent_requests(&link)[0].config.styles, Style::terse_and_detailed());
+}
+
+/// A host whose data file has pairs.
+fn of_pairs(command: &Command, script: &mut Script) -> bool {
+    match &command.body {
+        CommandBody::DataCheck { .. } => {
+            let report = Box::new(wizard::preference_report());
+            script.answer(command.job, EventBody::DataReport(report));
+        }
+        CommandBody::DataShow { row, count, .. } => {
+            for row in *row..row + count {
+                script.say(command.job, EventBody::Row(wizard::pair_view(row)));
+            }
+            script.say(command.job, EventBody::Done);
+        }
+        _ => return train_started(command, script),
+    }
+    true
+}
+
+#[test]
+fn pairs_bring_their_objective_to_the_check_and_the_run() {
+    let (mut harness, link) = open_with(Theme::Light, Vec2::new(1280.0, 800.0), of_pairs);
+    click(&mut harness, MODEL);
+    click(&mut harness, "Continue");
+    choose_data(&mut harness);
+    harness.run_steps(40);
+    for label in ["Chosen", "Rejected"] {
+        harness.get_by_label(label);
+    }
+    let checked = link.script.borrow().sent.iter().rev().find_map(|command| match &command.body {
+        CommandBody::DataCheck { config, .. } => Some(config.objective),
+        _ => None,
+    });
+    assert_eq!(checked, Some(Objective::Dpo));
+    harness.remove_cursor();
+    settle(&mut harness);
+    harness.snapshot("wizard_pairs_light");
+    click(&mut harness, "Continue");
+    assert!(harness.query_by_label("Balanced").is_none(), "presets for other rows are not offered");
+    harness.remove_cursor();
+    settle(&mut harness);
+    harness.snapshot("wizard_objective_light");
+    click(&mut harness, "Preference (ORPO)");
+    click(&mut harness, "Continue");
+    harness.get_by_label_contains("ORPO, beta 0.1");
+    click(&mut harness, "Back");
+    click(&mut harness, "Preference (DPO)");
+    click(&mut harness, "Continue");
+    click(&mut harness, "Start");
+    let config = &sent_requests(&link)[0].config;
+    assert_eq!((config.objective, config.learning_rate), (Objective::Dpo, 5e-5));
 }
 
 #[test]

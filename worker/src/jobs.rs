@@ -11,7 +11,7 @@ use lathe_engine::{
     origins::{self, Checked},
     preflight,
     text_files::TextFiles,
-    train::{self, Surroundings},
+    train::{self, Audience, Question, Surroundings},
 };
 use lathe_protocol::{ChatJob, DataJob, ErrorCode, EventBody, Job, LogLevel, Request};
 
@@ -45,7 +45,9 @@ pub(crate) fn run(job: Job, channel: &Channel, output: &Output) -> Result<()> {
             require_cpu(&job.device)?;
             let _held = lock_out_dir(Path::new(&job.out_dir))?;
             let clock = || channel.clock();
-            let world = Surroundings { clock: &clock, stop: &channel.stop };
+            let next_question = || question(channel.requests.try_recv().ok()?);
+            let audience = Audience { next_question: &next_question, cancel: &channel.cancel_reply };
+            let world = Surroundings { clock: &clock, stop: &channel.stop, audience: Some(audience) };
             let summary = train::run(&job, &world, &mut |event| output.emit(&event))?;
             output.emit(&EventBody::TrainingDone(summary));
         }
@@ -90,12 +92,11 @@ fn chat(job: &ChatJob, channel: &Channel, output: &Output) -> Result<()> {
         supports_thinking: session.supports_thinking(),
         supports_effort: session.supports_effort(),
         context_length: session.context_length(),
+        styles: session.styles().to_vec(),
     });
     // Ends when the listener drops its sender: stop, or the end of stdin.
     while let Ok(request) = channel.requests.recv() {
-        let Request::Reply { messages, sampling, thinking, effort } = request else { continue };
-        let now = Some(jiff::Zoned::now().datetime());
-        let request = ReplyRequest { messages, sampling, thinking, effort, now };
+        let Some(Question { request, .. }) = question(request) else { continue };
         let reply = session.reply(&request, &channel.cancel_reply, &clock, &mut |delta| {
             output.emit(&EventBody::Reply(delta));
         });
@@ -107,6 +108,13 @@ fn chat(job: &ChatJob, channel: &Channel, output: &Output) -> Result<()> {
         });
     }
     Ok(())
+}
+
+/// What is asked, now.
+fn question(request: Request) -> Option<Question> {
+    let Request::Reply { messages, sampling, thinking, effort, base } = request else { return None };
+    let now = Some(jiff::Zoned::now().datetime());
+    Some(Question { request: ReplyRequest { messages, sampling, thinking, effort, now }, base })
 }
 
 /// Held while this worker may write into the run's folder: a host that was killed is gone before its worker is.

@@ -1,7 +1,8 @@
 use std::process::ExitCode;
 
 use lathe_protocol::{
-    CommandBody, DataReport, DatasetShape, ErrorCode, ErrorInfo, EventBody, ReplyChannel, Role, TokenView,
+    CommandBody, DataReport, DatasetShape, ErrorCode, ErrorInfo, EventBody, LengthStats, ReplyChannel, Role,
+    RowView, TokenView,
 };
 use lathe_ui::format;
 
@@ -30,6 +31,12 @@ pub fn check(session: &mut Session, model: String, file: &str, config: &ConfigAr
 pub fn describe(report: &DataReport) -> String {
     let share = if report.tokens == 0 { 0.0 } else { report.loss_tokens as f64 / report.tokens as f64 };
     let lengths = &report.lengths;
+    let spread = |lengths: &LengthStats| {
+        format!(
+            "{} to {}, mean {:.0}, median {}, 95 % up to {}",
+            lengths.min, lengths.max, lengths.mean, lengths.p50, lengths.p95
+        )
+    };
     let mut lines = vec![
         ("Shape", shape(report.shape).to_owned()),
         ("Rows", report.rows.to_string()),
@@ -42,17 +49,16 @@ pub fn describe(report: &DataReport) -> String {
                 share * 100.0
             ),
         ),
-        (
-            "Lengths",
-            format!(
-                "{} to {}, mean {:.0}, median {}, 95 % up to {}",
-                lengths.min, lengths.max, lengths.mean, lengths.p50, lengths.p95
-            ),
-        ),
     ];
-    if lengths.max > 0 {
-        let bars = format!("{}  0 to {}", sparkline(&lengths.histogram), lengths.max);
-        lines.push(("", bars));
+    let sides = match &report.rejected_lengths {
+        Some(rejected) => vec![("Chosen", lengths), ("Rejected", rejected)],
+        None => vec![("Lengths", lengths)],
+    };
+    for (name, lengths) in sides {
+        lines.push((name, spread(lengths)));
+        if lengths.max > 0 {
+            lines.push(("", format!("{}  0 to {}", sparkline(&lengths.histogram), lengths.max)));
+        }
     }
     lines.extend([
         ("Cut at", format!("{} tokens: {} rows are longer", report.max_seq_len, report.truncated_rows)),
@@ -102,17 +108,25 @@ pub fn show(session: &mut Session, model: String, file: String, row: usize, conf
         return Ok(ExitCode::SUCCESS);
     }
     let EventBody::Row(view) = answer else { return Err(unexpected()) };
-    let trained = view.tokens.iter().filter(|token| token.loss).count();
-    session.out.line(&format!(
-        "row {} (line {}): {} tokens, {trained} trained (*), {} cut off",
-        view.row,
-        view.line,
-        view.tokens.len(),
-        view.truncated_tokens
-    ));
-    let kept = view.tokens.len() - view.truncated_tokens.min(view.tokens.len());
-    let mut text = String::new();
-    for (index, token) in view.tokens.iter().enumerate() {
+    let RowView { row, line, tokens, truncated_tokens, rejected } = &view;
+    let place = format!("row {row} (line {line})");
+    let Some(rejected) = rejected else {
+        session.out.text(&side(&place, tokens, *truncated_tokens));
+        return Ok(ExitCode::SUCCESS);
+    };
+    session.out.text(&side(&format!("{place}, chosen"), tokens, *truncated_tokens));
+    let text = side(&format!("{place}, rejected"), &rejected.tokens, rejected.truncated_tokens);
+    session.out.text(&format!("\n{text}"));
+    Ok(ExitCode::SUCCESS)
+}
+
+/// A row, or a side of a pair, token by token.
+fn side(name: &str, tokens: &[TokenView], truncated_tokens: usize) -> String {
+    let trained = tokens.iter().filter(|token| token.loss).count();
+    let mut text =
+        format!("{name}: {} tokens, {trained} trained (*), {truncated_tokens} cut off\n", tokens.len());
+    let kept = tokens.len() - truncated_tokens.min(tokens.len());
+    for (index, token) in tokens.iter().enumerate() {
         if index == kept {
             text.push_str("------- cut here by max_seq_len\n");
         }
@@ -125,8 +139,7 @@ pub fn show(session: &mut Session, model: String, file: String, row: usize, conf
             token.text.escape_debug()
         );
     }
-    session.out.text(&text);
-    Ok(ExitCode::SUCCESS)
+    text
 }
 
 /// `assistant/answer`, `user`, or nothing between turns.
@@ -155,6 +168,6 @@ pub fn brief(report: &DataReport) -> String {
         shape(report.shape),
         format::short_count(report.tokens),
         format::short_count(report.loss_tokens),
-        report.lengths.max
+        report.longest_row_tokens()
     )
 }

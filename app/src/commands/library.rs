@@ -238,7 +238,7 @@ pub fn run(session: &mut Session, run: String) -> Outcome {
         .filter(|(index, _)| index % stride == 0 || index + 1 == points.len())
         .map(|(_, point)| {
             let eval = evals.iter().find(|eval| eval.step == point.step.step);
-            vec![
+            let mut cells = vec![
                 point.step.step.to_string(),
                 format!("{:.4}", point.step.loss),
                 loss(eval.map(|eval| eval.loss)),
@@ -247,13 +247,21 @@ pub fn run(session: &mut Session, run: String) -> Outcome {
                 format!("{:.3}", point.step.grad_norm),
                 format!("{:.2e}", point.step.lr),
                 format!("{:.0}", point.step.tokens_per_second),
-            ]
+            ];
+            if let Some(preference) = &point.step.preference {
+                cells.push(format!("{:.3}", preference.margin));
+                cells.push(format!("{:.0} %", preference.accuracy * 100.0));
+            }
+            cells
         })
         .collect();
     if !rows.is_empty() {
         session.out.text("\n");
-        let head =
-            [">STEP", ">LOSS", ">HELD-OUT", ">PERPLEXITY", ">ACCURACY", ">GRAD NORM", ">LR", ">TOKENS/S"];
+        let mut head =
+            vec![">STEP", ">LOSS", ">HELD-OUT", ">PERPLEXITY", ">ACCURACY", ">GRAD NORM", ">LR", ">TOKENS/S"];
+        if points.iter().any(|point| point.step.preference.is_some()) {
+            head.extend([">MARGIN", ">PREFERRED"]);
+        }
         session.out.text(&table(&head, &rows));
     }
     match run.status {

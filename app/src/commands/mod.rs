@@ -187,12 +187,16 @@ fn eval(session: &mut Session, args: Eval) -> Outcome {
     if session.out.json {
         session.out.object(&answer);
     } else if let EventBody::Eval(metrics) = answer {
-        session.out.text(&output::fields(&[
+        let mut lines = vec![
             ("Loss", format!("{:.4}", metrics.loss)),
             ("Perplexity", format!("{:.3}", metrics.perplexity)),
             ("Accuracy", format!("{:.1} %", metrics.token_accuracy * 100.0)),
-            ("Tokens", format!("{} trained, in {} rows", metrics.loss_tokens, metrics.rows)),
-        ]));
+        ];
+        if let Some(preference) = &metrics.preference {
+            lines.push(("Preference", output::preference(preference)));
+        }
+        lines.push(("Tokens", format!("{} trained, in {} rows", metrics.loss_tokens, metrics.rows)));
+        session.out.text(&output::fields(&lines));
     } else {
         note!("warning: no metrics came");
     }

@@ -13,7 +13,7 @@ use crate::{
     append, chart,
     cli::{ConfigArgs, Train},
     note,
-    output::loss,
+    output::{self, loss},
     progress::Training,
     session::{OnInterrupt, Session},
 };
@@ -150,6 +150,9 @@ fn done_object(trained: &Trained) -> Value {
         let eval = kept_eval(trained);
         object.insert("perplexity".into(), json!(eval.map(|eval| eval.perplexity)));
         object.insert("token_accuracy".into(), json!(eval.map(|eval| eval.token_accuracy)));
+        if let Some(preference) = eval.and_then(|eval| eval.preference) {
+            object.insert("preference".into(), json!(preference));
+        }
         object.insert("run".into(), json!(view.run));
         object.insert("name".into(), json!(view.name));
         object.insert("adapter".into(), json!(adapter.as_ref().map(|adapter| &adapter.name)));
@@ -179,6 +182,9 @@ fn describe(trained: &Trained) -> String {
     if let Some(eval) = kept_eval(trained) {
         let accuracy = eval.token_accuracy * 100.0;
         append!(text, ", perplexity {:.2}, accuracy {accuracy:.1} %", eval.perplexity);
+        if let Some(preference) = &eval.preference {
+            append!(text, ", {}", output::preference(preference));
+        }
     }
     text.push('\n');
     if summary.kept_step < summary.steps {

@@ -27,6 +27,7 @@ pub(super) fn load_rows(
     emit(EventBody::Progress { what: what.into(), done: 0, total: 0 });
     let path = Path::new(path);
     let dataset = data::read_examples(path, &config.columns)?;
+    preflight::refuse_mismatch(dataset.shape, config.objective, path)?;
     let prepared = prepare::rows(text_files, &dataset, config.max_seq_len)?;
     let report = preflight::report(text_files, &dataset, &prepared, config)?;
     preflight::refuse_nothing(&report, path)?;

@@ -6,9 +6,11 @@ mod evaluation;
 mod guard;
 mod load;
 mod plan;
+pub mod preference;
 mod samples;
 mod schedule;
 mod step;
+mod talk;
 
 use std::{
     path::{Path, PathBuf},
@@ -26,22 +28,27 @@ pub use crate::model::Trainable;
 pub use evaluation::{Evaluation, evaluate_rows};
 pub use plan::{Plan, Window};
 pub use samples::Samples;
-pub use step::{PassOptions, accumulate, evaluate, trainables};
+pub use step::{PassOptions, Weights, accumulate, evaluate, trainables};
+pub use talk::{Audience, Question};
+
+use talk::Talk;
 
 use crate::{
     Error, Result, files,
+    model::Model,
     origins::{self, Checked},
     styles,
     text_files::TextFiles,
     tokenize::TokenizedRow,
 };
 
-/// What a run needs of the world: a clock, and somebody to tell it to stop.
+/// What a run needs of the world: a clock, somebody to tell it to stop, and perhaps company.
 pub struct Surroundings<'a> {
     /// Seconds since any fixed moment.
     pub clock: &'a dyn Fn() -> f64,
     /// Once set, the run checkpoints and returns.
     pub stop: &'a AtomicBool,
+    pub audience: Option<Audience<'a>>,
 }
 
 /// Runs (or resumes) a fine-tune on the rows of `job.data`. Every metric goes through `emit`; the summary is the last
@@ -120,7 +127,7 @@ pub fn run_on_rows(
 
     // 1. Data
     let data_hash = hash_rows(rows);
-    let lengths: Vec<usize> = rows.iter().map(|row| row.ids.len()).collect();
+    let lengths: Vec<usize> = rows.iter().map(TokenizedRow::num_tokens).collect();
     let tokens_per_epoch = lengths.iter().sum::<usize>() as u64;
     let plan = Plan::new(config, lengths);
     let skipped: Vec<bool> = rows.iter().map(|row| config.skip_rows.contains(&row.row)).collect();
@@ -131,7 +138,7 @@ pub fn run_on_rows(
 
     // 2. Model
     emit(EventBody::Progress { what: "Loading the model".into(), done: 0, total: 0 });
-    let (model, peft_config) = load::load_model(job, text_files)?;
+    let (mut model, peft_config) = load::load_model(job, text_files)?;
     let trainables = trainables(&model, config.method);
     let mut gradients: Vec<Vec<f32>> = trainables.iter().map(|t| vec![0.0; t.var.elem_count()]).collect();
     let vars: Vec<_> = trainables
@@ -143,7 +150,7 @@ pub fn run_on_rows(
         Optimizer::Adamw => AdamW::new(AdamWParams::default(), lengths),
         Optimizer::Adamw8bit => AdamW::new_8bit(AdamWParams::default(), lengths),
     };
-    let longest = rows.iter().chain(eval_rows).map(|row| row.ids.len()).max().unwrap_or(0);
+    let longest = rows.iter().chain(eval_rows).map(TokenizedRow::longest_side).max().unwrap_or(0);
     let context = model.config.max_position_embeddings;
     if longest > context {
         let message = format!(
@@ -153,7 +160,16 @@ pub fn run_on_rows(
     }
     let rope = model.rope_table(longest);
 
-    // 3. Where the run stands
+    // 3. The reference, while the weights are untouched
+    let mut is_trained = vec![false; rows.len()];
+    for row in plan.windows(0).flat_map(|(_, window)| window.concat()) {
+        is_trained[row] = !skipped[row];
+    }
+    let references = preference::references(&model, rows, |row| is_trained[row], config, world.stop, emit)?;
+    let eval_references = preference::references(&model, eval_rows, |_| true, config, world.stop, emit)?;
+    let references = references.zip(eval_references);
+
+    // 4. Where the run stands
     let mut state = checkpoint::State {
         step: 0,
         num_updates: 0,
@@ -169,8 +185,8 @@ pub fn run_on_rows(
         state = resume(out_dir, &trainables, &mut optimizer, &data_hash, emit)?.unwrap_or(state);
     }
     let styled = text_files.filter(|text_files| !text_files.styles.is_empty());
-    let save_weights = |folder: &Path, metrics: Option<WeightsMetrics>| {
-        load::save_weights(job, &model, &trainables, peft_config.as_ref(), folder)?;
+    let save_weights = |model: &Model, folder: &Path, metrics: Option<WeightsMetrics>| {
+        load::save_weights(job, model, &trainables, peft_config.as_ref(), folder)?;
         if let Some(words) = words {
             origins::save(words.origins, metrics, folder)?;
         }
@@ -178,6 +194,11 @@ pub fn run_on_rows(
             styles::save(text_files, Path::new(&job.model), model.config.vocab_size, folder)
         })
     };
+    let mut talk =
+        text_files.and_then(|text_files| Talk::new(text_files, world, config.method, plan.total_steps));
+    if let Some(talk) = &talk {
+        emit(talk.ready(&model));
+    }
     emit(EventBody::TrainingStarted {
         total_steps: plan.total_steps,
         first_step: state.step,
@@ -190,24 +211,38 @@ pub fn run_on_rows(
         emit(EventBody::Retold(state.told.clone()));
     }
 
-    // 4. The loop
-    let mut stopped = false;
+    // 5. The loop
+    let mut stopped = references.is_none();
+    let (references, eval_references) = references.unwrap_or_default();
+    let steps_to_take = if stopped { 0 } else { plan.total_steps };
     let mut eval_loss = None;
     let mut last_eval: Option<EvalMetrics> = None;
     // A checkpoint whose weights no step has yet shown to be sound.
     let mut unproven: Option<PathBuf> = None;
-    let pass = step::Pass { model: &model, trainables: &trainables, rows, rope, config, stop: world.stop };
-    for (epoch, window) in plan.windows(state.step) {
+    for (epoch, window) in plan.windows(state.step).take(steps_to_take) {
+        if let Some(talk) = &mut talk {
+            talk.answer(&mut model, state.step, emit);
+        }
         let step_started = (world.clock)();
         let window = without(window, &skipped);
 
         // One step: the loss of the whole window over its trained tokens, then one update. Without rows, none.
         if !window.is_empty() {
-            let Some(stats) = pass.run(state.step, &window, &mut gradients)? else {
+            let pass = step::Pass {
+                model: &model,
+                trainables: &trainables,
+                rows,
+                references: &references,
+                rope: &rope,
+                config,
+                stop: world.stop,
+            };
+            let Some(step::WindowLoss { loss, loss_tokens, preference }) =
+                pass.run(state.step, &window, &mut gradients)?
+            else {
                 stopped = true;
                 break;
             };
-            let loss = stats.loss_sum / stats.num_tokens as f64;
             let grad_norm = global_norm(&gradients);
             if let Some(alarm) = guard::check(config, &mut state.recent, loss, grad_norm) {
                 let mut places: Vec<RowPlace> =
@@ -234,7 +269,7 @@ pub fn run_on_rows(
             let lr = schedule::learning_rate(config, state.step, plan.total_steps);
             optimizer.step(&vars, &gradients, clip, lr)?;
             state.last_loss = Some(loss);
-            let tokens: usize = window.iter().flatten().map(|row| rows[*row].ids.len()).sum();
+            let tokens: usize = window.iter().flatten().map(|row| rows[*row].num_tokens()).sum();
             let seconds = (world.clock)() - step_started;
             let metrics = StepMetrics {
                 step: state.step + 1,
@@ -243,9 +278,10 @@ pub fn run_on_rows(
                 lr,
                 tokens_per_second: tokens as f64 / seconds.max(1e-9),
                 tokens,
-                loss_tokens: stats.num_tokens,
+                loss_tokens,
                 epoch,
                 memory_bytes: None,
+                preference,
             };
             state.add_step(metrics);
             emit(EventBody::Step(metrics));
@@ -259,7 +295,7 @@ pub fn run_on_rows(
         let evaluates = !eval_rows.is_empty()
             && (last || (config.eval_steps > 0 && state.step.is_multiple_of(config.eval_steps)));
         if evaluates {
-            let evaluation = evaluate_rows(&model, eval_rows, config, state.step)?;
+            let evaluation = evaluate_rows(&model, eval_rows, &eval_references, config, state.step)?;
             let Evaluation { metrics, not_finite } = &evaluation;
             if !evaluation.is_sound() {
                 // Rows of the data to blame, unless all are: then it is the weights.
@@ -297,15 +333,8 @@ pub fn run_on_rows(
             || (is_best && config.keeps_best())
             || (config.save_steps > 0 && state.step.is_multiple_of(config.save_steps));
         if saves {
-            let saved = save_checkpoint(
-                out_dir,
-                &state,
-                &trainables,
-                &optimizer,
-                &|folder| save_weights(folder, Some(worth(&state, last_eval))),
-                config,
-                emit,
-            )?;
+            let save = |folder: &Path| save_weights(&model, folder, Some(worth(&state, last_eval)));
+            let saved = save_checkpoint(out_dir, &state, &trainables, &optimizer, &save, config, emit)?;
             unproven = Some(saved).filter(|_| !is_best);
         }
         if let Some(samples) = samples.as_ref().filter(|_| evaluates || saves) {
@@ -321,18 +350,11 @@ pub fn run_on_rows(
 
     let mut kept_step = state.step;
 
-    // 5. Leave something to come back to, or the result
+    // 6. Leave something to come back to, or the result
     if stopped {
         if state.step > 0 {
-            save_checkpoint(
-                out_dir,
-                &state,
-                &trainables,
-                &optimizer,
-                &|folder| save_weights(folder, Some(worth(&state, last_eval))),
-                config,
-                emit,
-            )?;
+            let save = |folder: &Path| save_weights(&model, folder, Some(worth(&state, last_eval)));
+            save_checkpoint(out_dir, &state, &trainables, &optimizer, &save, config, emit)?;
         }
     } else {
         let mut metrics = Some(worth(&state, last_eval));
@@ -360,7 +382,7 @@ pub fn run_on_rows(
             };
             emit(EventBody::Log { level, message });
         }
-        save_weights(out_dir, metrics)?;
+        save_weights(&model, out_dir, metrics)?;
     }
     Ok(TrainSummary {
         steps: state.step,
@@ -462,11 +484,17 @@ fn diverged(
 
 fn hash_rows(rows: &[TokenizedRow]) -> String {
     let mut hasher = Sha256::new();
-    for row in rows {
-        hasher.update((row.ids.len() as u64).to_le_bytes());
-        for (id, learns) in row.ids.iter().zip(&row.loss_mask) {
+    let mut hash = |ids: &[u32], loss_mask: &[bool]| {
+        hasher.update((ids.len() as u64).to_le_bytes());
+        for (id, learns) in ids.iter().zip(loss_mask) {
             hasher.update(id.to_le_bytes());
             hasher.update([u8::from(*learns)]);
+        }
+    };
+    for TokenizedRow { ids, loss_mask, rejected, .. } in rows {
+        hash(ids, loss_mask);
+        if let Some(rejected) = rejected {
+            hash(&rejected.ids, &rejected.loss_mask);
         }
     }
     files::hex(&hasher.finalize())

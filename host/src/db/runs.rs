@@ -130,11 +130,11 @@ impl Db {
     pub(crate) fn set_running(&self, id: &str, out_dir: &str) -> Result<()> {
         self.write(
             "UPDATE runs SET status = 'running', error = NULL, divergence = NULL, stop_then = NULL, doing = NULL,
-                out_dir = ?2
+                chat_ready = NULL, out_dir = ?2
              WHERE id = ?1",
             params![id, out_dir],
-        )
-        .map(drop)
+        )?;
+        self.write("DELETE FROM questions WHERE run = ?1", [id]).map(drop)
     }
 
     pub(crate) fn set_divergence(&self, id: &str, divergence: &Divergence) -> Result<()> {

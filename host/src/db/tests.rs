@@ -1,6 +1,6 @@
 use lathe_protocol::{
-    EvalMetrics, LogLevel, LogLine, Method, MetricPoint, RunConfig, RunEntry, RunStatus, SampleText,
-    StepMetrics, StopThen,
+    EvalMetrics, LogLevel, LogLine, Method, MetricPoint, OddsMetrics, PreferenceMetrics, RunConfig, RunEntry,
+    RunStatus, SampleText, StepMetrics, StopThen,
 };
 
 use super::*;
@@ -34,6 +34,11 @@ fn record(id: &str, name: &str) -> RunRecord {
     }
 }
 
+fn preference() -> PreferenceMetrics {
+    let odds = Some(OddsMetrics { nll_loss: 2.5, log_odds_ratio: -0.5, log_odds_chosen: 0.25 });
+    PreferenceMetrics { chosen_reward: 0.5, rejected_reward: -0.25, accuracy: 0.75, margin: 0.75, odds }
+}
+
 fn point(step: usize) -> MetricPoint {
     MetricPoint {
         step: StepMetrics {
@@ -46,6 +51,7 @@ fn point(step: usize) -> MetricPoint {
             loss_tokens: 32,
             epoch: 0.5,
             memory_bytes: (step > 1).then_some(1 << 30),
+            preference: (step > 2).then(preference),
         },
         at_secs: 1e9 + step as f64,
     }
@@ -61,8 +67,15 @@ fn a_run_and_its_metrics_come_back_as_they_went_in() {
     for step in 1..=3 {
         db.add_step("a", &point(step)).unwrap();
     }
-    let eval =
-        EvalMetrics { step: 3, loss: 1.0, perplexity: 2.7, token_accuracy: 0.5, loss_tokens: 9, rows: 2 };
+    let eval = EvalMetrics {
+        step: 3,
+        loss: 1.0,
+        perplexity: 2.7,
+        token_accuracy: 0.5,
+        loss_tokens: 9,
+        rows: 2,
+        preference: Some(preference()),
+    };
     db.add_eval("a", &eval).unwrap();
     assert_eq!(db.steps("a", 0).unwrap(), [point(1), point(2), point(3)]);
     assert_eq!(db.evals("a", 0).unwrap(), [eval]);

@@ -8,6 +8,7 @@ mod queue;
 mod recover;
 mod reproduce;
 mod stop;
+mod talk;
 #[cfg(test)]
 mod tests;
 mod train;
@@ -26,6 +27,7 @@ pub(crate) use queue::{is_any_queued, move_queued, work_off_queue};
 pub use recover::recovery_hint;
 pub(crate) use reproduce::reproduce;
 pub(crate) use stop::stop;
+pub(crate) use talk::talk;
 pub(crate) use train::{resume, train};
 pub(crate) use watch::{follow, show, watch};
 

@@ -3,6 +3,7 @@
 mod diverged;
 mod live;
 mod stops;
+mod talk;
 
 use std::time::{Duration, Instant};
 

@@ -16,6 +16,7 @@ use super::{
     open_db,
     recover::{change, memory_hint, recovery_hint},
     stop,
+    talk::Answering,
 };
 use crate::{
     Shared, adapters, config,
@@ -272,6 +273,7 @@ struct Seen {
     stop_polled: Option<Instant>,
     /// Asked through the database, by whatever process.
     stop: Option<StopThen>,
+    answering: Answering,
     recording_failed: bool,
 }
 
@@ -335,6 +337,8 @@ impl ActiveRun {
                 // A database that fails now may answer at the next look.
                 seen.stop = db.stop_requested(&id).ok().flatten().or(seen.stop);
             }
+            // So may it for questions, which wait.
+            drop(seen.answering.tick(db, &id, &job.control));
             return match seen.stop {
                 None => Verdict::Continue,
                 Some(StopThen::Pause | StopThen::Keep) => Verdict::Stop,
@@ -375,6 +379,11 @@ impl ActiveRun {
                 db.set_divergence(&id, divergence)
             }
             EventBody::Checkpoint { .. } => Provenance::of(record).write(&self.folder.path),
+            EventBody::ChatReady { .. } => db.set_chat_ready(&id, event),
+            EventBody::ReplyStarted(_)
+            | EventBody::Reply(_)
+            | EventBody::ReplyDone(_)
+            | EventBody::ReplyFailed { .. } => seen.answering.hear(db, event),
             EventBody::TrainingDone(summary) => {
                 seen.summary = Some(summary.clone());
                 Ok(())

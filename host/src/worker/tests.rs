@@ -16,6 +16,7 @@ fn chat(bench: &Bench) -> lathe_protocol::CommandBody {
 
 fn ready() -> EventBody {
     EventBody::ChatReady {
+        styles: Vec::new(),
         load_seconds: 0.1,
         supports_thinking: false,
         supports_effort: false,

@@ -280,3 +280,30 @@ fn what_is_stored_in_nf4_takes_no_more_than_that() {
     assert_eq!(bytes(&with(ExpertFormat::Blocks(136)), Quant::None), mxfp4);
     assert!(chat_memory(&stored, 130_000_000, 100) > bytes(&stored, Quant::None));
 }
+
+#[test]
+fn a_pair_takes_the_memory_of_two_rows() {
+    for packing in [true, false] {
+        let rows = |objective, batch_size| {
+            let config = RunConfig { objective, packing, ..config(512, batch_size, 16, true) };
+            training_memory(&SMOLLM2, &config, 300, Placement::Cpu)
+        };
+        assert_eq!(rows(Objective::Dpo, 1), rows(Objective::Sft, 2));
+        assert_eq!(rows(Objective::Orpo, 2), rows(Objective::Sft, 4));
+    }
+}
+
+#[test]
+fn pairs_take_the_time_of_the_head_again_and_dpo_that_of_a_reference() {
+    let flops = |objective, epochs| {
+        let config = RunConfig { objective, epochs, ..config(512, 1, 16, false) };
+        training_flops(&SMOLLM2, &config, 1000, 300) / 1000.0
+    };
+    let sft = flops(Objective::Sft, 2.0);
+    let head = 2.0 * (SMOLLM2.vocab_size * SMOLLM2.hidden_size) as f64;
+    assert!((flops(Objective::Orpo, 2.0) - sft - head).abs() < 1.0);
+    let reference = |epochs| flops(Objective::Dpo, epochs) - flops(Objective::Orpo, epochs);
+    // A forward is a third of one with its backward, or half where nothing of the base learns.
+    assert!(reference(1.0) > sft / 3.0 && reference(1.0) < sft / 2.0, "{} of {sft}", reference(1.0));
+    assert!((reference(4.0) - reference(1.0) / 4.0).abs() < 1.0);
+}

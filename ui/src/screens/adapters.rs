@@ -1,5 +1,5 @@
 use egui::{Align, Layout, Ui};
-use lathe_protocol::{AdapterEntry, AdapterUpdate, CommandBody, Event, EventBody};
+use lathe_protocol::{AdapterEntry, AdapterUpdate, ChatLane, CommandBody, Event, EventBody};
 
 use crate::{
     Action, Asked, Outbox, Route, Store, format,
@@ -212,7 +212,8 @@ fn entry(ui: &mut Ui, adapter: &AdapterEntry, store: &Store, out: &mut Outbox) -
             let base = adapter.base_model.as_deref().filter(|_| adapter.problem.is_none());
             let test = Button::secondary("Test in chat").icon(icons::CHAT_CIRCLE).enabled(base.is_some());
             if let (true, Some(base)) = (test.clicked(ui), base) {
-                out.act(Action::Chat { model: base.to_owned(), adapters: vec![adapter.name.clone()] });
+                let adapters = vec![adapter.name.clone()];
+                out.act(Action::Chat(ChatLane { model: base.to_owned(), adapters, ..ChatLane::default() }));
             }
         });
     });

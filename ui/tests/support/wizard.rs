@@ -2,7 +2,7 @@
 
 use lathe_protocol::{
     ColumnView, Command, CommandBody, DataReport, DatasetShape, EventBody, FolderEntry, FolderView,
-    LengthStats, Place, ReplyChannel, Role, RowView, TokenView,
+    LengthStats, Place, RejectedView, ReplyChannel, Role, RowView, TokenView,
 };
 
 use super::{Script, fixtures};
@@ -59,6 +59,39 @@ pub fn folder() -> FolderView {
     }
 }
 
+/// Of a file of pairs.
+pub fn preference_report() -> DataReport {
+    let report = report();
+    DataReport {
+        shape: DatasetShape::Preference,
+        columns: vec![
+            column("prompt", Some("prompt"), "My parcel has not arrived yet"),
+            column("chosen", Some("chosen"), "I am sorry to hear that."),
+            column("rejected", Some("rejected"), "Not our fault."),
+        ],
+        roles: ["chosen", "rejected", "prompt"].map(String::from).to_vec(),
+        rejected_lengths: Some(report.lengths.clone()),
+        mask_source: "what follows the prompt, on both sides".into(),
+        warnings: Vec::new(),
+        ..report
+    }
+}
+
+/// A row with a rejected side of its own.
+pub fn pair_view(row: usize) -> RowView {
+    let chosen = row_view(row);
+    let mut tokens: Vec<TokenView> = chosen.tokens.iter().filter(|token| !token.loss).cloned().collect();
+    let answer = [" Not", " our", " fault", ":", " ask", " the", " carrier", ".", "<|im_end|>"];
+    tokens.extend(answer.map(|text| TokenView {
+        id: 7,
+        text: text.into(),
+        loss: true,
+        role: Some(Role::Assistant),
+        channel: None,
+    }));
+    RowView { rejected: Some(RejectedView { tokens, truncated_tokens: 0 }), ..chosen }
+}
+
 pub fn report() -> DataReport {
     DataReport {
         shape: DatasetShape::Messages,
@@ -81,6 +114,7 @@ pub fn report() -> DataReport {
                 12, 64, 131, 188, 205, 171, 128, 92, 61, 44, 31, 22, 14, 11, 8, 6, 4, 3, 2, 1, 1, 0, 0, 1,
             ],
         },
+        rejected_lengths: None,
         max_seq_len: 1024,
         truncated_rows: 14,
         rows_nothing_to_learn: 2,
@@ -164,5 +198,5 @@ pub fn row_view(row: usize) -> RowView {
     ];
     say(assistant, Some(ReplyChannel::Answer), true, &answer);
     say(assistant, Some(ReplyChannel::Answer), true, &[" Thanks", " for", " your", " patience", "."]);
-    RowView { row, line: row + 1, tokens, truncated_tokens: 5 }
+    RowView { row, line: row + 1, tokens, truncated_tokens: 5, rejected: None }
 }

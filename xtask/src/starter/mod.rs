@@ -131,7 +131,7 @@ fn stage(model: &Path, out: &Path, data: &Path, eval_data: &Path, config: RunCon
         force: false,
         machine: Machine::default(),
     };
-    let world = Surroundings { clock: &|| started.elapsed().as_secs_f64(), stop: &stop };
+    let world = Surroundings { clock: &|| started.elapsed().as_secs_f64(), stop: &stop, audience: None };
     let mut total_steps = 0;
     train::run(&job, &world, &mut |event| {
         let seconds = started.elapsed().as_secs();

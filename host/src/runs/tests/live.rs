@@ -195,8 +195,15 @@ fn another_host_watches_a_run_as_it_is_recorded() {
     let bench = Bench::new();
     let sample = EventBody::Sample(SampleText { step: 2, prompt: "Who?".into(), text: "Arr".into() });
     let log = EventBody::Log { level: LogLevel::Warn, message: "Rough sea".into() };
-    let eval =
-        EvalMetrics { step: 2, loss: 1.0, perplexity: 2.7, token_accuracy: 0.5, loss_tokens: 9, rows: 2 };
+    let eval = EvalMetrics {
+        step: 2,
+        loss: 1.0,
+        perplexity: 2.7,
+        token_accuracy: 0.5,
+        loss_tokens: 9,
+        rows: 2,
+        preference: None,
+    };
     let more: &[EventBody] = &[step(2), EventBody::Eval(eval), sample.clone(), log.clone()];
     let end: &[EventBody] = &[training_done(false), EventBody::Done];
     let script =

@@ -21,6 +21,8 @@ pub enum Deed {
     CopyCommand,
     ExportLogs,
     Chat,
+    /// While it trains.
+    Talk,
 }
 
 /// The run's name, and what can be done about it.
@@ -69,6 +71,8 @@ fn deeds(ui: &mut Ui, run: &RunEntry, is_busy: bool) -> Option<Deed> {
             let pause = Button::secondary("Pause").icon(icons::PAUSE);
             let tooltip = "Writes a checkpoint and stops; the run can go on later";
             button(ui, pause.tooltip(tooltip), Deed::Stop(StopThen::Pause));
+            let talk = Button::primary("Talk to it").icon(icons::CHAT_CIRCLE);
+            button(ui, talk.tooltip("A chat that it answers between its steps"), Deed::Talk);
         }
         RunStatus::Stopped
         | RunStatus::Interrupted

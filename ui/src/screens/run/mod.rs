@@ -6,7 +6,9 @@ mod record;
 mod texts;
 
 use egui::Ui;
-use lathe_protocol::{CommandBody, Event, EventBody, Method, ResumeHow, RunDetails, RunEntry, RunStatus};
+use lathe_protocol::{
+    ChatLane, CommandBody, Event, EventBody, Method, ResumeHow, RunDetails, RunEntry, RunLane, RunStatus,
+};
 
 use self::{charts::RunCharts, head::Deed, record::Record, texts::Samples};
 pub use self::{
@@ -143,19 +145,25 @@ impl RunScreen {
             }
             Some(Deed::CopyCommand) => record.copy_command(id, out),
             Some(Deed::ExportLogs) => record.export(),
-            Some(Deed::Chat) => out.act(chat(&run)),
+            Some(Deed::Chat) => out.act(Action::Chat(chat(&run))),
+            Some(Deed::Talk) => out.act(Action::Chat(talk(&run))),
         }
     }
 }
 
 /// What the run has learned, to talk to: an adapter of its name, or the trained model itself.
-fn chat(run: &RunEntry) -> Action {
-    match run.method {
-        Method::Full => Action::Chat { model: run.out_dir.clone(), adapters: Vec::new() },
-        Method::Lora | Method::Qlora => {
-            Action::Chat { model: run.model.clone(), adapters: vec![run.name.clone()] }
-        }
-    }
+fn chat(run: &RunEntry) -> ChatLane {
+    let (model, adapters) = match run.method {
+        Method::Full => (run.out_dir.clone(), Vec::new()),
+        Method::Lora | Method::Qlora => (run.model.clone(), vec![run.name.clone()]),
+    };
+    ChatLane { model, adapters, ..ChatLane::default() }
+}
+
+/// What it learns, while it does.
+fn talk(run: &RunEntry) -> ChatLane {
+    let lane = RunLane { id: run.id.clone(), name: run.name.clone(), base: false };
+    ChatLane { model: run.model.clone(), run: Some(lane), ..ChatLane::default() }
 }
 
 fn missing(ui: &mut Ui, watch: &Asked<()>, out: &mut Outbox) {

@@ -81,6 +81,7 @@ impl Wizard {
             ("ShareGPT", "conversations"),
             ("Alpaca", "instruction, output"),
             ("Prompt and completion", "prompt, completion"),
+            ("Preference", "prompt, chosen, rejected"),
             ("Text", "text, or a .txt file"),
         ] {
             ui.vertical(|ui| {
@@ -109,6 +110,24 @@ impl Wizard {
             ui,
             "LoRA leaves the model as it is and learns a small adapter beside it: megabytes instead of gigabytes, and it can be switched off.",
         );
+        let objective = self.choices.config.objective;
+        if objective.takes_pairs() {
+            topic(ui, "DPO");
+            text(
+                ui,
+                "Raises the chosen answer over the rejected one, measured against the model as it was before. Beta holds it there: a higher one, closer.",
+            );
+            topic(ui, "ORPO");
+            text(
+                ui,
+                "Learns to write the chosen answers as any training does, and pushes the rejected ones away beside it. Beta says how hard. It needs no reference.",
+            );
+            topic(ui, "Rewards");
+            text(
+                ui,
+                "While it trains, the margin says how far apart the two answers are, and the accuracy how often the chosen one is ahead.",
+            );
+        }
         topic(ui, "Rank");
         text(
             ui,

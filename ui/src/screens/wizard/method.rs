@@ -1,10 +1,7 @@
 use egui::Ui;
 use lathe_protocol::RunConfig;
 
-use super::{
-    Choices, Wizard,
-    preset::{PRESETS, Preset},
-};
+use super::{Choices, Wizard, preset::Preset};
 use crate::{
     Store, fit, format,
     theme::{self, Tone, icons, size, space},
@@ -20,7 +17,7 @@ const PRESET_HEIGHT: f32 = 84.0;
 const LINE_HEIGHT: f32 = 22.0;
 /// Samples of the model in training, at most.
 const MOST_PROMPTS: usize = 4;
-/// Not among the rows of either sample.
+/// Not among the rows of any sample.
 const SAMPLE_PROMPT: &str = "What is the capital of Italy?";
 
 impl Wizard {
@@ -36,12 +33,14 @@ impl Wizard {
         let current = Preset::of(&self.choices.config);
         ui.horizontal(|ui| {
             ui.set_min_height(24.0);
-            ui.label(theme::heading("How thoroughly?"));
+            let for_pairs = self.choices.config.objective.takes_pairs();
+            ui.label(theme::heading(if for_pairs { "By which objective?" } else { "How thoroughly?" }));
             if current.is_none() {
                 badge(ui, Tone::Accent, "Custom");
             }
         });
-        columns(ui, &PRESETS, PRESET_WIDTH, |ui, preset| {
+        let offered = Preset::offered(self.choices.config.objective.takes_pairs());
+        columns(ui, &offered, PRESET_WIDTH, |ui, preset| {
             let Preset { name, r, alpha, epochs, good_for, .. } = preset;
             let response = clickable_card(ui, name, current.as_ref() == Some(preset), |ui| {
                 ui.spacing_mut().item_spacing.y = space::XS;
@@ -64,6 +63,7 @@ impl Wizard {
         let (settings, lesson) = match data.as_deref().map(format::file_name) {
             Some("pirate.jsonl") => (RunConfig::for_the_samples(), "to talk like a pirate"),
             Some("verbosity.jsonl") => (RunConfig::for_the_verbosity_sample(), "to tell terse from detailed"),
+            Some("concise.jsonl") => (RunConfig::for_the_preference_sample(), "to prefer terse answers"),
             _ => return,
         };
         let settings = RunConfig {

@@ -15,12 +15,13 @@ mod review;
 mod rows;
 
 use egui::{CentralPanel, Frame, Margin, Panel, ScrollArea, Ui};
-use lathe_protocol::{CommandBody, DataReport, Event, EventBody, ModelDetails, RunConfig};
+use lathe_protocol::{CommandBody, DataReport, DatasetShape, Event, EventBody, ModelDetails, RunConfig};
 
 use self::{
     files::Purpose,
     form::ConfigForm,
     preflight::{Preflight, Question},
+    preset::Preset,
     review::Launch,
     rows::Rows,
 };
@@ -222,6 +223,9 @@ impl Wizard {
                 self.details.ask(out, CommandBody::ModelsShow { model });
             }
         }
+        if let Some(shape) = self.report().map(|report| report.shape) {
+            Preset::suit(&mut self.choices.config, shape == DatasetShape::Preference);
+        }
         let question = self.question(store);
         self.preflight.follow(ui, question.as_ref(), out);
         self.rows.follow(question.as_ref(), self.preflight.report(), out);
@@ -264,7 +268,7 @@ impl Wizard {
 
     /// Tokens of the longest row, once the data is known.
     fn longest_row(&self) -> Option<usize> {
-        self.report().map(|report| report.lengths.max)
+        self.report().map(DataReport::longest_row_tokens)
     }
 
     fn run_time(&self, store: &Store) -> Option<fit::TimeEstimate> {

@@ -18,7 +18,16 @@ pub(super) struct Question {
 impl Question {
     pub(super) fn new(model: &str, data: &str, config: &RunConfig) -> Self {
         let RunConfig {
-            columns, eval_ratio, max_seq_len, packing, batch_size, grad_accum, seed, styles, ..
+            columns,
+            eval_ratio,
+            max_seq_len,
+            packing,
+            batch_size,
+            grad_accum,
+            seed,
+            styles,
+            objective,
+            ..
         } = config.clone();
         let config = RunConfig {
             columns,
@@ -29,6 +38,7 @@ impl Question {
             grad_accum,
             seed,
             styles,
+            objective,
             ..RunConfig::default()
         };
         Self { model: model.into(), data: data.into(), config }

@@ -186,6 +186,10 @@ impl Wizard {
             ("Length", format!("{length}, {} a step", format::plural(batch_size * grad_accum, "sequence"))),
             ("Learning rate", format!("{}, {schedule}", config.learning_rate)),
         ];
+        if config.objective.takes_pairs() {
+            let objective = config_keys::text(config, "objective").to_uppercase();
+            facts.insert(0, ("Objective", format!("{objective}, beta {}", config.beta)));
+        }
         if !config.styles.is_empty() {
             let names: Vec<_> = config.styles.iter().map(|style| style.name.as_str()).collect();
             facts.push(("Styles", names.join(", ")));
@@ -194,8 +198,17 @@ impl Wizard {
             facts.push(("Questions", config.sample_prompts.join("  ·  ")));
         }
         let others = CONFIG_KEYS.iter().filter(|key| {
-            let is_shown = ["columns", "eval_ratio", "sample_prompts", "styles", "learning_rate", "epochs"]
-                .contains(&key.name);
+            let is_shown = [
+                "columns",
+                "eval_ratio",
+                "sample_prompts",
+                "styles",
+                "learning_rate",
+                "epochs",
+                "objective",
+                "beta",
+            ]
+            .contains(&key.name);
             is_changed(config, key) && !is_shown && !is_of_preset(key.name)
         });
         let others: Vec<_> =
