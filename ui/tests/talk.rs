@@ -3,7 +3,7 @@
 
 mod support;
 
-use egui::{Key, Theme};
+use egui::{Key, Role as Widget, Theme};
 use egui_kittest::{Harness, kittest::Queryable as _};
 use lathe_protocol::{
     AdapterEntry, AnsweredBy, ChatRecord, CommandBody, EventBody, ReplyChannel::Answer, RunEntry, RunStatus,
@@ -209,7 +209,8 @@ fn a_paused_run_answers_again_once_it_goes_on() {
 fn the_adapter_and_the_base_of_one_run_are_compared_side_by_side() {
     let mut test = Test::open();
     test.click("Talk to it");
-    test.click("Compare two");
+    test.harness.get_by_role_and_label(Widget::Switch, "Compare two").click();
+    test.steps();
     test.ask("Hello");
     let talk = |base| CommandBody::TalkToRun { run: test.run.id.clone(), base };
     assert_eq!(test.talks(), [talk(false), talk(true)]);
