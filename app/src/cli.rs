@@ -48,6 +48,9 @@ pub enum CommandLine {
         model: String,
         #[command(flatten)]
         config: ConfigArgs,
+        /// Also do one step here, on rows of max_seq_len tokens, and measure what it takes
+        #[arg(long)]
+        probe: bool,
     },
     /// Look at data as the model will see it
     #[command(subcommand)]

@@ -9,7 +9,7 @@ use lathe_protocol::{
 
 use crate::{
     Error, Result, adapter, data, family, files,
-    model::{LoadFor, Model},
+    model::{LoadFor, Model, ModelConfig},
     preflight, prepare,
     text_files::TextFiles,
     train,
@@ -35,29 +35,35 @@ pub fn describe(path: &Path) -> Result<ModelDetails> {
         architecture: config.family.name().into(),
         parameters: weights.num_parameters(),
         size_bytes: files.iter().map(|file| file.size_bytes).sum(),
-        shape: ModelShape {
-            num_layers: config.num_layers,
-            hidden_size: config.hidden_size,
-            intermediate_size: config.intermediate_size,
-            num_attention_heads: config.num_heads,
-            num_key_value_heads: config.num_kv_heads,
-            head_dim: config.head_dim,
-            vocab_size: config.vocab_size,
-            context_length: config.max_position_embeddings,
-            tie_word_embeddings: config.tie_word_embeddings,
-            linears: weights.nf4(|name| name.contains(".self_attn.")),
-            experts: config.experts.as_ref().map(|experts| ExpertsShape {
-                num_experts: experts.num_experts,
-                experts_per_token: experts.experts_per_token,
-                format: expert_format(&weights),
-            }),
-        },
+        shape: shape(&config, &weights),
         dtypes: weights.dtypes(),
         has_chat_template: text_files.template.is_some(),
         default_targets: config.family.default_targets().iter().copied().map(String::from).collect(),
         consequences: family::explain(&config, &weights, &text_files),
         files,
     })
+}
+
+/// What a model's memory is reckoned from.
+pub fn shape(config: &ModelConfig, weights: &Weights) -> ModelShape {
+    ModelShape {
+        num_layers: config.num_layers,
+        hidden_size: config.hidden_size,
+        intermediate_size: config.intermediate_size,
+        num_attention_heads: config.num_heads,
+        num_key_value_heads: config.num_kv_heads,
+        head_dim: config.head_dim,
+        vocab_size: config.vocab_size,
+        context_length: config.max_position_embeddings,
+        tie_word_embeddings: config.tie_word_embeddings,
+        is_gguf: matches!(weights, Weights::Gguf(_)),
+        linears: weights.nf4(|name| name.contains(".self_attn.")),
+        experts: config.experts.as_ref().map(|experts| ExpertsShape {
+            num_experts: experts.num_experts,
+            experts_per_token: experts.experts_per_token,
+            format: expert_format(weights),
+        }),
+    }
 }
 
 fn expert_format(weights: &Weights) -> ExpertFormat {

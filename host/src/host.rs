@@ -23,7 +23,7 @@ use crate::{
     job::{Control, Job, Outlet, ToWorker},
     models,
     paths::absolute,
-    runs, settings, token,
+    probe, runs, settings, token,
     worker::{self, Verdict},
 };
 
@@ -293,6 +293,9 @@ fn run(job: &mut Job, body: CommandBody) -> Result<()> {
         }
 
         CommandBody::Train(request) => runs::train(job, *request)?,
+        CommandBody::Probe { model, config, longest_row, device } => {
+            probe::probe(job, &model, config, longest_row, &device)?;
+        }
         CommandBody::RunsList => runs::list(job)?,
         CommandBody::RunsShow { run } => runs::show(job, &run)?,
         CommandBody::RunsReproduce { run } => runs::reproduce(job, &run)?,

@@ -16,6 +16,7 @@ mod host;
 mod job;
 mod models;
 mod paths;
+mod probe;
 mod runs;
 mod samples;
 mod settings;

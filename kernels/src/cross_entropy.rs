@@ -1,6 +1,6 @@
 use std::{
     ops::Range,
-    sync::{Arc, Mutex, OnceLock},
+    sync::{Arc, Mutex},
 };
 
 use candle_core::{CpuStorage, CustomOp1, CustomOp2, Layout, Result, Shape, Tensor, bail};
@@ -175,7 +175,8 @@ struct LinearCrossEntropy {
     weights: Option<Vec<f32>>,
     needs_gradient: bool,
     tokens: Arc<Mutex<Vec<TokenLoss>>>,
-    gradients: OnceLock<Gradients>,
+    /// From the forward until the backward takes them.
+    gradients: Mutex<Option<Gradients>>,
 }
 
 struct Gradients {
@@ -191,7 +192,7 @@ impl LinearCrossEntropy {
             weights: targets.weights.map(<[f32]>::to_vec),
             needs_gradient,
             tokens: Arc::default(),
-            gradients: OnceLock::new(),
+            gradients: Mutex::default(),
         }
     }
 
@@ -269,17 +270,24 @@ impl LinearCrossEntropy {
         let loss: f64 =
             tokens.iter().enumerate().map(|(row, token)| f64::from(self.weight(row)) * token.loss).sum();
         *self.tokens.lock().map_err(|_| candle_core::Error::Msg("poisoned".into()))? = tokens;
-        self.gradients
-            .set(Gradients { dh, dweight })
-            .map_err(|_| candle_core::Error::Msg("a cross-entropy op ran twice".into()))?;
+        *self.gradients.lock().map_err(|_| candle_core::Error::Msg("poisoned".into()))? =
+            Some(Gradients { dh, dweight });
         Ok(loss as f32)
     }
 
-    fn scaled(&self, seed: &Tensor) -> Result<(f32, &Gradients)> {
-        match self.gradients.get() {
-            Some(gradients) => Ok((seed.to_scalar()?, gradients)),
-            None => bail!("backward of a cross-entropy op that never ran"),
-        }
+    /// The gradients times `seed`: of h, and of what learns of the projection. In place, for they are large.
+    fn scaled(&self, seed: &Tensor) -> Result<[Vec<f32>; 2]> {
+        let taken = self.gradients.lock().map_err(|_| candle_core::Error::Msg("poisoned".into()))?.take();
+        let Some(Gradients { dh, dweight }) = taken else {
+            bail!("backward of a cross-entropy op that did not run before it");
+        };
+        let by: f32 = seed.to_scalar()?;
+        Ok([dh, dweight].map(|mut values| {
+            for value in &mut values {
+                *value *= by;
+            }
+            values
+        }))
     }
 }
 
@@ -319,10 +327,6 @@ fn take_columns(logits: &mut [f32], width: usize, ids: &[u32]) -> Vec<f32> {
         .collect()
 }
 
-fn scale(values: &[f32], by: f32, shape: &Shape) -> Result<Tensor> {
-    cpu::tensor(values.iter().map(|value| value * by).collect(), shape)
-}
-
 struct Frozen {
     op: LinearCrossEntropy,
     projection: FrozenLinear,
@@ -340,8 +344,8 @@ impl CustomOp1 for Frozen {
     }
 
     fn bwd(&self, h: &Tensor, _loss: &Tensor, seed: &Tensor) -> Result<Option<Tensor>> {
-        let (by, gradients) = self.op.scaled(seed)?;
-        Ok(Some(scale(&gradients.dh, by, h.shape())?))
+        let [dh, _] = self.op.scaled(seed)?;
+        Ok(Some(cpu::tensor(dh, h.shape())?))
     }
 }
 
@@ -374,8 +378,8 @@ impl CustomOp2 for Trainable {
         _loss: &Tensor,
         seed: &Tensor,
     ) -> Result<(Option<Tensor>, Option<Tensor>)> {
-        let (by, gradients) = self.op.scaled(seed)?;
-        Ok((Some(scale(&gradients.dh, by, h.shape())?), Some(scale(&gradients.dweight, by, weight.shape())?)))
+        let [dh, dweight] = self.op.scaled(seed)?;
+        Ok((Some(cpu::tensor(dh, h.shape())?), Some(cpu::tensor(dweight, weight.shape())?)))
     }
 }
 
@@ -410,7 +414,7 @@ impl CustomOp2 for WithRows {
         _loss: &Tensor,
         seed: &Tensor,
     ) -> Result<(Option<Tensor>, Option<Tensor>)> {
-        let (by, gradients) = self.op.scaled(seed)?;
-        Ok((Some(scale(&gradients.dh, by, h.shape())?), Some(scale(&gradients.dweight, by, rows.shape())?)))
+        let [dh, dweight] = self.op.scaled(seed)?;
+        Ok((Some(cpu::tensor(dh, h.shape())?), Some(cpu::tensor(dweight, rows.shape())?)))
     }
 }

@@ -30,6 +30,7 @@ mod quantized;
 mod rms_norm;
 mod rope;
 mod routing;
+mod seeded;
 mod simd;
 mod swiglu;
 
@@ -53,4 +54,5 @@ pub(crate) use quantized::{AffineBlock, CodeBits, CodeLayout};
 pub use rms_norm::{rms_norm, rms_norm_frozen};
 pub use rope::{RopeTable, rope};
 pub use routing::{RouterSoftmax, Routing, route};
+pub use seeded::{add_to, seeded};
 pub use swiglu::swiglu;

@@ -53,6 +53,14 @@ pub enum CommandBody {
     },
 
     Train(Box<TrainRequest>),
+    /// Measures the memory of one step of a run whose longest row has so many tokens; none means `max_seq_len`.
+    /// Refused if the prediction is more than what is free.
+    Probe {
+        model: String,
+        config: RunConfig,
+        longest_row: Option<usize>,
+        device: String,
+    },
     RunsList,
     /// `Runs` now and whenever something about a run changes, until `Stop`.
     RunsFollow,

@@ -3,7 +3,7 @@ use serde::{Deserialize, Serialize};
 use crate::{
     AdapterEntry, AnsweredBy, ChatEntry, ChatRecord, ChatStats, ColumnView, DataReport, Divergence,
     DoctorCheck, ErrorInfo, FolderView, Hardware, JobId, ModelDetails, ModelEntry, ModelProblem, Origins,
-    ReplyDelta, RowView, RunDetails, RunEntry, SettingsView, Style,
+    ProbeReport, ReplyDelta, RowView, RunDetails, RunEntry, SettingsView, Style,
 };
 
 /// Something that happened, with the job it belongs to. A worker's events carry the id its host gave it.
@@ -83,6 +83,7 @@ pub enum EventBody {
         what: String,
         freed_bytes: u64,
     },
+    Probe(ProbeReport),
     /// `eval`'s answer and a training run's evaluations.
     Eval(EvalMetrics),
     /// `logits` wrote its file.

@@ -17,6 +17,8 @@ pub enum Job {
         count: usize,
     },
     Train(Box<TrainJob>),
+    /// Does what a run's first step does, and emits one [`EventBody::Probe`](crate::EventBody::Probe).
+    Probe(Box<ProbeJob>),
     /// Loads once, then answers every [`Request::Reply`].
     Chat(ChatJob),
     Logits(LogitsJob),
@@ -59,6 +61,16 @@ pub struct TrainJob {
     pub force: bool,
     #[serde(default)]
     pub machine: Machine,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct ProbeJob {
+    /// Model folder or `.gguf` file.
+    pub model: String,
+    pub config: RunConfig,
+    /// Of each of the batch's rows, all of them trained.
+    pub row_tokens: usize,
+    pub device: String,
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]

@@ -29,15 +29,15 @@ pub use config::{
 pub use divergence::{Divergence, DivergenceSign, RowPlace};
 pub use error::{ErrorCode, ErrorInfo};
 pub use estimate::{
-    ExpertFormat, ExpertsShape, MemoryEstimate, ModelShape, Placement, chat_memory, training_flops,
-    training_memory,
+    ExpertFormat, ExpertsShape, MeasuredMemory, MemoryEstimate, ModelShape, Phase, Placement, ProbeReport,
+    Remedy, chat_memory, training_flops, training_memory,
 };
 pub use event::{
     EvalMetrics, Event, EventBody, LogLevel, OddsMetrics, PreferenceMetrics, SampleText, StepMetrics, Told,
     TrainSummary,
 };
 pub use frame::{handshake, read_frame, write_frame};
-pub use job::{ChatJob, DataJob, EvalJob, Job, LogitsJob, Request, TrainJob};
+pub use job::{ChatJob, DataJob, EvalJob, Job, LogitsJob, ProbeJob, Request, TrainJob};
 pub use link::EngineLink;
 pub use origins::{BaseMatch, BasePrint, FilePrint, Machine, Origins, WeightsMetrics};
 pub use report::{

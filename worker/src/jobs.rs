@@ -15,7 +15,7 @@ use lathe_engine::{
 };
 use lathe_protocol::{ChatJob, DataJob, ErrorCode, EventBody, Job, LogLevel, Request};
 
-use crate::{Channel, Output};
+use crate::{Channel, Output, memory::Meter};
 
 /// Runs a job, emitting what comes of it; `Done` and `Failed` are the caller's.
 pub(crate) fn run(job: Job, channel: &Channel, output: &Output) -> Result<()> {
@@ -50,6 +50,13 @@ pub(crate) fn run(job: Job, channel: &Channel, output: &Output) -> Result<()> {
             let world = Surroundings { clock: &clock, stop: &channel.stop, audience: Some(audience) };
             let summary = train::run(&job, &world, &mut |event| output.emit(&event))?;
             output.emit(&EventBody::TrainingDone(summary));
+        }
+        Job::Probe(job) => {
+            require_cpu(&job.device)?;
+            let (clock, meter) = (|| channel.clock(), Meter::start());
+            let world = Surroundings { clock: &clock, stop: &channel.stop, audience: None };
+            let report = train::probe(&job, &|| meter.read(), &world, &mut |event| output.emit(&event))?;
+            output.emit(&EventBody::Probe(report));
         }
         Job::Chat(job) => chat(&job, channel, output)?,
         Job::Logits(job) => {

@@ -3,7 +3,8 @@
 use std::process::ExitCode;
 
 use lathe_protocol::{
-    CommandBody, ErrorInfo, EventBody, Hardware, Method, ModelShape, Placement, RunConfig, training_memory,
+    CommandBody, ErrorInfo, EventBody, Hardware, Method, ModelShape, Placement, ProbeReport, Remedy,
+    RunConfig, training_memory,
 };
 use lathe_ui::{
     Fit,
@@ -24,16 +25,39 @@ const CARDS: [u64; 6] = [12, 16, 24, 48, 80, 141];
 /// Lengths of rows that are told apart.
 const LENGTH_STEP: usize = 256;
 
-pub fn run(session: &mut Session, model: &str, config: &ConfigArgs) -> Outcome {
+pub fn run(session: &mut Session, model: &str, config: &ConfigArgs, probe: bool) -> Outcome {
     let config = read_config(config)?;
     let shape = shape_of(session, model)?;
     let EventBody::Hardware(machine) = session.ask(CommandBody::Hardware)? else { return Err(unexpected()) };
+    let report = if probe { Some(measure(session, model, &config)?) } else { None };
     if session.out.json {
-        session.out.object(&as_json(model, &shape, &config, &machine));
+        session.out.object(&as_json(model, &shape, &config, &machine, report.as_ref()));
     } else {
-        session.out.text(&as_text(model, &shape, &config, &machine));
+        let measured = report.as_ref().map(|report| format!("\n{}", measured_text(report)));
+        session.out.text(&(as_text(model, &shape, &config, &machine) + &measured.unwrap_or_default()));
     }
     Ok(ExitCode::SUCCESS)
+}
+
+fn measure(session: &mut Session, model: &str, config: &RunConfig) -> Result<ProbeReport, ErrorInfo> {
+    let command = CommandBody::Probe {
+        model: model.to_owned(),
+        config: config.clone(),
+        longest_row: None,
+        device: session.device.clone(),
+    };
+    match session.ask(command)? {
+        EventBody::Probe(report) => Ok(report),
+        _ => Err(unexpected()),
+    }
+}
+
+fn measured_text(report: &ProbeReport) -> String {
+    let row = |name: &str, predicted, measured| vec![name.to_owned(), gib(predicted), gib(measured)];
+    let mut rows: Vec<Vec<String>> =
+        report.phases().into_iter().map(|phase| row(phase.name, phase.predicted, phase.measured)).collect();
+    rows.push(row("In all", report.predicted.total(), report.measured.peak));
+    format!("{}\n{}", table(&["ONE STEP HERE", ">PREDICTED", ">MEASURED"], &rows), report.verdict())
 }
 
 /// From the model's own files, or from the catalog: a model need not be here to be reckoned with.
@@ -48,6 +72,12 @@ fn shape_of(session: &mut Session, model: &str) -> Result<ModelShape, ErrorInfo>
 /// Bytes of a run with rows of up to `max_seq_len` tokens.
 fn needed(shape: &ModelShape, config: &RunConfig, placement: Placement) -> u64 {
     training_memory(shape, config, config.max_seq_len, placement).total()
+}
+
+/// What makes a run that is too big fit this machine.
+fn remedy(shape: &ModelShape, config: &RunConfig, machine: &Hardware) -> Option<Remedy> {
+    let budget = Fit::budget(machine.ram_total_bytes);
+    Remedy::find(shape, config, config.max_seq_len, Placement::Cpu, budget)
 }
 
 /// The most tokens a row may have on a card; 0 if not even the shortest fit.
@@ -98,8 +128,12 @@ fn as_text(model: &str, shape: &ModelShape, config: &RunConfig, machine: &Hardwa
             vec![format!("{gigabytes} GB"), fit, longest]
         })
         .collect();
+    let advice = match on_this {
+        Fit::TooBig(_) => format!("\n{}", Remedy::sentence(remedy(shape, config, machine))),
+        Fit::Fits | Fit::Tight => String::new(),
+    };
     format!(
-        "{}\n{}\nThis machine’s {} of RAM: {}\n\n{}",
+        "{}\n{}\nThis machine’s {} of RAM: {}{advice}\n\n{}",
         fields(&[("Model", model.into()), ("Run", describe(config))]),
         table(&["MEMORY", ">ON THE CPU", ">ON A GPU"], &rows),
         gib(machine.ram_total_bytes),
@@ -126,7 +160,13 @@ fn describe(config: &RunConfig) -> String {
     )
 }
 
-fn as_json(model: &str, shape: &ModelShape, config: &RunConfig, machine: &Hardware) -> Value {
+fn as_json(
+    model: &str,
+    shape: &ModelShape,
+    config: &RunConfig,
+    machine: &Hardware,
+    report: Option<&ProbeReport>,
+) -> Value {
     let [cpu, cuda] = [Placement::Cpu, Placement::Cuda].map(|placement| {
         let estimate = training_memory(shape, config, config.max_seq_len, placement);
         json!({ "parts": estimate, "total_bytes": estimate.total() })
@@ -139,9 +179,17 @@ fn as_json(model: &str, shape: &ModelShape, config: &RunConfig, machine: &Hardwa
             })
         })
         .collect();
+    let fit = Fit::of(needed(shape, config, Placement::Cpu), machine.ram_total_bytes);
+    let remedy = matches!(fit, Fit::TooBig(_)).then(|| remedy(shape, config, machine));
     json!({
         "kind": "estimate", "model": model, "cpu": cpu, "cuda": cuda, "cards": cards,
-        "ram_total_bytes": machine.ram_total_bytes
+        "ram_total_bytes": machine.ram_total_bytes, "fit": fit.word(),
+        "advice": remedy.map(Remedy::sentence), "settings": remedy.flatten().map(Remedy::settings),
+        "probe": report.map(|report| json!({
+            "predicted": report.predicted, "predicted_bytes": report.predicted.total(),
+            "measured": report.measured, "ratio": report.ratio(),
+            "row_tokens": report.row_tokens, "seconds": report.seconds
+        }))
     })
 }
 

@@ -36,7 +36,7 @@ pub fn run(session: &mut Session, command: CommandLine) -> Outcome {
             library::remove(session, CommandBody::ModelsRemove { model })
         }
 
-        CommandLine::Estimate { model, config } => estimate::run(session, &model, &config),
+        CommandLine::Estimate { model, config, probe } => estimate::run(session, &model, &config, probe),
 
         CommandLine::Data(Data::Check { model, file, config }) => data::check(session, model, &file, &config),
         CommandLine::Data(Data::Show { model, file, row, config }) => {

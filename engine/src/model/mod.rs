@@ -40,7 +40,7 @@ pub enum Norm {
 
 /// The table of token embeddings, (V, C).
 pub enum Embedding {
-    /// In f32, or bf16 if it is large.
+    /// In f32; in bf16 if it is large or only looked up, and stored so.
     Frozen(Tensor),
     Trainable(Var),
     /// Rows are dequantised as they are looked up.

@@ -57,12 +57,14 @@ pub(super) fn open_text_files(job: &TrainJob) -> Result<TextFiles> {
     Ok(text_files)
 }
 
+/// The model with what learns, and the config of its adapter if that is one. `name` is what the user calls the model.
 pub(super) fn load_model(
-    job: &TrainJob,
+    path: &Path,
+    name: &str,
+    config: &RunConfig,
+    init_adapter: Option<&Path>,
     text_files: Option<&TextFiles>,
 ) -> Result<(Model, Option<PeftConfig>)> {
-    let path = Path::new(&job.model);
-    let config = &job.config;
     match config.method {
         Method::Full if path.is_file() => Err(Error::invalid(
             ErrorCode::Usage,
@@ -77,11 +79,11 @@ pub(super) fn load_model(
                 Quant::Nf4Double => LoadFor::Qlora { double_quant: true },
             };
             let mut model = Model::load(path, load_for)?;
-            let mut peft_config = if let Some(folder) = &job.init_adapter {
-                adapter::attach(&mut model, Path::new(folder))?
+            let mut peft_config = if let Some(folder) = init_adapter {
+                adapter::attach(&mut model, folder)?
             } else {
                 lora::attach_fresh(&mut model, &config.lora, config.seed)?;
-                PeftConfig::new(&config.lora, &model, &job.model_name)
+                PeftConfig::new(&config.lora, &model, name)
             };
             let styled = text_files.filter(|text_files| !text_files.styles.is_empty());
             if let Some(text_files) = styled.filter(|_| model.token_rows.is_none()) {
@@ -89,7 +91,7 @@ pub(super) fn load_model(
                 peft_config.trainable_token_indices =
                     Some(TokenIndices::OfEmbedding(text_files.style_ids()?));
             }
-            peft_config.base_model_name_or_path = Some(job.model_name.clone());
+            peft_config.base_model_name_or_path = Some(name.to_owned());
             peft_config.inference_mode = true;
             Ok((model, Some(peft_config)))
         }

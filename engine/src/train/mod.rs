@@ -7,6 +7,7 @@ mod guard;
 mod load;
 mod plan;
 pub mod preference;
+mod probe;
 mod samples;
 mod schedule;
 mod step;
@@ -17,20 +18,22 @@ use std::{
     sync::atomic::AtomicBool,
 };
 
-use lathe_kernels::{AdamW, AdamWParams, global_norm};
+use lathe_kernels::{AdamW, global_norm};
 use lathe_protocol::{
-    Divergence, DivergenceSign, ErrorCode, EvalMetrics, EventBody, LogLevel, Optimizer, Origins, RowPlace,
-    RunConfig, StepMetrics, Told, TrainJob, TrainSummary, WeightsMetrics,
+    Divergence, DivergenceSign, ErrorCode, EvalMetrics, EventBody, LogLevel, Origins, RowPlace, RunConfig,
+    StepMetrics, Told, TrainJob, TrainSummary, WeightsMetrics,
 };
 use sha2::{Digest as _, Sha256};
 
 pub use crate::model::Trainable;
 pub use evaluation::{Evaluation, evaluate_rows};
 pub use plan::{Plan, Window};
+pub use probe::{ProcessMemory, probe};
 pub use samples::Samples;
 pub use step::{PassOptions, Weights, accumulate, evaluate, trainables};
 pub use talk::{Audience, Question};
 
+use step::Learning;
 use talk::Talk;
 
 use crate::{
@@ -138,18 +141,11 @@ pub fn run_on_rows(
 
     // 2. Model
     emit(EventBody::Progress { what: "Loading the model".into(), done: 0, total: 0 });
-    let (mut model, peft_config) = load::load_model(job, text_files)?;
+    let init_adapter = job.init_adapter.as_deref().map(Path::new);
+    let (mut model, peft_config) =
+        load::load_model(Path::new(&job.model), &job.model_name, config, init_adapter, text_files)?;
     let trainables = trainables(&model, config.method);
-    let mut gradients: Vec<Vec<f32>> = trainables.iter().map(|t| vec![0.0; t.var.elem_count()]).collect();
-    let vars: Vec<_> = trainables
-        .iter()
-        .map(|t| (t.var.clone(), if t.decays { config.weight_decay } else { 0.0 }))
-        .collect();
-    let lengths = trainables.iter().map(|t| t.var.elem_count());
-    let mut optimizer = match config.optimizer {
-        Optimizer::Adamw => AdamW::new(AdamWParams::default(), lengths),
-        Optimizer::Adamw8bit => AdamW::new_8bit(AdamWParams::default(), lengths),
-    };
+    let Learning { mut gradients, vars, mut optimizer } = Learning::new(&trainables, config);
     let longest = rows.iter().chain(eval_rows).map(TokenizedRow::longest_side).max().unwrap_or(0);
     let context = model.config.max_position_embeddings;
     if longest > context {

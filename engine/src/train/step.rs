@@ -4,8 +4,8 @@ use std::sync::{
 };
 
 use candle_core::{Tensor, Var, backprop::GradStore};
-use lathe_kernels::{CrossEntropyStats, RopeTable, Targets, TokenLoss};
-use lathe_protocol::{Method, PreferenceMetrics, RunConfig};
+use lathe_kernels::{AdamW, AdamWParams, CrossEntropyStats, RopeTable, Targets, TokenLoss, add_to, seeded};
+use lathe_protocol::{Method, Optimizer, PreferenceMetrics, RunConfig};
 
 use super::{
     Window,
@@ -22,6 +22,30 @@ use crate::{
 /// Everything that learns under `method`, in a fixed order.
 pub fn trainables(model: &Model, method: Method) -> Vec<Trainable> {
     if method == Method::Full { model.whole_weights() } else { adapter::trainables(model) }
+}
+
+/// What training holds beside the weights that learn.
+pub(super) struct Learning {
+    /// Of the window at hand, one for each trainable.
+    pub gradients: Vec<Vec<f32>>,
+    /// Each trainable with its weight decay.
+    pub vars: Vec<(Var, f64)>,
+    pub optimizer: AdamW,
+}
+
+impl Learning {
+    pub fn new(trainables: &[Trainable], config: &RunConfig) -> Self {
+        let lengths = trainables.iter().map(|trainable| trainable.var.elem_count());
+        let decay = |decays| if decays { config.weight_decay } else { 0.0 };
+        Self {
+            gradients: lengths.clone().map(|length| vec![0.0; length]).collect(),
+            vars: trainables.iter().map(|t| (t.var.clone(), decay(t.decays))).collect(),
+            optimizer: match config.optimizer {
+                Optimizer::Adamw => AdamW::new(AdamWParams::default(), lengths),
+                Optimizer::Adamw8bit => AdamW::new_8bit(AdamWParams::default(), lengths),
+            },
+        }
+    }
 }
 
 /// How one forward and backward is to be done.
@@ -203,7 +227,7 @@ pub fn accumulate(
     let Some(recomputed_blocks) = options.recomputed_blocks else {
         let h = model.hidden(embeddings, &context)?;
         let (loss, tokens) = loss(model, &h, batch, weights)?;
-        add_gradients(trainables, &loss.backward()?, gradients)?;
+        add_gradients(trainables, loss.backward()?, gradients)?;
         return Ok(tokens);
     };
     // 1. Forward, keeping the input of each group of blocks only.
@@ -220,8 +244,9 @@ pub fn accumulate(
     let output = Var::from_tensor(&h)?;
     let (loss, tokens) = loss(model, &output, batch, weights)?;
     let mut store = loss.backward()?;
-    add_gradients(trainables, &store, gradients)?;
     let mut dy = store.remove(&output);
+    add_gradients(trainables, store, gradients)?;
+    drop((h, output));
     // 3. Backward, one group at a time, re-run on a variable of its input.
     for (group, input) in inputs.into_iter().enumerate().rev() {
         let Some(seed) = dy else { break };
@@ -231,25 +256,23 @@ pub fn accumulate(
         for layer in first..model.blocks.len().min(first + recomputed_blocks) {
             output = model.block(layer, &output, &context)?;
         }
-        // candle's backward takes no seed: the gradient of Σ y·dy with dy constant is the one wanted.
-        let mut store = (output * seed.detach())?.sum_all()?.backward()?;
-        add_gradients(trainables, &store, gradients)?;
+        let mut store = seeded(&output, &seed)?.backward()?;
         dy = store.remove(&input);
+        add_gradients(trainables, store, gradients)?;
     }
     // 4. The embeddings, where they learn.
     if let Some(seed) = dy
         && embeddings.track_op()
     {
-        add_gradients(trainables, &(embeddings * seed.detach())?.sum_all()?.backward()?, gradients)?;
+        add_gradients(trainables, seeded(&embeddings, &seed)?.backward()?, gradients)?;
     }
     Ok(tokens)
 }
 
-fn add_gradients(trainables: &[Trainable], store: &GradStore, gradients: &mut [Vec<f32>]) -> Result<()> {
+fn add_gradients(trainables: &[Trainable], mut store: GradStore, gradients: &mut [Vec<f32>]) -> Result<()> {
     for (trainable, sum) in trainables.iter().zip(gradients) {
-        if let Some(gradient) = store.get(&trainable.var) {
-            let gradient: Vec<f32> = gradient.flatten_all()?.to_vec1()?;
-            sum.iter_mut().zip(gradient).for_each(|(sum, value)| *sum += value);
+        if let Some(gradient) = store.remove(&trainable.var) {
+            add_to(sum, &gradient)?;
         }
     }
     Ok(())

@@ -125,6 +125,7 @@ fn shape(
         vocab_size: vocab,
         context_length: 8192,
         tie_word_embeddings: true,
+        is_gguf: false,
         linears: Quant::None,
         experts: None,
     }

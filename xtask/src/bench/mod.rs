@@ -3,6 +3,7 @@
 mod decode;
 mod gpt_oss;
 mod load;
+mod memory;
 mod process;
 mod table;
 mod train;
@@ -26,6 +27,8 @@ enum Part {
     Load,
     /// Memory of a gpt-oss with the real shapes of its layers
     GptOss,
+    /// Peak memory of a training step beside its prediction, over a grid of configurations
+    Memory,
     All,
 }
 
@@ -77,6 +80,7 @@ pub fn bench(args: &Args) -> Result<()> {
         (Part::Decode, "decode", decode::measure),
         (Part::Load, "load", load::measure),
         (Part::GptOss, "gpt-oss", gpt_oss::measure),
+        (Part::Memory, "memory", memory::measure),
     ] {
         if *part != Part::All && *part != this {
             continue;

@@ -6,6 +6,7 @@ mod files;
 mod form;
 mod held_out;
 mod mapping;
+mod memory;
 mod method;
 mod model;
 mod nav;
@@ -20,6 +21,7 @@ use lathe_protocol::{CommandBody, DataReport, DatasetShape, Event, EventBody, Mo
 use self::{
     files::Purpose,
     form::ConfigForm,
+    memory::Measurement,
     preflight::{Preflight, Question},
     preset::Preset,
     review::Launch,
@@ -102,6 +104,7 @@ pub struct Wizard {
     rows: Rows,
     form: ConfigForm,
     picker: Option<(Purpose, Picker)>,
+    measurement: Measurement,
     launch: Launch,
 }
 
@@ -118,6 +121,7 @@ impl Wizard {
         }
         self.preflight.apply(event);
         self.rows.apply(event);
+        self.measurement.apply(event);
         self.details.apply(event, |body| match body {
             EventBody::ModelDetails(details) => Some(details.clone()),
             _ => None,
@@ -179,7 +183,7 @@ impl Wizard {
                         Step::Model => self.model_step(ui, store, out),
                         Step::Data => self.data_step(ui, out),
                         Step::Method => self.method_step(ui, store),
-                        Step::Review => self.review_step(ui, store),
+                        Step::Review => self.review_step(ui, store, out),
                     }
                     if !is_wide {
                         self.aside(ui, store);

@@ -87,13 +87,16 @@ impl Wizard {
 
     /// Why the run cannot be started, beyond the earlier steps.
     pub(super) fn launch_problem(&self) -> Option<String> {
+        if self.measurement.is_waiting() {
+            return Some("The memory is being measured".into());
+        }
         if self.report().is_some_and(|report| report.loss_tokens == 0) {
             return Some("There is nothing to learn in the data".into());
         }
         name_problem(&self.choices.name).map(str::to_owned)
     }
 
-    pub(super) fn review_step(&mut self, ui: &mut Ui, store: &Store) {
+    pub(super) fn review_step(&mut self, ui: &mut Ui, store: &Store, out: &mut Outbox) {
         if let Some(error) = self.launch.error() {
             error_box(ui, error);
         }
@@ -118,7 +121,11 @@ impl Wizard {
         if summary_card(ui, Step::Method, self.method_facts()) {
             edit = Some(Step::Method);
         }
-        section(ui, "What it takes", |ui| self.takes(ui, store));
+        section(ui, "What it takes", |ui| {
+            self.memory(ui, store);
+            self.measurement(ui, out);
+            self.time(ui, store);
+        });
         if let Some(step) = edit {
             self.go_to(step);
         }
