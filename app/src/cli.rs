@@ -1,7 +1,7 @@
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
-use lathe_protocol::Thinking;
+use lathe_protocol::{LogFormat, Thinking};
 
 /// Shape language models on your own workstation.
 ///
@@ -159,6 +159,9 @@ pub struct TrainArgs {
     /// Start from an adapter's weights
     #[arg(long, value_name = "A", conflicts_with = "resume")]
     pub init_adapter: Option<String>,
+    /// Start from an adapter of another base all the same, where shapes permit
+    #[arg(long, conflicts_with = "resume")]
+    pub force: bool,
     /// A way of answering to learn, of the rows whose `style` it is; may be given several times [default token:
     /// <|NAME|>]
     #[arg(long, value_name = "NAME[=TOKEN]")]
@@ -207,7 +210,21 @@ pub enum Runs {
     /// Every run, newest first
     List,
     /// One run, in detail
-    Show { run: String },
+    Show {
+        run: String,
+        /// Print the command that does the run again; what differs by now is told on stderr
+        #[arg(long)]
+        reproduce: bool,
+    },
+    /// Write a run's metrics for other programs
+    Export {
+        run: String,
+        #[arg(long, value_name = "FORMAT")]
+        format: LogFormatArg,
+        /// Receives NAME.csv, or NAME/ with an event file
+        #[arg(long, value_name = "DIR")]
+        out: PathBuf,
+    },
     /// Continue a stopped, interrupted or failed run, or one that diverged or ran out of memory, from its newest checkpoint
     Resume {
         run: String,
@@ -251,6 +268,21 @@ pub enum Runs {
     Work,
     /// Remove a run, its folder and its checkpoints; its adapter stays in the library
     Rm { run: String },
+}
+
+#[derive(Debug, Clone, Copy, ValueEnum)]
+pub enum LogFormatArg {
+    Tensorboard,
+    Csv,
+}
+
+impl From<LogFormatArg> for LogFormat {
+    fn from(arg: LogFormatArg) -> Self {
+        match arg {
+            LogFormatArg::Tensorboard => Self::Tensorboard,
+            LogFormatArg::Csv => Self::Csv,
+        }
+    }
 }
 
 #[derive(Debug, Subcommand)]
@@ -299,6 +331,9 @@ pub struct Chat {
     /// May be given several times
     #[arg(long, value_name = "A", requires = "model")]
     pub adapter: Vec<String>,
+    /// Use an adapter of another base all the same, where shapes permit
+    #[arg(long, conflicts_with = "run")]
+    pub force: bool,
     /// Talk to a run while it trains, also one of another process: it answers between two steps, as it is then
     #[arg(long, value_name = "RUN", conflicts_with = "model")]
     pub run: Option<String>,
@@ -347,6 +382,9 @@ pub struct Logits {
     pub model: String,
     #[arg(long, value_name = "A")]
     pub adapter: Option<String>,
+    /// Use an adapter of another base all the same, where shapes permit
+    #[arg(long)]
+    pub force: bool,
     /// Token ids, e.g. 1,2,3
     #[arg(long, value_delimiter = ',', required = true)]
     pub ids: Vec<u32>,
@@ -361,6 +399,9 @@ pub struct Eval {
     pub model: String,
     #[arg(long, value_name = "A")]
     pub adapter: Option<String>,
+    /// Use an adapter of another base all the same, where shapes permit
+    #[arg(long)]
+    pub force: bool,
     #[arg(long, value_name = "FILE")]
     pub data: String,
     #[command(flatten)]

@@ -13,7 +13,9 @@ use lathe_engine::{
     tokenize::TokenizedRow,
     train::{self, Surroundings},
 };
-use lathe_protocol::{Divergence, DivergenceSign, ErrorCode, EventBody, RowPlace, RunConfig, TrainJob};
+use lathe_protocol::{
+    Divergence, DivergenceSign, ErrorCode, EventBody, Machine, RowPlace, RunConfig, TrainJob,
+};
 
 /// Its embedding is no number in [`poisoned_model`].
 const POISON: u32 = 319;
@@ -68,6 +70,8 @@ fn job(model: &Path, config: RunConfig, out_dir: &Path) -> TrainJob {
         config,
         resume: false,
         device: "cpu".into(),
+        force: false,
+        machine: Machine::default(),
     }
 }
 

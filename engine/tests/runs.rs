@@ -12,7 +12,8 @@ use lathe_engine::{
     train::{self, Surroundings},
 };
 use lathe_protocol::{
-    EvalMetrics, EventBody, Message, Method, Role, RunConfig, SampleText, SamplingParams, Thinking, TrainJob,
+    EvalMetrics, EventBody, Machine, Message, Method, Role, RunConfig, SampleText, SamplingParams, Thinking,
+    TrainJob,
 };
 
 fn model() -> PathBuf {
@@ -37,6 +38,8 @@ fn job(config: RunConfig, out_dir: &Path) -> TrainJob {
         config,
         resume: false,
         device: "cpu".into(),
+        force: false,
+        machine: Machine::default(),
     }
 }
 

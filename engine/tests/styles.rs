@@ -19,8 +19,8 @@ use lathe_engine::{
     train::{self, Surroundings},
 };
 use lathe_protocol::{
-    ChatStats, EventBody, Message, Method, Role, RunConfig, SamplingParams, StepMetrics, Style, StylesFile,
-    Thinking, TrainJob,
+    ChatStats, EventBody, Machine, Message, Method, Role, RunConfig, SamplingParams, StepMetrics, Style,
+    StylesFile, Thinking, TrainJob,
 };
 use serde_json::Value;
 
@@ -45,6 +45,8 @@ fn job(model: &str, config: RunConfig, out_dir: &Path) -> TrainJob {
         config,
         resume: false,
         device: "cpu".into(),
+        force: false,
+        machine: Machine::default(),
     }
 }
 

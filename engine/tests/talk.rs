@@ -92,6 +92,8 @@ fn run(
         config,
         resume: false,
         device: "cpu".into(),
+        force: false,
+        machine: lathe_protocol::Machine::default(),
     };
     let (stop, cancel) = (AtomicBool::new(false), AtomicBool::new(false));
     let asked = Cell::new(0);

@@ -12,7 +12,7 @@ use lathe_engine::{
     tokenize::TokenizedRow,
     train::{self, Surroundings},
 };
-use lathe_protocol::{EventBody, Optimizer, RunConfig, StepMetrics, TrainJob};
+use lathe_protocol::{EventBody, Machine, Optimizer, RunConfig, StepMetrics, TrainJob};
 use serde_json::Value;
 
 fn golden(name: &str) -> PathBuf {
@@ -56,6 +56,8 @@ fn job(model: &str, config: RunConfig, out_dir: &Path) -> TrainJob {
         config,
         resume: false,
         device: "cpu".into(),
+        force: false,
+        machine: Machine::default(),
     }
 }
 

@@ -6,7 +6,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use lathe_protocol::{AdapterEntry, AdapterUpdate, ErrorCode, ErrorInfo, RunEntry, StylesFile};
+use lathe_protocol::{AdapterEntry, AdapterUpdate, ErrorCode, ErrorInfo, Origins, RunEntry, StylesFile};
 use serde::Deserialize;
 use serde_json::Value;
 
@@ -23,9 +23,10 @@ const CONFIG: &str = "adapter_config.json";
 const WEIGHTS: &str = "adapter_model.safetensors";
 const PROVENANCE: &str = "lathe.json";
 const PREFIX: &str = "base_model.model.";
-/// What else belongs to an adapter: its styles, and the tokenizer that knows their tokens.
-const COMPANIONS: [&str; 6] = [
+/// What else belongs to an adapter: what it was made of, its styles, and the tokenizer that knows their tokens.
+const COMPANIONS: [&str; 7] = [
     "README.md",
+    Origins::NAME,
     StylesFile::NAME,
     "tokenizer.json",
     "tokenizer_config.json",
@@ -325,6 +326,8 @@ fn entry(name: &str, path: &Path) -> AdapterEntry {
         notes,
         tags,
         styles,
+        // Those that cannot be read are told of when the adapter is loaded.
+        origins: files::read_json(&path.join(Origins::NAME)).ok(),
         problem,
     }
 }

@@ -1,5 +1,7 @@
 //! A [`RunConfig`] from defaults, a TOML file and `key=value` pairs; every value checked, every unknown key named.
 
+mod pairs;
+
 use std::path::Path;
 
 use lathe_protocol::{
@@ -7,6 +9,8 @@ use lathe_protocol::{
     parse_layers, parse_rows,
 };
 use serde_json::{Map, Value};
+
+pub use pairs::as_sets;
 
 use crate::error::{Result, did_you_mean, io_error, near, usage};
 

@@ -130,6 +130,8 @@ const MIGRATIONS: &[&str] = &[
     ALTER TABLE runs ADD COLUMN runs_on TEXT;
     ALTER TABLE runs ADD COLUMN sweep TEXT;
 ",
+    // force: it starts from an adapter of another base all the same.
+    "ALTER TABLE runs ADD COLUMN force INTEGER NOT NULL DEFAULT 0;",
 ];
 
 pub(crate) struct Db {

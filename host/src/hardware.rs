@@ -1,6 +1,6 @@
 use std::path::Path;
 
-use lathe_protocol::{Gpu, Hardware};
+use lathe_protocol::{Gpu, Hardware, Machine};
 use sysinfo::{CpuRefreshKind, Disks, MemoryRefreshKind, RefreshKind, System};
 
 use crate::Paths;
@@ -18,6 +18,22 @@ fn gpu_note() -> String {
     note.into()
 }
 
+/// What a run is computed on.
+pub(crate) fn machine() -> Machine {
+    let system = System::new_with_specifics(RefreshKind::nothing().with_cpu(CpuRefreshKind::nothing()));
+    Machine { os: os(), cpu: cpu(system.ok().as_ref()) }
+}
+
+fn os() -> String {
+    let os = [System::name(), System::os_version()].into_iter().flatten().collect::<Vec<_>>().join(" ");
+    if os.is_empty() { std::env::consts::OS.into() } else { os }
+}
+
+fn cpu(system: Option<&System>) -> String {
+    let cpu = system.and_then(|system| Some(system.cpus().first()?.brand().trim().to_owned()));
+    cpu.filter(|cpu| !cpu.is_empty()).unwrap_or_else(|| std::env::consts::ARCH.into())
+}
+
 /// This machine, as far as it matters for models.
 pub(crate) fn detect(paths: &Paths, gpus: &[Gpu]) -> Hardware {
     let system = System::new_with_specifics(
@@ -27,15 +43,12 @@ pub(crate) fn detect(paths: &Paths, gpus: &[Gpu]) -> Hardware {
     );
     // A system that cannot be asked has unknown sizes, which read as zeros.
     let system = system.ok();
-    let cpu = system.as_ref().and_then(|system| Some(system.cpus().first()?.brand().trim().to_owned()));
-    let cpu = cpu.unwrap_or_default();
     let (ram_total_bytes, ram_available_bytes) = system.as_ref().map_or((0, 0), memory);
     let logical_cores = std::thread::available_parallelism().map_or(1, usize::from);
     let (disk_total_bytes, disk_free_bytes) = disk_of(&paths.data_dir);
-    let os = [System::name(), System::os_version()].into_iter().flatten().collect::<Vec<_>>().join(" ");
     Hardware {
-        os: if os.is_empty() { std::env::consts::OS.into() } else { os },
-        cpu: if cpu.is_empty() { std::env::consts::ARCH.into() } else { cpu },
+        os: os(),
+        cpu: cpu(system.as_ref()),
         physical_cores: System::physical_core_count().unwrap_or(logical_cores).min(logical_cores),
         logical_cores,
         cpu_features: cpu_features(),

@@ -304,6 +304,8 @@ fn run(job: &mut Job, body: CommandBody) -> Result<()> {
         CommandBody::Sweep(request) => runs::sweep(job, *request)?,
         CommandBody::RunsList => runs::list(job)?,
         CommandBody::RunsShow { run } => runs::show(job, &run)?,
+        CommandBody::RunsReproduce { run } => runs::reproduce(job, &run)?,
+        CommandBody::RunsExport { run, format, out } => runs::export(job, &run, format, &out)?,
         CommandBody::RunsFollow => runs::follow(job)?,
         CommandBody::RunsWatch { run } => runs::watch(job, &run)?,
         CommandBody::RunsResume { run, how, start } => runs::resume(job, &run, how, start)?,
@@ -355,16 +357,16 @@ fn run(job: &mut Job, body: CommandBody) -> Result<()> {
         }
         CommandBody::OpenFolder { path } => browse::open(&path)?,
 
-        CommandBody::Chat { model, adapters, device } => {
+        CommandBody::Chat { model, adapters, device, force } => {
             let paths = job.host.paths();
             let model = models::resolve(paths, &model)?.path_string();
             let adapters =
                 adapters.iter().map(|adapter| adapters::resolve(paths, adapter)).collect::<Result<_>>()?;
             let device = runs::device_beside(&job.host, &device)?;
-            simple_worker(job, WorkerJob::Chat(ChatJob { model, adapters, device }))?;
+            simple_worker(job, WorkerJob::Chat(ChatJob { model, adapters, device, force }))?;
         }
         CommandBody::TalkToRun { run, base } => runs::talk(job, &run, base)?,
-        CommandBody::Logits { model, adapter, ids, out, device } => {
+        CommandBody::Logits { model, adapter, ids, out, device, force } => {
             let paths = job.host.paths();
             let model = models::resolve(paths, &model)?.path_string();
             let adapter = adapter.map(|adapter| adapters::resolve(paths, &adapter)).transpose()?;
@@ -373,13 +375,13 @@ fn run(job: &mut Job, body: CommandBody) -> Result<()> {
                 return Err(usage("No token ids given").hint("--ids takes numbers, e.g. --ids 1,2,3"));
             }
             let out = absolute(out.as_ref()).display().to_string();
-            simple_worker(job, WorkerJob::Logits(LogitsJob { model, adapter, ids, out, device }))?;
+            simple_worker(job, WorkerJob::Logits(LogitsJob { model, adapter, ids, out, device, force }))?;
         }
-        CommandBody::Eval { model, adapter, data, config, device } => {
+        CommandBody::Eval { model, adapter, data, config, device, force } => {
             let adapter = adapter.map(|adapter| adapters::resolve(job.host.paths(), &adapter)).transpose()?;
             let device = runs::device_beside(&job.host, &device)?;
             let data = data_job(job, &model, &data, config)?;
-            simple_worker(job, WorkerJob::Eval(EvalJob { data, adapter, device }))?;
+            simple_worker(job, WorkerJob::Eval(EvalJob { data, adapter, device, force }))?;
         }
 
         CommandBody::Reply { .. } | CommandBody::CancelReply | CommandBody::Stop => {}

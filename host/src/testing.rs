@@ -83,6 +83,7 @@ impl Bench {
             out_dir: Some(out.display().to_string()),
             name: None,
             init_adapter: None,
+            force: false,
             resume: false,
             device: "auto".into(),
             start: TrainStart::Attached,

@@ -189,6 +189,9 @@ pub struct ChatRecord {
 pub struct ChatLane {
     pub model: String,
     pub adapters: Vec<String>,
+    /// The adapters are of another base, and somebody wants them all the same.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub forced: bool,
     /// Answers while it trains, in place of the model and adapters named above.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub run: Option<RunLane>,

@@ -74,6 +74,16 @@ pub enum CommandBody {
     RunsWatch {
         run: String,
     },
+    /// The command line that does the run again, and what differs by now.
+    RunsReproduce {
+        run: String,
+    },
+    /// Writes the metrics into the folder `out`.
+    RunsExport {
+        run: String,
+        format: LogFormat,
+        out: String,
+    },
     /// Also starts a queued run at once.
     RunsResume {
         run: String,
@@ -160,6 +170,9 @@ pub enum CommandBody {
         model: String,
         adapters: Vec<String>,
         device: String,
+        /// Load adapters of another base all the same; so below.
+        #[serde(default)]
+        force: bool,
     },
     /// Starts a chat with a run of whatever process, which answers between its steps; the job goes on until `Stop` or
     /// the run's end, which is its failure.
@@ -183,6 +196,8 @@ pub enum CommandBody {
         ids: Vec<u32>,
         out: String,
         device: String,
+        #[serde(default)]
+        force: bool,
     },
     Eval {
         model: String,
@@ -190,6 +205,8 @@ pub enum CommandBody {
         data: String,
         config: RunConfig,
         device: String,
+        #[serde(default)]
+        force: bool,
     },
 
     /// Ends the job: a run checkpoints first.
@@ -207,6 +224,9 @@ pub struct TrainRequest {
     /// Name of the run and of its adapter in the library; none means one made from model and data.
     pub name: Option<String>,
     pub init_adapter: Option<String>,
+    /// Start from an adapter of another base all the same.
+    #[serde(default)]
+    pub force: bool,
     /// Continue the run whose folder `out_dir` is.
     pub resume: bool,
     /// `auto`, `cpu` or `cuda:N`.
@@ -229,6 +249,15 @@ pub enum ResumeHow {
     IgnoreSpikes,
     /// Recomputing every block's activations, which changes no loss.
     LessMemory,
+}
+
+/// A form in which other programs read a run's metrics.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum LogFormat {
+    Csv,
+    /// Event files.
+    Tensorboard,
 }
 
 /// How long a `Train` job stays with its run.

@@ -2,8 +2,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     AdapterEntry, AnsweredBy, ChatEntry, ChatRecord, ChatStats, ColumnView, DataReport, Divergence,
-    DoctorCheck, ErrorInfo, FolderView, Hardware, JobId, ModelDetails, ModelEntry, ModelProblem, ProbeReport,
-    ReplyDelta, RowView, RunDetails, RunEntry, SettingsView, Style,
+    DoctorCheck, ErrorInfo, FolderView, Hardware, JobId, ModelDetails, ModelEntry, ModelProblem, Origins,
+    ProbeReport, ReplyDelta, RowView, RunDetails, RunEntry, SettingsView, Style,
 };
 
 /// Something that happened, with the job it belongs to. A worker's events carry the id its host gave it.
@@ -49,6 +49,22 @@ pub enum EventBody {
         runs: Vec<RunEntry>,
     },
     Run(Box<RunDetails>),
+    /// The command line that does a run again.
+    Reproduction {
+        run: String,
+        args: Vec<String>,
+        /// `args` as a shell reads them.
+        command: String,
+        /// What differs from then: files, template, version.
+        warnings: Vec<String>,
+    },
+    Origins(Box<Origins>),
+    /// A run's metrics were written.
+    Exported {
+        paths: Vec<String>,
+        steps: usize,
+        evals: usize,
+    },
     Adapters {
         adapters: Vec<AdapterEntry>,
     },

@@ -1,6 +1,6 @@
 use serde::{Deserialize, Serialize};
 
-use crate::{Message, RunConfig, SamplingParams, Thinking};
+use crate::{Machine, Message, RunConfig, SamplingParams, Thinking};
 
 /// What a worker process is started for: its first frame on stdin. One job a process.
 ///
@@ -27,6 +27,8 @@ pub enum Job {
     DescribeModel {
         model: String,
     },
+    /// Emits one [`EventBody::Origins`](crate::EventBody::Origins): what the run would be made of now.
+    Origins(Box<TrainJob>),
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -54,6 +56,11 @@ pub struct TrainJob {
     pub resume: bool,
     /// `cpu` or `cuda:N`.
     pub device: String,
+    /// Start from an adapter of another base all the same.
+    #[serde(default)]
+    pub force: bool,
+    #[serde(default)]
+    pub machine: Machine,
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -72,6 +79,9 @@ pub struct ChatJob {
     /// PEFT folders, applied together.
     pub adapters: Vec<String>,
     pub device: String,
+    /// Load adapters of another base all the same; so below.
+    #[serde(default)]
+    pub force: bool,
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -82,6 +92,8 @@ pub struct LogitsJob {
     /// Safetensors file to write: `logits` (T, V) f32.
     pub out: String,
     pub device: String,
+    #[serde(default)]
+    pub force: bool,
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -89,6 +101,8 @@ pub struct EvalJob {
     pub data: DataJob,
     pub adapter: Option<String>,
     pub device: String,
+    #[serde(default)]
+    pub force: bool,
 }
 
 /// What a running worker is asked: every frame on stdin after the first. Closing stdin means `Stop`.

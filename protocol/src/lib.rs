@@ -12,6 +12,7 @@ mod event;
 mod frame;
 mod job;
 mod link;
+mod origins;
 mod report;
 mod settings;
 mod style;
@@ -22,7 +23,7 @@ pub use chat::{
     AnsweredBy, ChatEntry, ChatLane, ChatNode, ChatRecord, ChatStats, Message, REASONING_EFFORTS,
     ReplyChannel, ReplyDelta, Role, RunLane, RunVoice, SamplingParams, Thinking, ToolCall,
 };
-pub use command::{Command, CommandBody, JobId, ResumeHow, TrainRequest, TrainStart};
+pub use command::{Command, CommandBody, JobId, LogFormat, ResumeHow, TrainRequest, TrainStart};
 pub use config::{
     CONFIG_KEYS, ConfigKey, LoraConfig, Method, Objective, Optimizer, Quant, RunConfig, Schedule,
 };
@@ -39,6 +40,7 @@ pub use event::{
 pub use frame::{handshake, read_frame, write_frame};
 pub use job::{ChatJob, DataJob, EvalJob, Job, LogitsJob, ProbeJob, Request, TrainJob};
 pub use link::EngineLink;
+pub use origins::{BaseMatch, BasePrint, FilePrint, Machine, Origins, WeightsMetrics};
 pub use report::{
     AdapterEntry, AdapterUpdate, CheckStatus, ColumnView, Consequence, DataReport, DatasetShape, DoctorCheck,
     FolderEntry, FolderView, Gpu, Hardware, LengthStats, LogLine, MetricPoint, ModelDetails, ModelEntry,

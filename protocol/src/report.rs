@@ -3,8 +3,8 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    Divergence, EvalMetrics, LogLevel, Method, ModelShape, ReplyChannel, Role, RunConfig, SampleText,
-    StepMetrics, Style, SweepPlace,
+    Divergence, EvalMetrics, LogLevel, Method, ModelShape, Origins, ReplyChannel, Role, RunConfig,
+    SampleText, StepMetrics, Style, SweepPlace,
 };
 
 /// This machine.
@@ -354,6 +354,9 @@ pub struct AdapterEntry {
     /// Ways of answering it was trained in.
     #[serde(default)]
     pub styles: Vec<Style>,
+    /// What it was made of, if Lathe made it. Without, its base is not verified.
+    #[serde(default)]
+    pub origins: Option<Box<Origins>>,
     pub problem: Option<String>,
 }
 

@@ -9,6 +9,7 @@ pub mod comparison;
 mod config_keys;
 mod fit;
 pub mod format;
+pub mod origins;
 mod outbox;
 mod picker;
 mod run_view;

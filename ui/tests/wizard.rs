@@ -58,6 +58,7 @@ fn four_steps_lead_to_a_running_run() {
         out_dir: None,
         name: Some("tone-2".into()),
         init_adapter: None,
+        force: false,
         resume: false,
         device: "auto".into(),
         start: TrainStart::Detached,

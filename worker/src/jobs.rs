@@ -7,11 +7,13 @@ use lathe_engine::{
     Error, Result,
     chat::{ChatSession, ReplyRequest},
     data::{self, Dataset},
-    inspect, preflight,
+    inspect,
+    origins::{self, Checked},
+    preflight,
     text_files::TextFiles,
     train::{self, Audience, Question, Surroundings},
 };
-use lathe_protocol::{ChatJob, DataJob, ErrorCode, EventBody, Job, Request};
+use lathe_protocol::{ChatJob, DataJob, ErrorCode, EventBody, Job, LogLevel, Request};
 
 use crate::{Channel, Output, memory::Meter};
 
@@ -59,17 +61,30 @@ pub(crate) fn run(job: Job, channel: &Channel, output: &Output) -> Result<()> {
         Job::Chat(job) => chat(&job, channel, output)?,
         Job::Logits(job) => {
             require_cpu(&job.device)?;
+            check_bases(&job.model, job.adapter.as_slice(), job.force, output)?;
             let (num_tokens, vocab_size) = inspect::logits(&job)?;
             output.emit(&EventBody::LogitsWritten { path: job.out, num_tokens, vocab_size });
         }
         Job::Eval(job) => {
             require_cpu(&job.device)?;
+            check_bases(&job.data.model, job.adapter.as_slice(), job.force, output)?;
             output.emit(&EventBody::Eval(inspect::eval(&job)?));
         }
         Job::DescribeModel { model } => {
             output.emit(&EventBody::ModelDetails(Box::new(inspect::describe(Path::new(&model))?)));
         }
+        Job::Origins(job) => output.emit(&EventBody::Origins(Box::new(origins::now(&job)?))),
     }
+    Ok(())
+}
+
+/// Refuses adapters of another base unless forced to, and says what is to be said of them.
+fn check_bases(model: &str, adapters: &[String], force: bool, output: &Output) -> Result<()> {
+    let Checked { notes, warnings, forced } = origins::check_bases(Path::new(model), adapters, force)?;
+    let told = notes.into_iter().map(|note| (LogLevel::Info, note));
+    let forced = forced.into_iter().map(|refusal| format!("Forced: {refusal}"));
+    let told = told.chain(warnings.into_iter().chain(forced).map(|warning| (LogLevel::Warn, warning)));
+    told.for_each(|(level, message)| output.emit(&EventBody::Log { level, message }));
     Ok(())
 }
 
@@ -77,6 +92,7 @@ fn chat(job: &ChatJob, channel: &Channel, output: &Output) -> Result<()> {
     require_cpu(&job.device)?;
     let clock = || channel.clock();
     let adapters: Vec<PathBuf> = job.adapters.iter().map(PathBuf::from).collect();
+    check_bases(&job.model, &job.adapters, job.force, output)?;
     let mut session = ChatSession::load(Path::new(&job.model), &adapters, &clock)?;
     output.emit(&EventBody::ChatReady {
         load_seconds: session.load_seconds(),

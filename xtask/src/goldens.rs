@@ -20,7 +20,7 @@ pub struct Args {
 }
 
 /// In order: each may read what those before it wrote.
-const SCRIPTS: [&str; 11] = [
+const SCRIPTS: [&str; 12] = [
     "models.py",
     "lora.py",
     "train.py",
@@ -32,6 +32,7 @@ const SCRIPTS: [&str; 11] = [
     "kinds.py",
     "adamw8bit.py",
     "gguf_models.py",
+    "event_files.py",
 ];
 
 pub fn goldens(args: &Args) -> Result<()> {

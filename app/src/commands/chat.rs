@@ -59,6 +59,7 @@ fn partner(session: &Session, args: &Chat) -> CommandBody {
             model: args.model.clone().unwrap_or_default(),
             adapters: args.adapter.clone(),
             device: session.device.clone(),
+            force: args.force,
         },
     }
 }

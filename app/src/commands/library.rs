@@ -392,10 +392,15 @@ pub fn adapter(session: &mut Session, body: CommandBody) -> Outcome {
     Ok(ExitCode::SUCCESS)
 }
 
+fn base_model(adapter: &AdapterEntry) -> String {
+    let name = adapter.base_model.as_deref().unwrap_or("unknown");
+    if adapter.origins.is_some() { name.into() } else { format!("{name}, not verified") }
+}
+
 fn describe_adapter(adapter: &AdapterEntry) -> String {
     let mut lines = vec![
         ("Adapter", adapter.name.clone()),
-        ("Base", adapter.base_model.clone().unwrap_or_else(|| "unknown".into())),
+        ("Base", base_model(adapter)),
         ("Rank", format!("{}, alpha {}", adapter.r, adapter.alpha)),
         ("Adapts", adapter.targets.join(", ")),
         ("Size", bytes(adapter.size_bytes)),
@@ -406,8 +411,12 @@ fn describe_adapter(adapter: &AdapterEntry) -> String {
         lines.push(("Style", format!("{}  {}{sampled}", style.name, style.token)));
     }
     lines.extend(adapter.run.clone().map(|run| ("Run", run)));
-    lines.extend(adapter.data.clone().map(|data| ("Data", data)));
-    lines.extend(adapter.last_loss.map(|last| ("Last loss", loss(Some(last)))));
+    if let Some(origins) = &adapter.origins {
+        lines.extend(lathe_ui::origins::facts(origins));
+    } else {
+        lines.extend(adapter.data.clone().map(|data| ("Data", data)));
+        lines.extend(adapter.last_loss.map(|last| ("Last loss", loss(Some(last)))));
+    }
     lines.extend(adapter.created_secs.map(|created| ("Made", ago(created))));
     lines.push(("Path", adapter.path.clone()));
     lines.extend(adapter.problem.clone().map(|problem| ("Problem", problem)));

@@ -4,6 +4,7 @@ mod data;
 mod estimate;
 mod library;
 mod quickstart;
+mod record;
 mod sweep;
 mod train;
 
@@ -49,7 +50,11 @@ pub fn run(session: &mut Session, command: CommandLine) -> Outcome {
         CommandLine::Train(args) => train::run(session, *args),
         CommandLine::Sweep(args) => sweep::run(session, *args),
         CommandLine::Runs(Runs::List) => library::runs(session),
-        CommandLine::Runs(Runs::Show { run }) => library::run(session, run),
+        CommandLine::Runs(Runs::Show { run, reproduce: true }) => record::reproduce(session, run),
+        CommandLine::Runs(Runs::Show { run, reproduce: false }) => library::run(session, run),
+        CommandLine::Runs(Runs::Export { run, format, out }) => {
+            record::export(session, run, format.into(), full_path(&out))
+        }
         CommandLine::Runs(Runs::Resume { run, skip_rows, lower_rate, ignore_spikes, less_memory }) => {
             let how = match (skip_rows, lower_rate, ignore_spikes, less_memory) {
                 (true, ..) => ResumeHow::SkipRows,
@@ -170,9 +175,10 @@ fn doctor(session: &mut Session) -> Outcome {
 }
 
 fn logits(session: &mut Session, args: Logits) -> Outcome {
-    let Logits { model, adapter, ids, out } = args;
+    let Logits { model, adapter, force, ids, out } = args;
     let device = session.device.clone();
-    let answer = session.ask(CommandBody::Logits { model, adapter, ids, out: full_path(&out), device })?;
+    let answer =
+        session.ask(CommandBody::Logits { model, adapter, ids, out: full_path(&out), device, force })?;
     if session.out.json {
         session.out.object(&answer);
     } else if let EventBody::LogitsWritten { path, num_tokens, vocab_size } = answer {
@@ -182,10 +188,10 @@ fn logits(session: &mut Session, args: Logits) -> Outcome {
 }
 
 fn eval(session: &mut Session, args: Eval) -> Outcome {
-    let Eval { model, adapter, data, config } = args;
+    let Eval { model, adapter, force, data, config } = args;
     let config = read_config(&config)?;
     let device = session.device.clone();
-    let answer = session.ask(CommandBody::Eval { model, adapter, data, config, device })?;
+    let answer = session.ask(CommandBody::Eval { model, adapter, data, config, device, force })?;
     if session.out.json {
         session.out.object(&answer);
     } else if let EventBody::Eval(metrics) = answer {

@@ -60,6 +60,7 @@ pub fn run(session: &mut Session, args: &Quickstart) -> Outcome {
         out_dir: None,
         name: None,
         init_adapter: None,
+        force: false,
         resume: false,
         device: session.device.clone(),
         start: TrainStart::Attached,
@@ -137,7 +138,7 @@ fn say(out: &Output, text: &str) {
 
 fn answer(session: &mut Session, adapters: &[String]) -> Result<String, ErrorInfo> {
     let (model, adapters, device) = (MODEL.to_owned(), adapters.to_vec(), session.device.clone());
-    let body = CommandBody::Chat { model, adapters, device };
+    let body = CommandBody::Chat { model, adapters, device, force: false };
     let mut chat = Conversation::open(session, body, Thinking::Show, None)?;
     chat.sampling.max_tokens = 64;
     chat.silent = true;

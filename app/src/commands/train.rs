@@ -56,7 +56,7 @@ pub fn request(
     session: &Session,
     kept: Option<RunConfig>,
 ) -> Result<TrainRequest, ErrorInfo> {
-    let TrainArgs { model, data, eval_data, config, init_adapter, style, max_steps, name } = args;
+    let TrainArgs { model, data, eval_data, config, init_adapter, force, style, max_steps, name } = args;
     let ConfigArgs { config: file, set: mut sets } = config;
     if !style.is_empty() {
         sets.push(format!("styles={}", style.join(",")));
@@ -70,6 +70,7 @@ pub fn request(
         out_dir: None,
         name,
         init_adapter,
+        force,
         resume: false,
         device: session.device.clone(),
         start: TrainStart::Attached,

@@ -20,8 +20,8 @@ use std::{
 
 use lathe_kernels::{AdamW, global_norm};
 use lathe_protocol::{
-    Divergence, DivergenceSign, ErrorCode, EventBody, LogLevel, RowPlace, RunConfig, StepMetrics, Told,
-    TrainJob, TrainSummary,
+    Divergence, DivergenceSign, ErrorCode, EvalMetrics, EventBody, LogLevel, Origins, RowPlace, RunConfig,
+    StepMetrics, Told, TrainJob, TrainSummary, WeightsMetrics,
 };
 use sha2::{Digest as _, Sha256};
 
@@ -36,7 +36,14 @@ pub use talk::{Audience, Question};
 use step::Learning;
 use talk::Talk;
 
-use crate::{Error, Result, files, model::Model, styles, text_files::TextFiles, tokenize::TokenizedRow};
+use crate::{
+    Error, Result, files,
+    model::Model,
+    origins::{self, Checked},
+    styles,
+    text_files::TextFiles,
+    tokenize::TokenizedRow,
+};
 
 /// What a run needs of the world: a clock, somebody to tell it to stop, and perhaps company.
 pub struct Surroundings<'a> {
@@ -65,28 +72,59 @@ pub fn run(
             Error::invalid(ErrorCode::Usage, message).hint("leave --eval-data out, or set eval_ratio=0")
         );
     }
+    let mut checked = Checked::default();
+    // One without a checkpoint begins anew.
+    let has_begun = job.resume && !checkpoint::list(Path::new(&job.out_dir))?.is_empty();
+    let begun = if has_begun { origins::of_begun(job)? } else { None };
+    if begun.is_none() {
+        checked = origins::check_bases(Path::new(&job.model), job.init_adapter.as_slice(), job.force)?;
+        for message in checked.warnings.iter().chain(&checked.forced) {
+            emit(EventBody::Log { level: LogLevel::Warn, message: message.clone() });
+        }
+    }
     let text_files = load::open_text_files(job)?;
     let (rows, mut held_out) = load::load_rows(&text_files, &job.data, config, "Reading the data", emit)?;
+    let num_rows = rows.len() + held_out.len();
     held_out.retain(|row| !config.skip_rows.contains(&row.row));
     let eval_rows = match &job.eval_data {
         Some(path) => load::load_rows(&text_files, path, config, "Reading the held-out data", emit)?.0,
         None => held_out,
     };
-    run_on_rows(job, &rows, &eval_rows, Some(&text_files), world, emit)
+    let origins = if let Some(begun) = begun {
+        begun
+    } else {
+        let data = origins::print_file(Path::new(&job.data), Some(num_rows))?;
+        let print = |path: &String| origins::print_file(Path::new(path), Some(eval_rows.len()));
+        let eval_data = job.eval_data.as_ref().map(print).transpose()?;
+        let prints = [vec![data], eval_data.into_iter().collect()];
+        origins::of_run(job, &text_files, prints, checked.forced)?
+    };
+    files::create_dir_all(Path::new(&job.out_dir))?;
+    origins::save(&origins, None, Path::new(&job.out_dir))?;
+    let words = Words { text_files: &text_files, origins: &origins };
+    run_on_rows(job, &rows, &eval_rows, Some(&words), world, emit)
 }
 
-/// [`run`] on rows already tokenised. Without the model's words there are neither samples nor new styles.
+/// What a run knows beside its rows.
+pub struct Words<'a> {
+    pub text_files: &'a TextFiles,
+    pub origins: &'a Origins,
+}
+
+/// [`run`] on rows already tokenised. Without the model's words there are neither samples nor new styles, and nothing is
+/// said of where the weights come from.
 pub fn run_on_rows(
     job: &TrainJob,
     rows: &[TokenizedRow],
     eval_rows: &[TokenizedRow],
-    text_files: Option<&TextFiles>,
+    words: Option<&Words<'_>>,
     world: &Surroundings<'_>,
     emit: &mut dyn FnMut(EventBody),
 ) -> Result<TrainSummary> {
     let started = (world.clock)();
     let config = &job.config;
     let out_dir = Path::new(&job.out_dir);
+    let text_files = words.map(|words| words.text_files);
     let samples =
         text_files.map(|text_files| Samples::new(text_files, &config.sample_prompts)).transpose()?;
 
@@ -143,8 +181,11 @@ pub fn run_on_rows(
         state = resume(out_dir, &trainables, &mut optimizer, &data_hash, emit)?.unwrap_or(state);
     }
     let styled = text_files.filter(|text_files| !text_files.styles.is_empty());
-    let save_weights = |model: &Model, folder: &Path| {
+    let save_weights = |model: &Model, folder: &Path, metrics: Option<WeightsMetrics>| {
         load::save_weights(job, model, &trainables, peft_config.as_ref(), folder)?;
+        if let Some(words) = words {
+            origins::save(words.origins, metrics, folder)?;
+        }
         styled.map_or(Ok(()), |text_files| {
             styles::save(text_files, Path::new(&job.model), model.config.vocab_size, folder)
         })
@@ -171,6 +212,7 @@ pub fn run_on_rows(
     let (references, eval_references) = references.unwrap_or_default();
     let steps_to_take = if stopped { 0 } else { plan.total_steps };
     let mut eval_loss = None;
+    let mut last_eval: Option<EvalMetrics> = None;
     // A checkpoint whose weights no step has yet shown to be sound.
     let mut unproven: Option<PathBuf> = None;
     for (epoch, window) in plan.windows(state.step).take(steps_to_take) {
@@ -267,7 +309,7 @@ pub fn run_on_rows(
             }
             state.add_eval(*metrics);
             emit(EventBody::Eval(*metrics));
-            eval_loss = Some(metrics.loss);
+            (eval_loss, last_eval) = (Some(metrics.loss), Some(*metrics));
             let best = state.best_eval_loss;
             let improves_by = |delta: f64| best.is_none_or(|best| metrics.loss < best - delta);
             if improves_by(config.early_stopping_min_delta) {
@@ -287,8 +329,8 @@ pub fn run_on_rows(
             || (is_best && config.keeps_best())
             || (config.save_steps > 0 && state.step.is_multiple_of(config.save_steps));
         if saves {
-            let save = |folder: &Path| save_weights(&model, folder);
-            let saved = save_checkpoint(out_dir, &state, &trainables, &optimizer, save, config, emit)?;
+            let save = |folder: &Path| save_weights(&model, folder, Some(worth(&state, last_eval)));
+            let saved = save_checkpoint(out_dir, &state, &trainables, &optimizer, &save, config, emit)?;
             unproven = Some(saved).filter(|_| !is_best);
         }
         if let Some(samples) = samples.as_ref().filter(|_| evaluates || saves) {
@@ -307,15 +349,17 @@ pub fn run_on_rows(
     // 6. Leave something to come back to, or the result
     if stopped {
         if state.step > 0 {
-            let save = |folder: &Path| save_weights(&model, folder);
-            save_checkpoint(out_dir, &state, &trainables, &optimizer, save, config, emit)?;
+            let save = |folder: &Path| save_weights(&model, folder, Some(worth(&state, last_eval)));
+            save_checkpoint(out_dir, &state, &trainables, &optimizer, &save, config, emit)?;
         }
     } else {
+        let mut metrics = Some(worth(&state, last_eval));
         let best = state.best_step.filter(|best| config.keeps_best() && *best != state.step);
         if let Some(best) = best {
             let path = checkpoint::of_step(out_dir, best);
             let (level, message) = match checkpoint::load(&path, &trainables, &mut optimizer, &data_hash) {
                 Ok(_) => {
+                    metrics = origins::metrics_of(&path);
                     (kept_step, eval_loss) = (best, state.best_eval_loss);
                     let message = format!(
                         "Kept the weights of step {best}, which had the lowest eval loss, not those of step {}",
@@ -334,7 +378,7 @@ pub fn run_on_rows(
             };
             emit(EventBody::Log { level, message });
         }
-        save_weights(&model, out_dir)?;
+        save_weights(&model, out_dir, metrics)?;
     }
     Ok(TrainSummary {
         steps: state.step,
@@ -345,6 +389,18 @@ pub fn run_on_rows(
         seconds: (world.clock)() - started,
         out_dir: job.out_dir.clone(),
     })
+}
+
+/// What the weights are worth as the run stands.
+fn worth(state: &checkpoint::State, last_eval: Option<EvalMetrics>) -> WeightsMetrics {
+    let eval = last_eval.filter(|eval| eval.step == state.step);
+    WeightsMetrics {
+        step: state.step,
+        loss: state.last_loss,
+        eval_loss: eval.map(|eval| eval.loss),
+        perplexity: eval.map(|eval| eval.perplexity),
+        token_accuracy: eval.map(|eval| eval.token_accuracy),
+    }
 }
 
 /// The newest sound checkpoint; a broken one is named and passed over.
@@ -381,7 +437,7 @@ fn save_checkpoint(
     state: &checkpoint::State,
     trainables: &[Trainable],
     optimizer: &AdamW,
-    save_weights: impl Fn(&Path) -> Result<()>,
+    save_weights: &dyn Fn(&Path) -> Result<()>,
     config: &RunConfig,
     emit: &mut dyn FnMut(EventBody),
 ) -> Result<PathBuf> {

@@ -21,6 +21,8 @@ pub(crate) struct RunRecord {
     pub config: RunConfig,
     pub eval_data: Option<String>,
     pub init_adapter: Option<String>,
+    /// It may start from an adapter of another base.
+    pub force: bool,
 }
 
 impl Db {
@@ -44,13 +46,13 @@ impl Db {
 
     /// False if the id or the name is taken. A queued run gets the last place.
     pub(crate) fn try_insert(&self, record: &RunRecord) -> rusqlite::Result<bool> {
-        let RunRecord { entry, config, eval_data, init_adapter } = record;
+        let RunRecord { entry, config, eval_data, init_adapter, force } = record;
         let count = self.connection.execute(
             "INSERT INTO runs (id, name, status, model, data, eval_data, init_adapter, method, out_dir, config,
                 created_secs, step, total_steps, last_loss, eval_loss, error, divergence, device, runs_on, sweep,
-                queue_position)
+                force, queue_position)
              VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16, ?17,
-                ?18, ?19, ?20,
+                ?18, ?19, ?20, ?21,
                 (SELECT ifnull(max(queue_position), 0) + 1 FROM runs WHERE ?3 = 'queued'))
              ON CONFLICT DO NOTHING",
             params![
@@ -74,6 +76,7 @@ impl Db {
                 entry.device,
                 entry.runs_on,
                 json(entry.sweep.as_ref()),
+                force,
             ],
         )?;
         Ok(count == 1)
@@ -228,5 +231,6 @@ fn run_record(row: &Row<'_>) -> rusqlite::Result<RunRecord> {
         config: serde_json::from_str(&config).unwrap_or_default(),
         eval_data: row.get("eval_data")?,
         init_adapter: row.get("init_adapter")?,
+        force: row.get("force")?,
     })
 }

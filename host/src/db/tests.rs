@@ -37,6 +37,7 @@ fn record(id: &str, name: &str) -> RunRecord {
         config: RunConfig { seed: 5, ..RunConfig::default() },
         eval_data: Some("/e.jsonl".into()),
         init_adapter: None,
+        force: true,
     }
 }
 

@@ -1,9 +1,12 @@
 //! Runs: started, queued, recorded, watched, stopped from anywhere, resumed, removed.
 
+mod event_file;
+mod export;
 mod folder;
 mod naming;
 mod queue;
 mod recover;
+mod reproduce;
 mod stop;
 mod sweep;
 mod talk;
@@ -19,9 +22,11 @@ use std::{
 
 use lathe_protocol::{ErrorCode, ErrorInfo, EventBody, RunEntry, RunStatus};
 
+pub(crate) use export::export;
 pub(crate) use folder::Provenance;
 pub(crate) use queue::{assign, device_beside, is_any_queued, move_queued, work, work_off_queue};
 pub use recover::recovery_hint;
+pub(crate) use reproduce::reproduce;
 pub(crate) use stop::stop;
 pub(crate) use sweep::{resume_sweep, sweep};
 pub(crate) use talk::talk;

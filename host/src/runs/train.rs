@@ -24,7 +24,7 @@ use crate::{
     db::{Db, RunRecord},
     devices,
     error::{Result, usage},
-    files,
+    files, hardware,
     host::data_path,
     job::Job,
     models,
@@ -74,9 +74,10 @@ pub(super) fn create(host: &Shared, request: TrainRequest, sweep: Option<SweepPl
         out_dir,
         name,
         init_adapter,
+        force,
         device,
         start,
-        ..
+        resume: _,
     } = request;
     // 1. Everything that can be known to be wrong, before anything is written.
     let device = devices::checked(host, &device)?;
@@ -128,6 +129,7 @@ pub(super) fn create(host: &Shared, request: TrainRequest, sweep: Option<SweepPl
         config: run_config,
         eval_data,
         init_adapter,
+        force,
     };
     let library = paths.adapters();
     let recorded = folder
@@ -331,7 +333,7 @@ impl ActiveRun {
 
     /// Stays with the run to its end.
     pub(super) fn run(mut self, job: &mut Job) -> Result<()> {
-        let RunRecord { entry, config: run_config, eval_data, init_adapter } = &mut self.record;
+        let RunRecord { entry, config: run_config, eval_data, init_adapter, force } = &mut self.record;
         let _active = Active::new(job, &entry.id);
         let fits = what_fits(job.host.paths(), self.model.as_ref(), run_config);
         if let Some(fits) = fits.filter(|_| self.device == devices::CPU) {
@@ -350,6 +352,8 @@ impl ActiveRun {
             init_adapter: init_adapter.clone(),
             resume: !self.is_new,
             device: self.device.clone(),
+            force: *force,
+            machine: hardware::machine(),
         }));
         self.db.set_running(&entry.id, &entry.out_dir, &self.device)?;
         Provenance::of(&self.record).write(&self.folder.path)?;

@@ -10,6 +10,7 @@ fn chat(bench: &Bench) -> lathe_protocol::CommandBody {
         model: bench.path("model").display().to_string(),
         adapters: Vec::new(),
         device: "auto".into(),
+        force: false,
     }
 }
 

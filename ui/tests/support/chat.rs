@@ -63,6 +63,7 @@ pub fn lane(adapter: Option<&str>, texts: &[&str]) -> ChatLane {
     ChatLane {
         model: MODEL.into(),
         adapters: adapter.map(String::from).into_iter().collect(),
+        forced: false,
         run: None,
         style: None,
         nodes: nodes.collect(),

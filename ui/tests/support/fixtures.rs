@@ -167,6 +167,16 @@ pub fn runs() -> Vec<RunEntry> {
     ]
 }
 
+fn origins() -> serde_json::Value {
+    let hash = "1f3a5c7e9b2d4f60";
+    serde_json::json!({
+        "lathe": "0.1.0", "template_hash": hash,
+        "base": {"storage": "BF16", "weights_hash": hash, "config_hash": hash},
+        "data": [{"path": "/home/ada/data/support_chats.jsonl", "sha256": hash, "size_bytes": 48_000, "rows": 120}],
+        "metrics": {"step": 300, "loss": 0.727, "eval_loss": 0.81, "perplexity": 2.25, "token_accuracy": 0.79},
+    })
+}
+
 pub fn adapters() -> Vec<AdapterEntry> {
     let adapter = |name: &str, r: usize, hours_ago: u64, tags: &[&str], notes: &str| AdapterEntry {
         name: name.into(),
@@ -185,12 +195,14 @@ pub fn adapters() -> Vec<AdapterEntry> {
         notes: notes.into(),
         tags: tags.iter().map(|&tag| tag.to_owned()).collect(),
         styles: Vec::new(),
+        origins: serde_json::from_value(origins()).ok(),
         problem: None,
     };
     vec![
         adapter("pirate", 8, 26, &["demo"], "Talks like a pirate; answers stay right"),
         AdapterEntry {
             styles: Style::terse_and_detailed(),
+            origins: None,
             ..adapter("house-style-draft", 16, 300, &[], "")
         },
     ]

@@ -115,7 +115,7 @@ fn what_is_started_at_once_and_what_chats_goes_where_nothing_trains() {
 fn chat_device(bench: &Bench, gpus: &[Gpu]) -> String {
     let options = bench.shell_options(&format!("timeout 0.3 cat > {}", bench.path("chat").display()));
     let model = bench.path("model").display().to_string();
-    let body = CommandBody::Chat { model, adapters: Vec::new(), device: "auto".into() };
+    let body = CommandBody::Chat { model, adapters: Vec::new(), device: "auto".into(), force: false };
     failure(&ask(&mut Host::start(HostOptions { gpus: gpus.to_vec(), ..options }).unwrap(), 1, body));
     let told = String::from_utf8_lossy(&fs::read(bench.path("chat")).unwrap()).into_owned();
     let (_, device) = told.split_once(r#""device":""#).unwrap();

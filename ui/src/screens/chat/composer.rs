@@ -11,8 +11,8 @@ use super::{
 };
 use crate::{
     Store,
-    theme::{self, RADIUS, colors, icons},
-    widgets::{Button, error_box},
+    theme::{self, RADIUS, Tone, colors, icons},
+    widgets::{Button, error_box, notice},
 };
 
 const MAX_LINES: f32 = 8.0;
@@ -23,6 +23,9 @@ pub(super) fn ui(ui: &mut Ui, view: &mut View, shown: &Shown, store: &Store) {
         ui.set_max_width(READABLE_WIDTH.min(ui.available_width()));
         ui.with_layout(Layout::top_down(Align::Min), |ui| {
             for (index, lane) in shown.record.lanes.iter().enumerate() {
+                for warning in &shown.engines[index].warnings {
+                    notice(ui, Tone::Warning, warning);
+                }
                 if lane.run.is_some() {
                     run::succession(ui, view, index, lane, store);
                 } else if let Standing::Failed(error) = &shown.engines[index].standing {

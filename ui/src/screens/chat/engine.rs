@@ -1,6 +1,6 @@
 use lathe_protocol::{
-    AnsweredBy, ChatLane, ChatStats, CommandBody, ErrorInfo, Event, EventBody, JobId, ReplyDelta, RunLane,
-    Style,
+    AnsweredBy, ChatLane, ChatStats, CommandBody, ErrorInfo, Event, EventBody, JobId, LogLevel, ReplyDelta,
+    RunLane, Style,
 };
 
 use crate::{Outbox, Progress};
@@ -48,6 +48,9 @@ pub struct Engine {
     job: Option<JobId>,
     model: String,
     adapters: Vec<String>,
+    forced: bool,
+    /// What the worker has to say of the adapters.
+    pub warnings: Vec<String>,
     run: Option<RunLane>,
     pub standing: Standing,
     pub writing: Option<Target>,
@@ -58,8 +61,13 @@ pub struct Engine {
 impl Engine {
     /// Whether it holds (or is loading) what the lane wants.
     pub fn serves(&self, lane: &ChatLane) -> bool {
-        let Self { job, model, adapters, run, .. } = self;
-        job.is_some() && (model, adapters, run) == (&lane.model, &lane.adapters, &lane.run)
+        let Self { job, model, adapters, forced, run, .. } = self;
+        job.is_some()
+            && (model, adapters, forced, run) == (&lane.model, &lane.adapters, &lane.forced, &lane.run)
+    }
+
+    pub fn is_job(&self, job: JobId) -> bool {
+        self.job == Some(job)
     }
 
     pub fn load(&mut self, lane: &ChatLane, out: &mut Outbox) {
@@ -69,6 +77,7 @@ impl Engine {
         self.unload(out);
         self.model.clone_from(&lane.model);
         self.adapters.clone_from(&lane.adapters);
+        self.forced = lane.forced;
         self.run.clone_from(&lane.run);
         self.job = Some(out.ask(match &lane.run {
             Some(run) => CommandBody::TalkToRun { run: run.id.clone(), base: run.base },
@@ -76,6 +85,7 @@ impl Engine {
                 model: lane.model.clone(),
                 adapters: lane.adapters.clone(),
                 device: "auto".into(),
+                force: lane.forced,
             },
         }));
         self.standing = Standing::Loading(None);
@@ -88,6 +98,7 @@ impl Engine {
         }
         self.standing = Standing::NotLoaded;
         self.waiting = None;
+        self.warnings.clear();
         self.writing.take()
     }
 
@@ -140,6 +151,10 @@ impl Engine {
                 if let Some(request) = self.waiting.take() {
                     out.send(event.job, request);
                 }
+                return None;
+            }
+            EventBody::Log { level: LogLevel::Warn, message } => {
+                self.warnings.push(message.clone());
                 return None;
             }
             EventBody::ReplyStarted(by) => Heard::Started(*by),

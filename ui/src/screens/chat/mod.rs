@@ -16,8 +16,8 @@ use std::collections::HashMap;
 
 use egui::{Key, KeyboardShortcut, Modifiers, Ui};
 use lathe_protocol::{
-    ChatEntry, ChatLane, ChatRecord, CommandBody, ErrorInfo, Event, EventBody, JobId, Method, RunLane,
-    SamplingParams, Thinking,
+    ChatEntry, ChatLane, ChatRecord, CommandBody, ErrorCode, ErrorInfo, Event, EventBody, JobId, Method,
+    RunLane, SamplingParams, Thinking,
 };
 
 use self::{
@@ -83,6 +83,13 @@ enum Wish {
 enum Question {
     Remove(String),
     DropLane,
+    /// Whether the lane's adapters are wanted though they are of another base.
+    Force {
+        chat: String,
+        lane: usize,
+        /// The answer that waits for it.
+        node: Option<usize>,
+    },
 }
 
 #[derive(Default)]
@@ -167,7 +174,12 @@ impl Chat {
             self.saved(event);
         }
         for lane in 0..self.engines.len() {
-            if let Some((target, heard)) = self.engines[lane].apply(event, out) {
+            let is_own = self.engines[lane].is_job(event.job);
+            let heard = self.engines[lane].apply(event, out);
+            if let (true, EventBody::Failed { error }) = (is_own, &event.body) {
+                self.ask_to_force(lane, heard.as_ref().map(|(target, _)| target), error);
+            }
+            if let Some((target, heard)) = heard {
                 self.hear(lane, &target, heard, store, out);
             }
         }
@@ -238,6 +250,9 @@ impl Chat {
         match self.question.take() {
             Some((Question::Remove(chat), _)) if answer == Answer::Yes => self.remove(&chat, store, out),
             Some((Question::DropLane, _)) if answer == Answer::Yes => self.drop_lane(store, out),
+            Some((Question::Force { chat, lane, node }, _)) if answer == Answer::Yes => {
+                self.force(&chat, (lane, node), store, out);
+            }
             _ => {}
         }
     }
@@ -315,7 +330,9 @@ impl Chat {
             // The new one may not know efforts, and says so once it is loaded.
             record.effort = None;
         }
-        record.lanes[index] = lane.clone();
+        let is_same =
+            (&record.lanes[index].model, &record.lanes[index].adapters) == (&lane.model, &lane.adapters);
+        record.lanes[index] = ChatLane { forced: lane.forced && is_same, ..lane.clone() };
         self.changed_at = Some(ui.input(|input| input.time));
         // A style is nothing that is loaded.
         if !self.engines[index].serves(lane) {
@@ -341,7 +358,7 @@ impl Chat {
             } else {
                 Vec::new()
             };
-            record.lanes.push(ChatLane { adapters, run, style: None, ..first });
+            record.lanes.push(ChatLane { adapters, forced: false, run, style: None, ..first });
             self.changed_at = Some(ui.input(|input| input.time));
         } else if !on && record.lanes.len() == 2 {
             if record.lanes[1].nodes == first.nodes {
@@ -354,6 +371,33 @@ impl Chat {
                 yes: "Delete the right side".into(),
             };
             self.question = Some((Question::DropLane, confirm));
+        }
+    }
+
+    /// Asks before adapters of another base are used all the same.
+    fn ask_to_force(&mut self, lane: usize, waiting: Option<&Target>, error: &ErrorInfo) {
+        let (Some(chat), ErrorCode::OtherBase) = (self.current.clone(), error.code) else { return };
+        let confirm = Confirm {
+            title: "Use the adapter all the same?".into(),
+            text: format!(
+                "{}. Its answers may make no sense. That it was wanted is kept with the conversation.",
+                error.message
+            ),
+            yes: "Use it".into(),
+        };
+        let node = waiting.filter(|target| target.chat == chat).map(|target| target.node);
+        self.question = Some((Question::Force { chat, lane, node }, confirm));
+    }
+
+    fn force(&mut self, chat: &str, (lane, node): (usize, Option<usize>), store: &Store, out: &mut Outbox) {
+        let Some(record) = self.record().filter(|record| record.id == chat) else { return };
+        let Some(forced) = record.lanes.get_mut(lane) else { return };
+        forced.forced = true;
+        if let Some(node) = node {
+            self.answer(Some((lane, node)), store, out);
+        } else {
+            self.load(out);
+            self.save_current(store, out);
         }
     }
 

@@ -72,7 +72,7 @@ impl Chat {
     }
 
     /// Has one lane's node written, or the last of every lane.
-    fn answer(&mut self, only: Option<(usize, usize)>, store: &Store, out: &mut Outbox) {
+    pub(super) fn answer(&mut self, only: Option<(usize, usize)>, store: &Store, out: &mut Outbox) {
         self.load(out);
         let Self { current, records, engines, failures, .. } = self;
         let Some(record) = current.as_ref().and_then(|id| records.get_mut(id)) else { return };

@@ -18,6 +18,8 @@ pub enum Deed {
     /// After a question.
     Remove,
     OpenFolder,
+    CopyCommand,
+    ExportLogs,
     Chat,
     /// While it trains.
     Talk,
@@ -97,6 +99,12 @@ fn deeds(ui: &mut Ui, run: &RunEntry, is_busy: bool) -> Option<Deed> {
     }
     if icon_button(ui, icons::FOLDER_OPEN, "Open folder").clicked() {
         deed = Some(Deed::OpenFolder);
+    }
+    if icon_button(ui, icons::TERMINAL, "Copy the command").clicked() {
+        deed = Some(Deed::CopyCommand);
+    }
+    if run.step > 0 && icon_button(ui, icons::EXPORT, "Export logs…").clicked() {
+        deed = Some(Deed::ExportLogs);
     }
     deed
 }

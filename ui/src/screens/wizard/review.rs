@@ -89,6 +89,7 @@ impl Wizard {
             out_dir: None,
             name: (!name.is_empty()).then(|| name.to_owned()),
             init_adapter: None,
+            force: false,
             resume: false,
             device: self.choices.device.clone(),
             start,
