@@ -16,6 +16,8 @@ use plotters::{
     },
 };
 
+use crate::output;
+
 type Failure = Box<dyn std::error::Error>;
 type Area<'a> = DrawingArea<BitMapBackend<'a>, Shift>;
 
@@ -58,6 +60,7 @@ fn draw(view: &RunView, path: &Path) -> Result<(), Failure> {
     draw_legend(view, &area)?;
 
     let (steps, losses) = ranges(view);
+    let of_pairs = view.last.is_some_and(|last| last.preference.is_some());
     let plot = area.margin(116, 28, 30, MARGIN);
     let mut chart = ChartBuilder::on(&plot)
         .x_label_area_size(52)
@@ -72,7 +75,7 @@ fn draw(view: &RunView, path: &Path) -> Result<(), Failure> {
         .x_labels(10)
         .y_labels(7)
         .x_desc("optimizer step")
-        .y_desc("loss (nats a token)")
+        .y_desc(if of_pairs { "loss (a pair)" } else { "loss (nats a token)" })
         .axis_desc_style(text(17, FAINT_INK))
         .label_style(text(17, FAINT_INK))
         .x_label_formatter(&|step| format!("{step:.0}"))
@@ -117,7 +120,10 @@ fn draw_titles(view: &RunView, area: &Area<'_>) -> Result<(), Failure> {
     }
     if let Some(eval) = view.evals.last() {
         facts.push(format!("held-out loss {:.3}", eval.loss));
-        facts.push(format!("perplexity {:.2}", eval.perplexity));
+        facts.push(match eval.preference {
+            Some(preference) => output::preference(&preference),
+            None => format!("perplexity {:.2}", eval.perplexity),
+        });
     }
     area.draw(&Text::new(facts.join("   ·   "), (MARGIN, 74), text(20, FAINT_INK)))?;
     Ok(())
@@ -192,6 +198,7 @@ mod tests {
                     loss_tokens: 1,
                     epoch: 0.0,
                     memory_bytes: None,
+                    preference: None,
                 }),
                 step as f64,
             );
@@ -206,6 +213,7 @@ mod tests {
                         token_accuracy,
                         loss_tokens: 1,
                         rows: 1,
+                        preference: None,
                     }),
                     step as f64,
                 );

@@ -1,7 +1,7 @@
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
-use lathe_protocol::Thinking;
+use lathe_protocol::{LogFormat, Thinking};
 
 /// Shape language models on your own workstation.
 ///
@@ -48,12 +48,17 @@ pub enum CommandLine {
         model: String,
         #[command(flatten)]
         config: ConfigArgs,
+        /// Also do one step here, on rows of max_seq_len tokens, and measure what it takes
+        #[arg(long)]
+        probe: bool,
     },
     /// Look at data as the model will see it
     #[command(subcommand)]
     Data(Data),
     /// Fine-tune a model
     Train(Box<Train>),
+    /// Fine-tune once for each combination of settings, and compare
+    Sweep(Box<Sweep>),
     /// Past and present runs
     #[command(subcommand)]
     Runs(Runs),
@@ -150,8 +155,9 @@ pub enum Data {
     },
 }
 
+/// What a run, or every run of a sweep, is made of.
 #[derive(Debug, Args)]
-pub struct Train {
+pub struct TrainArgs {
     #[arg(long, value_name = "M", required_unless_present = "resume")]
     pub model: Option<String>,
     /// JSONL, JSON, CSV, Parquet or text; may be given several times. An epoch sees each row as often as the weight
@@ -163,15 +169,12 @@ pub struct Train {
     pub eval_data: Option<String>,
     #[command(flatten)]
     pub config: ConfigArgs,
-    /// Folder for adapter and checkpoints [default: one in the data folder]
-    #[arg(long, value_name = "DIR", required_if_eq("resume", "true"))]
-    pub out: Option<PathBuf>,
-    /// Continue the run in --out from its newest checkpoint
-    #[arg(long)]
-    pub resume: bool,
     /// Start from an adapter's weights
     #[arg(long, value_name = "A", conflicts_with = "resume")]
     pub init_adapter: Option<String>,
+    /// Start from an adapter of another base all the same, where shapes permit
+    #[arg(long, conflicts_with = "resume")]
+    pub force: bool,
     /// A way of answering to learn, of the rows whose `style` it is; may be given several times [default token:
     /// <|NAME|>]
     #[arg(long, value_name = "NAME[=TOKEN]")]
@@ -179,9 +182,40 @@ pub struct Train {
     /// Optimizer steps, whatever `epochs` says
     #[arg(long, value_name = "N")]
     pub max_steps: Option<usize>,
-    /// Name of the run and its adapter [default: made of model and data]
+    /// Name of the run and its adapter, or of the sweep [default: made of model and data]
     #[arg(long)]
     pub name: Option<String>,
+}
+
+#[derive(Debug, Args)]
+pub struct Train {
+    #[command(flatten)]
+    pub args: TrainArgs,
+    /// Folder for adapter and checkpoints [default: one in the data folder]
+    #[arg(long, value_name = "DIR", required_if_eq("resume", "true"))]
+    pub out: Option<PathBuf>,
+    /// Continue the run in --out from its newest checkpoint
+    #[arg(long)]
+    pub resume: bool,
+    /// Leave the run to the queue, which the window works off, and `lathe runs work`
+    #[arg(long)]
+    pub queue: bool,
+}
+
+#[derive(Debug, Args)]
+pub struct Sweep {
+    #[command(flatten)]
+    pub args: TrainArgs,
+    /// A config key and its values, e.g. learning_rate=1e-4,3e-4; one key or two. Values with commas stand between bars:
+    /// "lora.targets=q_proj,v_proj | all-linear"
+    #[arg(long, value_name = "KEY=A,B,…", required_unless_present = "resume", conflicts_with = "resume")]
+    pub grid: Vec<String>,
+    /// Go on with a sweep that was stopped
+    #[arg(long, value_name = "NAME")]
+    pub resume: Option<String>,
+    /// Do not ask for more than 64 runs
+    #[arg(long)]
+    pub yes: bool,
 }
 
 #[derive(Debug, Subcommand)]
@@ -189,7 +223,21 @@ pub enum Runs {
     /// Every run, newest first
     List,
     /// One run, in detail
-    Show { run: String },
+    Show {
+        run: String,
+        /// Print the command that does the run again; what differs by now is told on stderr
+        #[arg(long)]
+        reproduce: bool,
+    },
+    /// Write a run's metrics for other programs
+    Export {
+        run: String,
+        #[arg(long, value_name = "FORMAT")]
+        format: LogFormatArg,
+        /// Receives NAME.csv, or NAME/ with an event file
+        #[arg(long, value_name = "DIR")]
+        out: PathBuf,
+    },
     /// Continue a stopped, interrupted or failed run, or one that diverged or ran out of memory, from its newest checkpoint
     Resume {
         run: String,
@@ -216,8 +264,38 @@ pub enum Runs {
         #[arg(long)]
         discard: bool,
     },
+    /// Runs side by side: settings that differ, held-out loss, time, speed
+    Compare {
+        /// Runs, or a sweep's name
+        #[arg(value_name = "RUN", required = true)]
+        runs: Vec<String>,
+    },
+    /// Give a queued run another place or device
+    Move {
+        run: String,
+        /// up, down, first, last, a place from 1, or a device: auto, cpu, cuda:N
+        #[arg(value_name = "WHERE")]
+        to: String,
+    },
+    /// Start queued runs, each when its device is free, until there are none
+    Work,
     /// Remove a run, its folder and its checkpoints; its adapter stays in the library
     Rm { run: String },
+}
+
+#[derive(Debug, Clone, Copy, ValueEnum)]
+pub enum LogFormatArg {
+    Tensorboard,
+    Csv,
+}
+
+impl From<LogFormatArg> for LogFormat {
+    fn from(arg: LogFormatArg) -> Self {
+        match arg {
+            LogFormatArg::Tensorboard => Self::Tensorboard,
+            LogFormatArg::Csv => Self::Csv,
+        }
+    }
 }
 
 #[derive(Debug, Subcommand)]
@@ -261,11 +339,20 @@ impl From<ThinkingArg> for Thinking {
 
 #[derive(Debug, Args)]
 pub struct Chat {
-    #[arg(long, value_name = "M")]
-    pub model: String,
+    #[arg(long, value_name = "M", required_unless_present = "run")]
+    pub model: Option<String>,
     /// May be given several times
-    #[arg(long, value_name = "A")]
+    #[arg(long, value_name = "A", requires = "model")]
     pub adapter: Vec<String>,
+    /// Use an adapter of another base all the same, where shapes permit
+    #[arg(long, conflicts_with = "run")]
+    pub force: bool,
+    /// Talk to a run while it trains, also one of another process: it answers between two steps, as it is then
+    #[arg(long, value_name = "RUN", conflicts_with = "model")]
+    pub run: Option<String>,
+    /// Of a run: without its adapter
+    #[arg(long, requires = "run")]
+    pub base: bool,
     /// Ask once and leave; without it, lines from stdin are the turns (/reset, /exit)
     #[arg(short, long)]
     pub prompt: Option<String>,
@@ -308,6 +395,9 @@ pub struct Logits {
     pub model: String,
     #[arg(long, value_name = "A")]
     pub adapter: Option<String>,
+    /// Use an adapter of another base all the same, where shapes permit
+    #[arg(long)]
+    pub force: bool,
     /// Token ids, e.g. 1,2,3
     #[arg(long, value_delimiter = ',', required = true)]
     pub ids: Vec<u32>,
@@ -322,6 +412,9 @@ pub struct Eval {
     pub model: String,
     #[arg(long, value_name = "A")]
     pub adapter: Option<String>,
+    /// Use an adapter of another base all the same, where shapes permit
+    #[arg(long)]
+    pub force: bool,
     #[arg(long, value_name = "FILE")]
     pub data: String,
     #[command(flatten)]

@@ -5,7 +5,7 @@ use std::{
     time::{SystemTime, UNIX_EPOCH},
 };
 
-use lathe_protocol::ErrorInfo;
+use lathe_protocol::{ErrorInfo, OddsMetrics, PreferenceMetrics};
 use lathe_ui::format;
 use serde::Serialize;
 use serde_json::{Value, json};
@@ -97,6 +97,19 @@ pub fn ago(then_secs: u64) -> String {
 }
 
 /// `2.1345`, or `-`.
+/// How a model takes pairs of answers, in a few words.
+pub fn preference(metrics: &PreferenceMetrics) -> String {
+    let PreferenceMetrics { chosen_reward, rejected_reward, accuracy, margin, odds } = metrics;
+    let mut text = format!(
+        "rewards {chosen_reward:.3} and {rejected_reward:.3}, margin {margin:.3}, {:.1} % preferred",
+        accuracy * 100.0
+    );
+    if let Some(OddsMetrics { nll_loss, log_odds_ratio, log_odds_chosen }) = odds {
+        append!(text, ", nll {nll_loss:.4}, log odds {log_odds_chosen:.3}, ratio {log_odds_ratio:.3}");
+    }
+    text
+}
+
 pub fn loss(loss: Option<f64>) -> String {
     loss.map_or_else(|| "-".into(), |loss| format!("{loss:.4}"))
 }

@@ -102,6 +102,9 @@ impl Training {
     fn view_line(&self) -> String {
         let mut line = format!("loss {}", output::loss(self.view.smoothed_loss()));
         if let Some(last) = self.view.last {
+            if let Some(preference) = &last.preference {
+                append!(line, "  {}", output::preference(preference));
+            }
             append!(line, "  {:.0} tokens/s", last.tokens_per_second);
         }
         if let Some(eta) = self.view.eta_secs() {
@@ -139,10 +142,15 @@ impl Training {
 fn eval_line(eval: &EvalMetrics) -> String {
     let EvalMetrics { step, loss, perplexity, token_accuracy, .. } = eval;
     let accuracy = token_accuracy * 100.0;
-    format!("step {step}  held-out loss {loss:.4}  perplexity {perplexity:.2}  accuracy {accuracy:.1} %")
+    let mut line =
+        format!("step {step}  held-out loss {loss:.4}  perplexity {perplexity:.2}  accuracy {accuracy:.1} %");
+    if let Some(preference) = &eval.preference {
+        append!(line, "  {}", output::preference(preference));
+    }
+    line
 }
 
-fn style(template: &str) -> ProgressStyle {
+pub fn style(template: &str) -> ProgressStyle {
     let style = ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar());
     style.progress_chars("━╸─")
 }

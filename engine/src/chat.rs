@@ -12,7 +12,7 @@ use std::{
 use jiff::civil::DateTime;
 use lathe_kernels::RopeTable;
 use lathe_protocol::{
-    ChatStats, ErrorCode, Message, REASONING_EFFORTS, ReplyDelta, SamplingParams, Thinking,
+    ChatStats, ErrorCode, Message, REASONING_EFFORTS, ReplyDelta, SamplingParams, Style, Thinking,
 };
 
 use crate::{
@@ -31,6 +31,11 @@ use crate::{
 const MAX_CONTEXT_TOKENS: usize = 8192;
 /// Prompt tokens fed in one forward pass.
 const PREFILL_CHUNK: usize = 512;
+
+/// Most tokens of a conversation with this model.
+pub(crate) fn context_length(model: &Model) -> usize {
+    model.config.max_position_embeddings.min(MAX_CONTEXT_TOKENS)
+}
 
 /// What one reply is asked for.
 #[derive(Debug, Clone)]
@@ -61,8 +66,7 @@ impl ChatSession {
             adapter::attach(&mut model, folder)?;
         }
         model.fix_adapters()?;
-        let capacity = model.config.max_position_embeddings.min(MAX_CONTEXT_TOKENS);
-        let reading = Reading::new(&model, capacity)?;
+        let reading = Reading::new(&model, context_length(&model))?;
         Ok(Self { model, text_files, reading, load_seconds: clock() - started })
     }
 
@@ -80,6 +84,10 @@ impl ChatSession {
 
     pub fn supports_effort(&self) -> bool {
         self.text_files.supports_effort()
+    }
+
+    pub fn styles(&self) -> &[Style] {
+        &self.text_files.styles
     }
 
     /// [`Reading::reply`] of this session's model.
@@ -175,6 +183,12 @@ impl Reading {
     pub fn new(model: &Model, capacity: usize) -> Result<Self> {
         let (rope, cache) = (model.rope_table(capacity), model.new_cache(capacity)?);
         Ok(Self { rope, cache, cached: Vec::new(), num_replies: 0 })
+    }
+
+    /// One that draws as if it had written so many replies.
+    #[must_use]
+    pub fn after(self, num_replies: u64) -> Self {
+        Self { num_replies, ..self }
     }
 
     /// Writes a reply, piece by piece, until the model ends it, the token limit does, or `cancel` is set. Loading time

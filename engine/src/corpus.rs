@@ -35,8 +35,10 @@ pub struct Corpus {
 /// What was found while rows were chosen.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Findings {
-    /// Of every row of the files, before they are cut.
+    /// Of every row of the files, before they are cut; of pairs, of the chosen side.
     pub lengths: Vec<u32>,
+    /// Of pairs, those of the other side.
+    pub rejected_lengths: Vec<u32>,
     pub truncated_rows: usize,
     /// Rows without a trained token as they are.
     pub rows_nothing_to_learn: usize,
@@ -73,11 +75,7 @@ pub fn read(
 
     // 2. What is held out
     let held_out = if let Some(path) = eval_data {
-        let (_, files) = open(
-            text_files,
-            &[DataFile { columns: config.columns.clone(), ..DataFile::new(path) }],
-            reading,
-        )?;
+        let (_, files) = open(text_files, &[config.eval_file(path)], reading)?;
         select(&files, config.max_seq_len, &mut Findings::default())?
     } else {
         rows.split_off(&prepare::held_out(rows.len(), config))
@@ -98,9 +96,10 @@ pub fn read_one(
     file: &DataFile,
     max_seq_len: usize,
     reading: &mut Reading<'_>,
-) -> Result<StoredRows> {
-    let (_, files) = open(text_files, std::slice::from_ref(file), reading)?;
-    select(&files, max_seq_len, &mut Findings::default())
+) -> Result<(Dataset, StoredRows)> {
+    let dataset = Dataset::open(file)?;
+    let files = open(text_files, std::slice::from_ref(file), reading)?.1;
+    Ok((dataset, select(&files, max_seq_len, &mut Findings::default())?))
 }
 
 fn refuse_twice(files: &[DataFile]) -> Result<()> {
@@ -139,18 +138,19 @@ fn open(
 
 /// The rows with something to learn before the cut at `max_seq_len`.
 fn select(files: &Arc<Vec<CorpusFile>>, max_seq_len: usize, findings: &mut Findings) -> Result<StoredRows> {
-    let mut rows = StoredRows::new(files.clone());
+    let mut rows = StoredRows::new(files.clone(), max_seq_len);
     for (index, file) in files.iter().enumerate() {
         let meta = &file.store.meta;
         findings.styles.extend(meta.styles.iter().cloned());
         let mut remarks = meta.remarks.iter().peekable();
         let mut nothing = meta.nothing.iter().peekable();
         for (row, entry) in file.store.rows.iter().enumerate() {
-            let num_tokens = entry.num_tokens();
-            findings.lengths.push(num_tokens as u32);
+            let [length, rejected_length] = entry.lengths;
+            findings.lengths.push(length);
+            findings.rejected_lengths.extend((rejected_length > 0).then_some(rejected_length));
             let issues = &mut findings.issues;
             let mut issue = |issue: String| issues.push(RowIssue { place: file.place(row), issue });
-            let longest = entry.lengths.into_iter().max().unwrap_or(0) as usize;
+            let longest = length.max(rejected_length) as usize;
             if longest > max_seq_len {
                 findings.truncated_rows += 1;
                 if findings.truncated_rows <= MAX_REMARKS {
@@ -174,14 +174,15 @@ fn select(files: &Arc<Vec<CorpusFile>>, max_seq_len: usize, findings: &mut Findi
                 num_learned: entry.num_learned,
             };
             if longest > max_seq_len {
-                let tokens = file.read(row, max_seq_len)?;
-                kept.num_tokens = tokens.ids.len() as u32;
-                kept.num_learned = tokens.num_loss_tokens() as u32;
+                let cut = file.read(row, max_seq_len)?;
+                kept.num_tokens = cut.num_tokens() as u32;
+                kept.num_learned = if cut.learns() { cut.num_loss_tokens() as u32 } else { 0 };
             }
             if kept.num_learned == 0 {
                 findings.rows_emptied_by_truncation += 1;
                 if findings.rows_emptied_by_truncation <= MAX_REMARKS {
                     let all = match entry.num_learned {
+                        _ if rejected_length > 0 => "an answer lies",
                         1 => "its one trained token lies",
                         _ => "all its trained tokens lie",
                     };

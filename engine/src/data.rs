@@ -1,6 +1,7 @@
 //! A data file, read into rows and then into conversations.
 
 mod conversation;
+mod preference;
 mod read;
 mod shape;
 #[cfg(test)]
@@ -15,6 +16,7 @@ use lathe_protocol::{ColumnView, DataFile, DatasetShape, Message, RowPlace};
 use serde_json::{Map, Value};
 
 pub use conversation::parse_conversation;
+pub use preference::{Pair, parse_pair};
 pub use read::{RawRow, RowReader};
 pub use shape::{all_roles, name as shape_name, roles_of};
 

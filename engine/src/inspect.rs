@@ -3,15 +3,16 @@
 use std::{collections::BTreeMap, path::Path, sync::atomic::AtomicBool};
 
 use lathe_protocol::{
-    DataFile, DataJob, ErrorCode, EvalJob, EvalMetrics, EventBody, ExpertFormat, ExpertsShape, LogitsJob,
-    ModelDetails, ModelFile, ModelShape, Quant,
+    DataFile, DataJob, DatasetShape, ErrorCode, EvalJob, EvalMetrics, EventBody, ExpertFormat, ExpertsShape,
+    LogitsJob, ModelDetails, ModelFile, ModelShape, Objective, Quant,
 };
 
 use crate::{
     Error, Result, adapter,
     corpus::{self, Rows},
     family, files,
-    model::{LoadFor, Model},
+    model::{LoadFor, Model, ModelConfig},
+    preflight,
     store::Reading,
     text_files::TextFiles,
     train,
@@ -37,29 +38,35 @@ pub fn describe(path: &Path) -> Result<ModelDetails> {
         architecture: config.family.name().into(),
         parameters: weights.num_parameters(),
         size_bytes: files.iter().map(|file| file.size_bytes).sum(),
-        shape: ModelShape {
-            num_layers: config.num_layers,
-            hidden_size: config.hidden_size,
-            intermediate_size: config.intermediate_size,
-            num_attention_heads: config.num_heads,
-            num_key_value_heads: config.num_kv_heads,
-            head_dim: config.head_dim,
-            vocab_size: config.vocab_size,
-            context_length: config.max_position_embeddings,
-            tie_word_embeddings: config.tie_word_embeddings,
-            linears: weights.nf4(|name| name.contains(".self_attn.")),
-            experts: config.experts.as_ref().map(|experts| ExpertsShape {
-                num_experts: experts.num_experts,
-                experts_per_token: experts.experts_per_token,
-                format: expert_format(&weights),
-            }),
-        },
+        shape: shape(&config, &weights),
         dtypes: weights.dtypes(),
         has_chat_template: text_files.template.is_some(),
         default_targets: config.family.default_targets().iter().copied().map(String::from).collect(),
         consequences: family::explain(&config, &weights, &text_files),
         files,
     })
+}
+
+/// What a model's memory is reckoned from.
+pub fn shape(config: &ModelConfig, weights: &Weights) -> ModelShape {
+    ModelShape {
+        num_layers: config.num_layers,
+        hidden_size: config.hidden_size,
+        intermediate_size: config.intermediate_size,
+        num_attention_heads: config.num_heads,
+        num_key_value_heads: config.num_kv_heads,
+        head_dim: config.head_dim,
+        vocab_size: config.vocab_size,
+        context_length: config.max_position_embeddings,
+        tie_word_embeddings: config.tie_word_embeddings,
+        is_gguf: matches!(weights, Weights::Gguf(_)),
+        linears: weights.nf4(|name| name.contains(".self_attn.")),
+        experts: config.experts.as_ref().map(|experts| ExpertsShape {
+            num_experts: experts.num_experts,
+            experts_per_token: experts.experts_per_token,
+            format: expert_format(weights),
+        }),
+    }
 }
 
 fn expert_format(weights: &Weights) -> ExpertFormat {
@@ -98,28 +105,40 @@ pub fn logits(job: &LogitsJob) -> Result<(usize, usize)> {
     Ok(shape)
 }
 
-/// Loss, perplexity and accuracy over the loss-masked tokens of a data file.
+/// Loss, perplexity and accuracy over the loss-masked tokens of a data file; of pairs, what an adapter makes of them,
+/// by DPO's rewards if no other objective is asked for.
 pub fn eval(job: &EvalJob, stop: &AtomicBool, emit: &mut dyn FnMut(EventBody)) -> Result<EvalMetrics> {
     let path = Path::new(&job.data.model);
-    let DataJob { data, config, cache, .. } = &job.data;
+    let DataJob { data, cache, .. } = &job.data;
+    let mut config = job.data.config.clone();
     let text_files = TextFiles::open_with(path, job.adapter.as_slice())?;
     let file = DataFile { columns: config.columns.clone(), ..DataFile::new(data) };
     let mut reading = Reading { cache: Path::new(cache), stop, emit };
-    let rows = corpus::read_one(&text_files, &file, config.max_seq_len, &mut reading)?;
+    let (dataset, rows) = corpus::read_one(&text_files, &file, config.max_seq_len, &mut reading)?;
+    if dataset.shape == DatasetShape::Preference && config.objective == Objective::Sft {
+        config.objective = Objective::Dpo;
+    }
+    preflight::refuse_mismatch(dataset.shape, config.objective, &dataset.path)?;
+    if config.objective == Objective::Dpo && job.adapter.is_none() {
+        let message = "Rewards are what an adapter gains over its base, and there is no adapter";
+        return Err(Error::invalid(ErrorCode::Usage, message).hint("give --adapter, or set objective=orpo"));
+    }
     if rows.is_empty() {
         let message = format!("No row has a trained token within {} tokens: {data}", config.max_seq_len);
-        return Err(Error::data(message).hint("give each row at least one assistant turn"));
+        return Err(Error::data(message).hint(preflight::need_of_rows(config.objective.takes_pairs())));
     }
-    let num_rows = rows.len();
+    let rows = Rows::Stored(rows);
     let mut model = Model::load(path, LoadFor::Inference)?;
+    let references = train::preference::references(&model, &rows, |_| true, &config, stop, emit)?;
+    let references = references.ok_or(Error::Stopped)?;
     if let Some(folder) = &job.adapter {
         adapter::attach(&mut model, Path::new(folder))?;
     }
-    let evaluation = train::evaluate_rows(&model, &Rows::Stored(rows), config, 0)?;
+    let evaluation = train::evaluate_rows(&model, &rows, &references, &config, 0)?;
     if evaluation.is_sound() {
         return Ok(evaluation.metrics);
     }
     let not_finite = evaluation.not_finite.len();
-    let message = format!("The loss is no finite number on {not_finite} of {num_rows} rows");
+    let message = format!("The loss is no finite number on {not_finite} of {} rows", rows.len());
     Err(Error::invalid(ErrorCode::Diverged, message).hint("the model's or the adapter's weights are broken"))
 }

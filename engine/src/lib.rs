@@ -15,6 +15,7 @@ pub mod gguf_tokenizer;
 pub mod inspect;
 pub mod lora;
 pub mod model;
+pub mod origins;
 pub mod preflight;
 pub mod prepare;
 pub mod reply;

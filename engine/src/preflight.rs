@@ -3,8 +3,8 @@
 use std::{ops::Range, path::Path};
 
 use lathe_protocol::{
-    DataFile, DataReport, DatasetShape, Dedupe, FileReport, LengthStats, ReplyChannel, Role, RowPlace,
-    RowView, RunConfig, SimilarRows, TokenView,
+    DataFile, DataReport, DatasetShape, Dedupe, FileReport, LengthStats, Objective, RejectedView,
+    ReplyChannel, Role, RowPlace, RowView, RunConfig, SimilarRows, TokenView,
 };
 
 use crate::{
@@ -13,9 +13,9 @@ use crate::{
     data::{self, Chat, Conversation, Dataset, RawExample, parse_conversation},
     prepare,
     store::Reading,
-    template::{RenderOptions, turns},
+    template::{RenderOptions, Rendered, turns},
     text_files::TextFiles,
-    tokenize::encode_with_bytes,
+    tokenize::{Tokens, encode_with_bytes},
     train::Plan,
 };
 
@@ -49,12 +49,16 @@ pub fn report(
     let stored = Rows::Stored(rows.clone());
     let lengths = stored.lengths();
     let order = Plan::drawn(&stored.shares(), config.seed, 0);
-    let sequences_per_epoch = batch::count_sequences(&lengths, &order, config.max_seq_len, config.packing);
+    let sequences_per_epoch =
+        batch::count_sequences(&lengths, &order, config.sequence_tokens(), config.packing);
     let sequences_per_step = (config.batch_size * config.grad_accum).max(1);
     let first = dataset.examples.first();
     let conversation =
         first.map(|example| parse_conversation(example, dataset.shape, &dataset.path)).transpose()?;
-    let (template, mask_source) = sources(text_files, conversation.as_ref());
+    let (template, mut mask_source) = sources(text_files, conversation.as_ref());
+    if dataset.shape == DatasetShape::Preference {
+        mask_source = "what follows the prompt, on both sides".into();
+    }
     let file_reports = files.iter().zip(datasets).zip(rows.rows_of_files());
     let mut report = DataReport {
         shape: dataset.shape,
@@ -73,6 +77,8 @@ pub fn report(
         tokens: order.iter().map(|row| lengths[*row] as u64).sum(),
         loss_tokens: order.iter().map(|row| rows.num_learned(*row) as u64).sum(),
         lengths: length_stats(&findings.lengths),
+        rejected_lengths: (dataset.shape == DatasetShape::Preference)
+            .then(|| length_stats(&findings.rejected_lengths)),
         max_seq_len: config.max_seq_len,
         truncated_rows: findings.truncated_rows,
         rows_nothing_to_learn: findings.rows_nothing_to_learn,
@@ -91,7 +97,14 @@ pub fn report(
     report.warnings = warnings(&report, uses_template && text_files.template.is_none());
     report.warnings.extend(similarity_warnings(&report, config.dedupe));
     for dataset in datasets {
-        report.warnings.extend(chat_difference(text_files, dataset)?);
+        if let Err(Error::Invalid { message, hint, .. }) =
+            refuse_mismatch(dataset.shape, config.objective, &dataset.path)
+        {
+            report.warnings.push(format!("{message}; {}", hint.unwrap_or_default()));
+        }
+        if dataset.shape != DatasetShape::Preference {
+            report.warnings.extend(chat_difference(text_files, dataset)?);
+        }
     }
     for style in text_files.styles.iter().filter(|style| !findings.styles.contains(&style.name)) {
         report.warnings.push(format!("No row is of style {:?}: nothing of it is learned", style.name));
@@ -227,22 +240,74 @@ pub fn refuse_nothing(report: &DataReport, path: &Path) -> Result<()> {
         path.display()
     ));
     Err(error.hint(if *rows_emptied_by_truncation > 0 {
-        format!("raise max_seq_len: the longest row has {} tokens", report.lengths.max)
+        format!("raise max_seq_len: the longest row has {} tokens", report.longest_row_tokens())
     } else {
-        "training learns what the assistant says: give each row at least one assistant turn".into()
+        need_of_rows(report.shape == DatasetShape::Preference).into()
     }))
 }
 
-/// One row, token by token.
+/// What is missing in rows with nothing to learn.
+pub fn need_of_rows(are_pairs: bool) -> &'static str {
+    if are_pairs {
+        "give each row two answers that differ"
+    } else {
+        "training learns what the assistant says: give each row at least one assistant turn"
+    }
+}
+
+/// An error if the objective and the rows' shape are not made for each other.
+pub fn refuse_mismatch(shape: DatasetShape, objective: Objective, path: &Path) -> Result<()> {
+    let error = match (objective, shape) {
+        (Objective::Sft, DatasetShape::Preference) => {
+            Error::data(format!("Rows of chosen and rejected answers are not for objective = \"sft\": {}", path.display()))
+                .hint("set objective=dpo or objective=orpo; or columns=completion=chosen, to learn the chosen answers alone")
+        }
+        (Objective::Dpo | Objective::Orpo, shape) if shape != DatasetShape::Preference => {
+            let name = if objective == Objective::Dpo { "dpo" } else { "orpo" };
+            Error::data(format!(
+                "objective = {name:?} learns from pairs of answers: the rows are {}, without the columns chosen and rejected: {}",
+                data::shape_name(shape),
+                path.display()
+            ))
+            .hint("set objective=sft; or name the columns, e.g. columns=prompt=question,chosen=good,rejected=bad")
+        }
+        _ => return Ok(()),
+    };
+    Err(error)
+}
+
+/// One row, token by token; of a pair, both sides.
 pub fn show_row(
     text_files: &TextFiles,
     dataset: &Dataset,
     example: &RawExample,
     max_seq_len: usize,
 ) -> Result<RowView> {
-    let (conversation, rendered) = prepare::render_row(text_files, dataset, example)?;
-    let (tokens, bytes) = encode_with_bytes(text_files, &rendered)?;
-    let whose = match &conversation {
+    let cut = |tokens: &[TokenView]| tokens.len().saturating_sub(max_seq_len);
+    let (tokens, rejected) = if dataset.shape == DatasetShape::Preference {
+        let (pair, rendered) = prepare::render_pair(text_files, dataset, example)?;
+        let [chosen, rejected] = prepare::encode_pair(text_files, &rendered)?;
+        let tokens = view_tokens(text_files, &pair.rejected, &rendered[2], &rejected);
+        let rejected = RejectedView { truncated_tokens: cut(&tokens), tokens };
+        (view_tokens(text_files, &pair.chosen, &rendered[1], &chosen), Some(rejected))
+    } else {
+        let (conversation, rendered) = prepare::render_row(text_files, dataset, example)?;
+        let encoded = encode_with_bytes(text_files, &rendered)?;
+        (view_tokens(text_files, &conversation, &rendered, &encoded), None)
+    };
+    let truncated_tokens = cut(&tokens);
+    let place = RowPlace { row: example.row, line: example.line, file: None };
+    Ok(RowView { place, tokens, truncated_tokens, rejected })
+}
+
+/// Whose each token is, and whether it is learned.
+fn view_tokens(
+    text_files: &TextFiles,
+    conversation: &Conversation,
+    rendered: &Rendered,
+    (tokens, bytes): &(Tokens, Vec<Range<usize>>),
+) -> Vec<TokenView> {
+    let whose = match conversation {
         Conversation::Chat(chat) => {
             turns(text_files.chat_template(), chat, &RenderOptions::default(), &rendered.text)
         }
@@ -260,10 +325,7 @@ pub fn show_row(
         let text = text_files.tokenizer.decode(&[id], false).unwrap_or_default();
         TokenView { id, text, loss, role, channel }
     };
-    let tokens: Vec<_> = tokens.ids.iter().zip(&tokens.loss_mask).zip(&bytes).map(view).collect();
-    let truncated_tokens = tokens.len().saturating_sub(max_seq_len);
-    let place = RowPlace { row: example.row, line: example.line, file: None };
-    Ok(RowView { place, tokens, truncated_tokens })
+    tokens.ids.iter().zip(&tokens.loss_mask).zip(bytes).map(view).collect()
 }
 
 /// Cuts what an assistant wrote into thinking, tool calls and the answer. Markers belong to what they mark.

@@ -1,18 +1,20 @@
 //! A row of a data file into tokens: the one road that training, evaluation and preflight share.
 
-use lathe_protocol::{Role, RowPlace, RunConfig};
+use std::ops::Range;
+
+use lathe_protocol::{DatasetShape, Role, RowPlace, RunConfig};
 use rand::seq::SliceRandom as _;
 use rayon::prelude::*;
 
 use crate::{
     Error, Result,
-    data::{Chat, Conversation, Dataset, RawExample, RawText, parse_conversation},
+    data::{Chat, Conversation, Dataset, Pair, RawExample, RawText, parse_conversation, parse_pair},
     rng,
     similar::Print,
     styles,
     template::{self, RenderOptions, Rendered},
     text_files::TextFiles,
-    tokenize::{TokenizedRow, Tokens, encode},
+    tokenize::{TokenizedRow, Tokens, encode, encode_with_bytes},
 };
 
 /// What the rows of one file become, in memory: those with something to learn, cut to length.
@@ -21,14 +23,14 @@ use crate::{
 pub fn rows(text_files: &TextFiles, dataset: &Dataset, max_seq_len: usize) -> Result<Vec<TokenizedRow>> {
     let encoder = Encoder::new(text_files, dataset);
     let cut = |example: &RawExample| {
-        let EncodedRow { tokens: Tokens { ids, loss_mask }, .. } = encoder.encode(example)?;
-        let mut row = TokenizedRow { row: example.row, line: example.line, ids, loss_mask };
+        let encoded = encoder.encode(example)?;
+        let useless = encoded.useless;
+        let mut row = encoded.into_row(example.row);
         row.truncate(max_seq_len);
-        Ok(row)
+        Ok((!useless && row.learns()).then_some(row))
     };
     let encoded: Vec<_> = dataset.examples.par_iter().map(cut).collect();
-    let learned = |row: &Result<TokenizedRow>| row.as_ref().map_or(true, |row| row.num_loss_tokens() > 0);
-    encoded.into_iter().filter(learned).collect()
+    encoded.into_iter().filter_map(Result::transpose).collect()
 }
 
 /// Which of `num_rows` usable rows are held out for evaluation: the share `eval_ratio`, drawn by the seed; at least one
@@ -78,25 +80,101 @@ pub(crate) fn render_row(
         [] => Ok(()),
         styles => styles::apply_to_row(styles, &mut conversation),
     };
-    let rendered = styled.and_then(|()| render(text_files, &conversation)).map_err(|error| match error {
+    let rendered = styled
+        .and_then(|()| render(text_files, &conversation))
+        .map_err(|error| in_row(error, dataset, example))?;
+    Ok((conversation, rendered))
+}
+
+fn in_row(error: Error, dataset: &Dataset, example: &RawExample) -> Error {
+    match error {
         Error::Invalid { code, message, hint } => {
             let place = RowPlace { row: example.row, line: example.line, file: None };
             let path = dataset.path.display();
             Error::Invalid { code, message: format!("Row {place}: {message}: {path}"), hint }
         }
         other => other,
-    })?;
-    Ok((conversation, rendered))
+    }
+}
+
+/// What is a pair's: the prompt alone, and both sides, in whatever form. Errors name the row.
+pub(crate) fn render_pair(
+    text_files: &TextFiles,
+    dataset: &Dataset,
+    example: &RawExample,
+) -> Result<(Pair, [Rendered; 3])> {
+    let mut pair = parse_pair(example, &dataset.path)?;
+    let rendered = (|| {
+        for side in [&mut pair.chosen, &mut pair.rejected] {
+            if !text_files.styles.is_empty() {
+                styles::apply_to_row(&text_files.styles, side)?;
+            }
+        }
+        let prompt = render_prompt(text_files, &pair.chosen)?;
+        Ok([prompt, render_side(text_files, &pair.chosen)?, render_side(text_files, &pair.rejected)?])
+    })();
+    Ok((pair, rendered.map_err(|error| in_row(error, dataset, example))?))
+}
+
+/// The prompt of a pair, up to where the answer begins.
+fn render_prompt(text_files: &TextFiles, side: &Conversation) -> Result<Rendered> {
+    let (text, bare) = match side {
+        Conversation::Chat(chat) => {
+            let asked = Chat { messages: chat.messages[..chat.unlearned.len()].to_vec(), ..chat.clone() };
+            let options = RenderOptions { add_generation_prompt: true, ..RenderOptions::default() };
+            (text_files.chat_template().prompt(&asked, &options)?, false)
+        }
+        Conversation::Raw(raw) => (raw.prompt.clone(), true),
+    };
+    Ok(Rendered { text, assistant_spans: Vec::new(), bare })
+}
+
+/// A side of a pair: the template's text as it is, whoever wrote what of it.
+fn render_side(text_files: &TextFiles, side: &Conversation) -> Result<Rendered> {
+    match side {
+        Conversation::Chat(chat) => {
+            let text = text_files.chat_template().prompt(chat, &RenderOptions::default())?;
+            Ok(Rendered { text, assistant_spans: Vec::new(), bare: false })
+        }
+        Conversation::Raw(_) => render(text_files, side),
+    }
+}
+
+/// A pair's sides as tokens with their bytes. What follows the prompt is learned, from where the tokens of both sides
+/// cease to be the prompt's (TRL's convention).
+pub(crate) fn encode_pair(
+    text_files: &TextFiles,
+    [prompt, chosen, rejected]: &[Rendered; 3],
+) -> Result<[(Tokens, Vec<Range<usize>>); 2]> {
+    let prompt = encode(text_files, prompt)?.ids;
+    let mut sides = [encode_with_bytes(text_files, chosen)?, encode_with_bytes(text_files, rejected)?];
+    let shared = |ids: &[u32]| ids.iter().zip(&prompt).take_while(|(a, b)| a == b).count();
+    let num_shared = shared(&sides[0].0.ids).min(shared(&sides[1].0.ids));
+    for (Tokens { loss_mask, .. }, _) in &mut sides {
+        loss_mask.iter_mut().enumerate().for_each(|(t, learned)| *learned = t >= num_shared.max(1));
+    }
+    Ok(sides)
 }
 
 /// One row's tokens, whole, and what else there is to know of it.
 pub(crate) struct EncodedRow {
     pub line: usize,
+    /// Of a pair, the chosen side's.
     pub tokens: Tokens,
+    pub rejected: Option<Tokens>,
     /// Something its author should know.
     pub remark: Option<String>,
+    /// Whether the remark is why nothing can be learned from it.
+    pub useless: bool,
     pub style: Option<String>,
     pub print: Print,
+}
+
+impl EncodedRow {
+    fn into_row(self, row: usize) -> TokenizedRow {
+        let Self { line, tokens: Tokens { ids, loss_mask }, rejected, .. } = self;
+        TokenizedRow { row, line, ids, loss_mask, rejected }
+    }
 }
 
 /// Encodes the rows of one file.
@@ -113,6 +191,9 @@ impl<'a> Encoder<'a> {
 
     pub fn encode(&self, example: &RawExample) -> Result<EncodedRow> {
         let Self { text_files, dataset, markers } = self;
+        if dataset.shape == DatasetShape::Preference {
+            return self.encode_sides(example);
+        }
         let (conversation, rendered) = render_row(text_files, dataset, example)?;
         let remark = match &conversation {
             _ if text_files.styles.is_empty() && styles::of_row(&conversation).is_some() => {
@@ -124,9 +205,26 @@ impl<'a> Encoder<'a> {
         Ok(EncodedRow {
             line: example.line,
             tokens: encode(text_files, &rendered)?,
+            rejected: None,
             remark,
+            useless: false,
             style: styles::of_row(&conversation).map(str::to_owned),
-            print: Print::of(&conversation),
+            print: Print::of([&conversation]),
+        })
+    }
+
+    fn encode_sides(&self, example: &RawExample) -> Result<EncodedRow> {
+        let (pair, rendered) = render_pair(self.text_files, self.dataset, example)?;
+        let [chosen, rejected] = encode_pair(self.text_files, &rendered)?.map(|(tokens, _)| tokens);
+        let problem = pair.problem();
+        Ok(EncodedRow {
+            line: example.line,
+            tokens: chosen,
+            rejected: Some(rejected),
+            remark: problem.map(String::from),
+            useless: problem.is_some(),
+            style: styles::of_row(&pair.chosen).map(str::to_owned),
+            print: Print::of([&pair.chosen, &pair.rejected]),
         })
     }
 }

@@ -27,34 +27,37 @@ pub struct Print {
 impl Print {
     pub const NUM_BYTES: usize = 8 + NUM_BINS;
 
-    pub fn of(conversation: &Conversation) -> Self {
+    /// Of a row's conversation, or of a pair's two.
+    pub fn of<'a>(conversations: impl IntoIterator<Item = &'a Conversation>) -> Self {
         let mut exact = FNV_OFFSET;
         let mut words = Vec::new();
-        match conversation {
-            Conversation::Chat(chat) => {
-                for message in &chat.messages {
-                    exact = fnv(exact, &[message.role as u8]);
-                    let calls: Vec<_> =
-                        message.tool_calls.iter().map(|call| call.function.to_string()).collect();
-                    let texts =
-                        [message.style.as_deref(), message.thinking.as_deref(), Some(&message.content)];
-                    let texts = texts.into_iter().map(Option::unwrap_or_default);
-                    for text in texts.chain(calls.iter().map(String::as_str)) {
-                        exact = exact_of(exact, text);
-                        if !matches!(message.role, Role::System | Role::Developer) {
-                            add_words(text, &mut words);
+        for conversation in conversations {
+            match conversation {
+                Conversation::Chat(chat) => {
+                    for message in &chat.messages {
+                        exact = fnv(exact, &[message.role as u8]);
+                        let calls: Vec<_> =
+                            message.tool_calls.iter().map(|call| call.function.to_string()).collect();
+                        let texts =
+                            [message.style.as_deref(), message.thinking.as_deref(), Some(&message.content)];
+                        let texts = texts.into_iter().map(Option::unwrap_or_default);
+                        for text in texts.chain(calls.iter().map(String::as_str)) {
+                            exact = exact_of(exact, text);
+                            if !matches!(message.role, Role::System | Role::Developer) {
+                                add_words(text, &mut words);
+                            }
                         }
                     }
+                    let tools = chat.tools.as_ref().map(ToString::to_string);
+                    for text in [tools, chat.reasoning_effort.clone()].into_iter().flatten() {
+                        exact = exact_of(exact, &text);
+                    }
                 }
-                let tools = chat.tools.as_ref().map(ToString::to_string);
-                for text in [tools, chat.reasoning_effort.clone()].into_iter().flatten() {
-                    exact = exact_of(exact, &text);
-                }
-            }
-            Conversation::Raw(raw) => {
-                for text in [&raw.prompt, &raw.completion, raw.style.as_deref().unwrap_or_default()] {
-                    exact = exact_of(exact, text);
-                    add_words(text, &mut words);
+                Conversation::Raw(raw) => {
+                    for text in [&raw.prompt, &raw.completion, raw.style.as_deref().unwrap_or_default()] {
+                        exact = exact_of(exact, text);
+                        add_words(text, &mut words);
+                    }
                 }
             }
         }
@@ -250,7 +253,7 @@ mod tests {
 
     fn print(text: &str) -> Print {
         let raw = RawText { prompt: String::new(), completion: text.into(), style: None };
-        Print::of(&Conversation::Raw(raw))
+        Print::of([&Conversation::Raw(raw)])
     }
 
     /// `count` words that depend on `seed`.

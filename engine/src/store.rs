@@ -33,8 +33,9 @@ pub struct RowEntry {
     pub offset: u64,
     /// Line of the data file, from 1; 0 in a file without lines.
     pub line: u32,
-    /// Of its one sequence of tokens, or its two.
+    /// Of its one sequence of tokens, or of a pair's chosen and rejected.
     pub lengths: [u32; 2],
+    /// 0 if nothing can be learned from it, whatever the tokens say.
     pub num_learned: u32,
 }
 
@@ -198,17 +199,23 @@ impl Writer {
     }
 
     fn push(&mut self, row: EncodedRow) -> Result<()> {
-        let EncodedRow { line, tokens, remark, style, print } = row;
-        let sequences = [tokens];
+        let EncodedRow { line, tokens, rejected, remark, useless, style, print } = row;
         let mut entry =
             RowEntry { offset: self.tokens.length / 4, line: line as u32, lengths: [0; 2], num_learned: 0 };
-        let mut bytes = Vec::with_capacity(4 * sequences[0].ids.len());
-        for (tokens, length) in sequences.iter().zip(&mut entry.lengths) {
+        let mut bytes = Vec::with_capacity(4 * tokens.ids.len());
+        let mut learns = !useless;
+        for (tokens, length) in [&tokens].into_iter().chain(&rejected).zip(&mut entry.lengths) {
             *length = tokens.ids.len() as u32;
+            let mut num_learned = 0;
             for (id, learned) in tokens.ids.iter().zip(&tokens.loss_mask) {
-                entry.num_learned += u32::from(*learned);
+                num_learned += u32::from(*learned);
                 bytes.extend((id | if *learned { LEARNED } else { 0 }).to_le_bytes());
             }
+            learns &= num_learned > 0;
+            entry.num_learned += num_learned;
+        }
+        if !learns {
+            entry.num_learned = 0;
         }
         self.tokens.write(&bytes)?;
         self.rows.write(&entry.to_bytes())?;

@@ -15,27 +15,58 @@ pub struct Tokens {
 }
 
 /// One row of the data file, ready to be batched.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct TokenizedRow {
     /// From 0, in the data file.
     pub row: usize,
     /// Line of the file, from 1.
     pub line: usize,
     pub ids: Vec<u32>,
-    /// As [`Tokens::loss_mask`].
+    /// As [`Tokens::loss_mask`]. Of a pair's side, its answer: all that follows the prompt.
     pub loss_mask: Vec<bool>,
+    /// The other side of a pair, whose chosen one this is then.
+    pub rejected: Option<Tokens>,
 }
 
 impl TokenizedRow {
-    pub fn num_loss_tokens(&self) -> usize {
-        self.loss_mask.iter().filter(|&&learned| learned).count()
+    /// Of both sides.
+    pub fn num_tokens(&self) -> usize {
+        self.ids.len() + self.rejected.as_ref().map_or(0, |rejected| rejected.ids.len())
     }
 
-    /// Cuts the end off.
-    pub fn truncate(&mut self, max_seq_len: usize) {
-        self.ids.truncate(max_seq_len);
-        self.loss_mask.truncate(max_seq_len);
+    /// Tokens of the longer side.
+    pub fn longest_side(&self) -> usize {
+        self.rejected.as_ref().map_or(0, |rejected| rejected.ids.len()).max(self.ids.len())
     }
+
+    /// Of both sides.
+    pub fn num_loss_tokens(&self) -> usize {
+        self.loss_masks().map(num_learned).sum()
+    }
+
+    /// Whether something is learned from it: of a pair, from either side.
+    pub fn learns(&self) -> bool {
+        self.loss_masks().all(|loss_mask| num_learned(loss_mask) > 0)
+    }
+
+    fn loss_masks(&self) -> impl Iterator<Item = &[bool]> {
+        let rejected = self.rejected.iter().map(|rejected| rejected.loss_mask.as_slice());
+        std::iter::once(self.loss_mask.as_slice()).chain(rejected)
+    }
+
+    /// Cuts the end off each side.
+    pub fn truncate(&mut self, max_seq_len: usize) {
+        let Self { ids, loss_mask, rejected, .. } = self;
+        let rejected = rejected.iter_mut().map(|rejected| (&mut rejected.ids, &mut rejected.loss_mask));
+        for (ids, loss_mask) in std::iter::once((ids, loss_mask)).chain(rejected) {
+            ids.truncate(max_seq_len);
+            loss_mask.truncate(max_seq_len);
+        }
+    }
+}
+
+fn num_learned(loss_mask: &[bool]) -> usize {
+    loss_mask.iter().filter(|&&learned| learned).count()
 }
 
 /// Ids and loss mask of a rendered conversation.

@@ -27,6 +27,18 @@ pub struct SafetensorsFolder {
     tensors: HashMap<String, StoredTensor>,
 }
 
+/// A tensor as its file's header tells of it.
+pub struct TensorPlace<'a> {
+    /// The file's own.
+    pub name: &'a str,
+    pub dtype: String,
+    pub dims: &'a [usize],
+    pub file: &'a Path,
+    /// Where its bytes begin in the file.
+    pub start: u64,
+    pub num_bytes: u64,
+}
+
 struct StoredTensor {
     file: usize,
     info: TensorInfo,
@@ -143,6 +155,39 @@ impl Weights {
             }
         }
         counts
+    }
+
+    /// Every tensor, by name.
+    pub fn index(&self) -> Vec<TensorPlace<'_>> {
+        let mut places: Vec<TensorPlace<'_>> = match self {
+            Self::Safetensors(folder) => {
+                let places = folder.tensors.iter().map(|(name, stored)| {
+                    let (start, end) = stored.info.data_offsets;
+                    TensorPlace {
+                        name,
+                        dtype: format!("{:?}", stored.info.dtype),
+                        dims: &stored.info.shape,
+                        file: &folder.files[stored.file],
+                        start: stored.data_start + start as u64,
+                        num_bytes: (end - start) as u64,
+                    }
+                });
+                places.collect()
+            }
+            Self::Gguf(gguf) => {
+                let places = gguf.header.tensors.iter().map(|(name, info)| TensorPlace {
+                    name,
+                    dtype: format!("{:?}", info.block_type),
+                    dims: &info.dims,
+                    file: &gguf.path,
+                    start: info.start,
+                    num_bytes: info.num_bytes,
+                });
+                places.collect()
+            }
+        };
+        places.sort_unstable_by_key(|place| place.name);
+        places
     }
 
     /// The files the tensors lie in, with their sizes.

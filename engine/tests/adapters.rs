@@ -124,6 +124,7 @@ fn the_estimate_counts_what_learns() {
             vocab_size: model.config.vocab_size,
             context_length: model.config.max_position_embeddings,
             tie_word_embeddings: model.config.tie_word_embeddings,
+            is_gguf: false,
             linears: Quant::None,
             experts: model.config.experts.as_ref().map(|experts| ExpertsShape {
                 num_experts: experts.num_experts,

@@ -13,7 +13,9 @@ use lathe_engine::{
     tokenize::TokenizedRow,
     train::{self, Surroundings},
 };
-use lathe_protocol::{Divergence, DivergenceSign, ErrorCode, EventBody, RowPlace, RunConfig, TrainJob};
+use lathe_protocol::{
+    Divergence, DivergenceSign, ErrorCode, EventBody, Machine, RowPlace, RunConfig, TrainJob,
+};
 
 /// Its embedding is no number in [`poisoned_model`].
 const POISON: u32 = 319;
@@ -37,7 +39,7 @@ fn poisoned_model(folder: &Path) -> PathBuf {
 /// A row of a file whose every third row is held out, behind a header line.
 fn row(index: usize, ids: Vec<u32>) -> TokenizedRow {
     let row = index * 3;
-    TokenizedRow { row, line: row + 2, loss_mask: vec![true; ids.len()], ids }
+    TokenizedRow { row, line: row + 2, loss_mask: vec![true; ids.len()], ids, rejected: None }
 }
 
 fn phrase(index: usize) -> Vec<u32> {
@@ -68,6 +70,8 @@ fn job(model: &Path, config: RunConfig, out_dir: &Path) -> TrainJob {
         config,
         resume: false,
         device: "cpu".into(),
+        force: false,
+        machine: Machine::default(),
         cache: out_dir.join("cache").display().to_string(),
     }
 }
@@ -88,7 +92,7 @@ impl Told {
 }
 
 fn run(job: &TrainJob, rows: &[TokenizedRow], eval_rows: &[TokenizedRow]) -> Told {
-    let world = Surroundings { clock: &|| 0.0, stop: &AtomicBool::new(false) };
+    let world = Surroundings { clock: &|| 0.0, stop: &AtomicBool::new(false), audience: None };
     let mut told = Told { steps: Vec::new(), evals: 0, divergence: None, end: Ok(()) };
     told.end = train::run_on_rows(job, rows, eval_rows, None, &world, &mut |event| match event {
         EventBody::Step(step) => told.steps.push((step.step, step.loss)),

@@ -8,7 +8,7 @@ use lathe_engine::{
     adapter, batch, lora,
     model::{BaseLinear, Embedding, LoadFor, Model, Norm},
     tokenize::TokenizedRow,
-    train::{PassOptions, Trainable, accumulate, trainables},
+    train::{PassOptions, Trainable, Weights, accumulate, trainables},
 };
 use lathe_protocol::{LoraConfig, Method};
 
@@ -19,7 +19,7 @@ fn golden(name: &str) -> PathBuf {
 fn row(ids: impl Iterator<Item = u32>) -> TokenizedRow {
     let ids: Vec<u32> = ids.collect();
     let loss_mask = (0..ids.len()).map(|t| t >= ids.len() / 2).collect();
-    TokenizedRow { row: 0, line: 1, ids, loss_mask }
+    TokenizedRow { ids, loss_mask, ..TokenizedRow::default() }
 }
 
 fn rows(vocab_size: usize) -> Vec<TokenizedRow> {
@@ -40,8 +40,9 @@ fn gradients_with(
     let mut sums: Vec<Vec<f32>> = trainables.iter().map(|t| vec![0.0; t.var.elem_count()]).collect();
     let options =
         PassOptions { rope: model.rope_table(64), dropout_key: Some(3), neftune: None, recomputed_blocks };
-    let stats = accumulate(model, trainables, &batch::pack(rows), &options, 1.0, &mut sums).unwrap();
-    (stats.loss_sum, sums)
+    let batch = batch::pack(rows);
+    let tokens = accumulate(model, trainables, &batch, &options, Weights::Even(1.0), &mut sums).unwrap();
+    (tokens.iter().map(|token| token.loss).sum(), sums)
 }
 
 fn largest(values: &[f32]) -> f32 {
@@ -170,7 +171,7 @@ fn adapter_gradients_of_gpt_oss_equal_those_of_peft() {
         rows[0]["mask"].as_array().unwrap().iter().map(|bit| bit.as_u64() == Some(1)).collect();
     // The first token is never predicted; it is masked anyway.
     let count = loss_mask.iter().filter(|learns| **learns).count() as f32;
-    let (_, sums) = gradients(&model, &found, &[TokenizedRow { row: 0, line: 1, ids, loss_mask }]);
+    let (_, sums) = gradients(&model, &found, &[TokenizedRow { ids, loss_mask, ..TokenizedRow::default() }]);
     for (trainable, gradient) in found.iter().zip(&sums) {
         let expected: Vec<f32> =
             expected[&format!("grad.{}", trainable.name)].flatten_all().unwrap().to_vec1().unwrap();

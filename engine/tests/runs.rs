@@ -12,7 +12,8 @@ use lathe_engine::{
     train::{self, Surroundings},
 };
 use lathe_protocol::{
-    EvalMetrics, EventBody, Message, Method, Role, RunConfig, SampleText, SamplingParams, Thinking, TrainJob,
+    EvalMetrics, EventBody, Machine, Message, Method, Role, RunConfig, SampleText, SamplingParams, Thinking,
+    TrainJob,
 };
 
 fn model() -> PathBuf {
@@ -37,6 +38,8 @@ fn job(config: RunConfig, out_dir: &Path) -> TrainJob {
         config,
         resume: false,
         device: "cpu".into(),
+        force: false,
+        machine: Machine::default(),
         cache: out_dir.join("cache").display().to_string(),
     }
 }
@@ -45,7 +48,7 @@ fn job(config: RunConfig, out_dir: &Path) -> TrainJob {
 fn run(job: &TrainJob, ends: impl Fn(&EventBody) -> bool) -> Result<Vec<EventBody>> {
     let stop = AtomicBool::new(false);
     let mut events = Vec::new();
-    train::run(job, &Surroundings { clock: &|| 0.0, stop: &stop }, &mut |event| {
+    train::run(job, &Surroundings { clock: &|| 0.0, stop: &stop, audience: None }, &mut |event| {
         if ends(&event) {
             stop.store(true, Ordering::Relaxed);
         }

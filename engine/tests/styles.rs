@@ -21,8 +21,8 @@ use lathe_engine::{
     train::{self, Surroundings},
 };
 use lathe_protocol::{
-    ChatStats, DataFile, EventBody, Message, Method, Role, RunConfig, SamplingParams, StepMetrics, Style,
-    StylesFile, Thinking, TrainJob,
+    ChatStats, DataFile, EventBody, Machine, Message, Method, Role, RunConfig, SamplingParams, StepMetrics,
+    Style, StylesFile, Thinking, TrainJob,
 };
 use serde_json::Value;
 
@@ -47,6 +47,8 @@ fn job(model: &str, config: RunConfig, out_dir: &Path) -> TrainJob {
         config,
         resume: false,
         device: "cpu".into(),
+        force: false,
+        machine: Machine::default(),
         cache: out_dir.join("cache").display().to_string(),
     }
 }
@@ -54,7 +56,7 @@ fn job(model: &str, config: RunConfig, out_dir: &Path) -> TrainJob {
 /// The steps of a run on `rows`, or on the job's data, stopped after so many.
 fn run(job: &TrainJob, rows: Option<&[TokenizedRow]>, stop_after: usize) -> Result<Vec<StepMetrics>> {
     let stop = AtomicBool::new(false);
-    let world = Surroundings { clock: &|| 0.0, stop: &stop };
+    let world = Surroundings { clock: &|| 0.0, stop: &stop, audience: None };
     let mut steps = Vec::new();
     let mut emit = |event| {
         if let EventBody::Step(step) = event {
@@ -78,6 +80,7 @@ fn golden_rows(expected: &Value, max_seq_len: usize) -> Vec<TokenizedRow> {
             line: row + 1,
             ids: serde_json::from_value(value["ids"].clone()).unwrap(),
             loss_mask: mask.iter().map(|bit| bit.as_u64() == Some(1)).collect(),
+            rejected: None,
         };
         row.truncate(max_seq_len);
         row

@@ -12,7 +12,7 @@ use lathe_engine::{
     tokenize::TokenizedRow,
     train::{self, Surroundings},
 };
-use lathe_protocol::{EventBody, Optimizer, RunConfig, StepMetrics, TrainJob};
+use lathe_protocol::{EventBody, Machine, Optimizer, RunConfig, StepMetrics, TrainJob};
 use serde_json::Value;
 
 fn golden(name: &str) -> PathBuf {
@@ -31,6 +31,7 @@ fn rows(model: &str) -> Vec<TokenizedRow> {
         line: row + 1,
         ids: serde_json::from_value(value["ids"].clone()).unwrap(),
         loss_mask: value["mask"].as_array().unwrap().iter().map(|bit| bit.as_u64() == Some(1)).collect(),
+        rejected: None,
     })
     .collect()
 }
@@ -55,12 +56,11 @@ fn job(model: &str, config: RunConfig, out_dir: &Path) -> TrainJob {
         config,
         resume: false,
         device: "cpu".into(),
+        force: false,
+        machine: Machine::default(),
         cache: out_dir.join("cache").display().to_string(),
     }
 }
-
-/// What happens to a file.
-type Spoil = fn(&mut Vec<u8>);
 
 /// Runs the job, stopping it after `stop_after` steps if given.
 fn run(job: &TrainJob, rows: &[TokenizedRow], stop_after: Option<usize>) -> Vec<StepMetrics> {
@@ -71,7 +71,7 @@ fn run(job: &TrainJob, rows: &[TokenizedRow], stop_after: Option<usize>) -> Vec<
         now.get()
     };
     let mut steps = Vec::new();
-    let world = Surroundings { clock: &clock, stop: &stop };
+    let world = Surroundings { clock: &clock, stop: &stop, audience: None };
     train::run_on_rows(job, rows, &[], None, &world, &mut |event| {
         if let EventBody::Step(step) = event {
             steps.push(step);
@@ -287,6 +287,7 @@ fn check_resumption(model: &str, adapter: &str, mut config: RunConfig, dropout: 
 
 #[test]
 fn a_broken_checkpoint_is_passed_over_for_the_one_before() {
+    type Spoil = fn(&mut Vec<u8>);
     let expected = read(&golden("tiny-llama").join("expected_train.json"));
     let mut config: RunConfig = serde_json::from_value(expected["packed"]["config"].clone()).unwrap();
     config.save_steps = 1;

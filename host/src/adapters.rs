@@ -6,7 +6,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use lathe_protocol::{AdapterEntry, AdapterUpdate, ErrorCode, ErrorInfo, StylesFile};
+use lathe_protocol::{AdapterEntry, AdapterUpdate, ErrorCode, ErrorInfo, Origins, RunEntry, StylesFile};
 use serde::Deserialize;
 use serde_json::Value;
 
@@ -23,9 +23,10 @@ const CONFIG: &str = "adapter_config.json";
 const WEIGHTS: &str = "adapter_model.safetensors";
 const PROVENANCE: &str = "lathe.json";
 const PREFIX: &str = "base_model.model.";
-/// What else belongs to an adapter: its styles, and the tokenizer that knows their tokens.
-const COMPANIONS: [&str; 6] = [
+/// What else belongs to an adapter: what it was made of, its styles, and the tokenizer that knows their tokens.
+const COMPANIONS: [&str; 7] = [
     "README.md",
+    Origins::NAME,
     StylesFile::NAME,
     "tokenizer.json",
     "tokenizer_config.json",
@@ -117,6 +118,15 @@ pub(crate) fn import(paths: &Paths, source: &Path, name: Option<&str>) -> Result
     put_in_place(&library, &name, None, |folder| copy_files(source, folder, &[PROVENANCE]))
 }
 
+/// The name of the adapter that a run has left in the library.
+pub(crate) fn of_run(paths: &Paths, run: &RunEntry) -> Option<String> {
+    let library = paths.adapters();
+    let is_of_run =
+        |name: &String| Provenance::read(&library.join(name)).is_some_and(|known| known.run.id == run.id);
+    let names = files::names_in(&library).unwrap_or_default();
+    [run.name.clone()].into_iter().chain(names).find(|name| is_name(name) && is_of_run(name))
+}
+
 /// Takes what a run learned into the library: under the run's name, or where an earlier state of the same run lies.
 pub(crate) fn import_of_run(paths: &Paths, source: &Path, provenance: &Provenance) -> Result<AdapterEntry> {
     if let Some(problem) = read(source).err() {
@@ -124,12 +134,7 @@ pub(crate) fn import_of_run(paths: &Paths, source: &Path, provenance: &Provenanc
     }
     let run = &provenance.run;
     let library = paths.adapters();
-    let is_of_run =
-        |name: &String| Provenance::read(&library.join(name)).is_some_and(|known| known.run.id == run.id);
-    let earlier = [run.name.clone()]
-        .into_iter()
-        .chain(files::names_in(&library)?)
-        .find(|name| is_name(name) && is_of_run(name));
+    let earlier = of_run(paths, run);
     let label = earlier.as_ref().map(|name| Label::read(&library.join(name)));
     let name = earlier.unwrap_or_else(|| free_name(&run.name, &|name| library.join(name).exists()));
     put_in_place(&library, &name, label.as_ref(), |folder| {
@@ -321,6 +326,8 @@ fn entry(name: &str, path: &Path) -> AdapterEntry {
         notes,
         tags,
         styles,
+        // Those that cannot be read are told of when the adapter is loaded.
+        origins: files::read_json(&path.join(Origins::NAME)).ok(),
         problem,
     }
 }

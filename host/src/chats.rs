@@ -51,7 +51,12 @@ mod tests {
     use crate::testing::{Bench, ask, failure};
 
     fn record(id: &str, updated_secs: u64) -> ChatRecord {
-        let node = ChatNode { parent: None, message: Message::new(Role::User, "Ahoy"), stats: None };
+        let node = ChatNode {
+            parent: None,
+            message: Message::new(Role::User, "Ahoy"),
+            stats: None,
+            answered_by: None,
+        };
         let lane =
             ChatLane { model: "starter".into(), nodes: vec![node], leaf: Some(0), ..ChatLane::default() };
         ChatRecord {

@@ -1,5 +1,6 @@
 //! A [`RunConfig`] from defaults, a TOML file and `key=value` pairs; every value checked, every unknown key named.
 
+mod pairs;
 #[cfg(test)]
 mod tests;
 
@@ -10,6 +11,8 @@ use lathe_protocol::{
     is_saved, parse_layers, parse_rows,
 };
 use serde_json::{Map, Value};
+
+pub use pairs::as_sets;
 
 use crate::error::{Result, did_you_mean, io_error, near, usage};
 
@@ -89,6 +92,7 @@ pub fn validate(config: &RunConfig) -> Result<()> {
     in_range("max_seq_len", config.max_seq_len as f64, (8..=1_048_576).contains(&config.max_seq_len))?;
     at_least_one("batch_size", config.batch_size)?;
     at_least_one("grad_accum", config.grad_accum)?;
+    positive("beta", config.beta)?;
     positive("epochs", config.epochs)?;
     positive("learning_rate", config.learning_rate)?;
     in_range("warmup_ratio", config.warmup_ratio, (0.0..=1.0).contains(&config.warmup_ratio))?;

@@ -3,6 +3,7 @@
 mod chats;
 mod metrics;
 mod runs;
+mod talk;
 #[cfg(test)]
 mod tests;
 
@@ -101,6 +102,36 @@ const MIGRATIONS: &[&str] = &[
 ",
     // divergence: JSON.
     "ALTER TABLE runs ADD COLUMN divergence TEXT;",
+    // preference: JSON.
+    "
+    ALTER TABLE metrics ADD COLUMN preference TEXT;
+    ALTER TABLE evals ADD COLUMN preference TEXT;
+",
+    // To a run in training, from whatever process. chat_ready, request, event: JSON.
+    "
+    ALTER TABLE runs ADD COLUMN chat_ready TEXT;
+    CREATE TABLE questions (
+        id INTEGER PRIMARY KEY AUTOINCREMENT,
+        run TEXT NOT NULL REFERENCES runs (id) ON DELETE CASCADE,
+        request TEXT NOT NULL,
+        cancelled INTEGER NOT NULL DEFAULT 0
+    ) STRICT;
+    CREATE INDEX questions_of_run ON questions (run);
+    CREATE TABLE replies (
+        id INTEGER PRIMARY KEY,
+        question INTEGER NOT NULL REFERENCES questions (id) ON DELETE CASCADE,
+        event TEXT NOT NULL
+    ) STRICT;
+    CREATE INDEX replies_of_question ON replies (question);
+",
+    // device: `auto`, `cpu` or `cuda:N`, as it was asked for. runs_on: the one it has or had. sweep: JSON.
+    "
+    ALTER TABLE runs ADD COLUMN device TEXT NOT NULL DEFAULT 'auto';
+    ALTER TABLE runs ADD COLUMN runs_on TEXT;
+    ALTER TABLE runs ADD COLUMN sweep TEXT;
+",
+    // force: it starts from an adapter of another base all the same.
+    "ALTER TABLE runs ADD COLUMN force INTEGER NOT NULL DEFAULT 0;",
 ];
 
 pub(crate) struct Db {

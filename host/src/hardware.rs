@@ -1,37 +1,41 @@
 use std::path::Path;
 
-use lathe_protocol::{Gpu, Hardware};
+use lathe_protocol::{Gpu, Hardware, Machine};
 use sysinfo::{CpuRefreshKind, Disks, MemoryRefreshKind, RefreshKind, System};
 
 use crate::Paths;
 
 const GIB: f64 = (1u64 << 30) as f64;
 
-/// Where knowledge about GPUs comes from.
-enum GpuSource {
-    /// This version asks no driver; NVML comes with the CUDA build.
-    None,
+/// Why there are no GPUs: this version asks no driver; NVML comes with the CUDA build.
+fn gpu_note() -> String {
+    let driver = Path::new("/proc/driver/nvidia/version").exists() || nvidia_smi_exists();
+    let note = if driver {
+        "An NVIDIA driver is installed, but this version computes on the CPU only; GPU support comes with a later one"
+    } else {
+        "No NVIDIA driver found; this version computes on the CPU"
+    };
+    note.into()
 }
 
-impl GpuSource {
-    /// The GPUs, or why there are none.
-    fn gpus(&self) -> (Vec<Gpu>, Option<String>) {
-        match self {
-            Self::None => {
-                let driver = Path::new("/proc/driver/nvidia/version").exists() || nvidia_smi_exists();
-                let note = if driver {
-                    "An NVIDIA driver is installed, but this version computes on the CPU only; GPU support comes with a later one"
-                } else {
-                    "No NVIDIA driver found; this version computes on the CPU"
-                };
-                (Vec::new(), Some(note.into()))
-            }
-        }
-    }
+/// What a run is computed on.
+pub(crate) fn machine() -> Machine {
+    let system = System::new_with_specifics(RefreshKind::nothing().with_cpu(CpuRefreshKind::nothing()));
+    Machine { os: os(), cpu: cpu(system.ok().as_ref()) }
+}
+
+fn os() -> String {
+    let os = [System::name(), System::os_version()].into_iter().flatten().collect::<Vec<_>>().join(" ");
+    if os.is_empty() { std::env::consts::OS.into() } else { os }
+}
+
+fn cpu(system: Option<&System>) -> String {
+    let cpu = system.and_then(|system| Some(system.cpus().first()?.brand().trim().to_owned()));
+    cpu.filter(|cpu| !cpu.is_empty()).unwrap_or_else(|| std::env::consts::ARCH.into())
 }
 
 /// This machine, as far as it matters for models.
-pub(crate) fn detect(paths: &Paths) -> Hardware {
+pub(crate) fn detect(paths: &Paths, gpus: &[Gpu]) -> Hardware {
     let system = System::new_with_specifics(
         RefreshKind::nothing()
             .with_cpu(CpuRefreshKind::nothing())
@@ -39,16 +43,12 @@ pub(crate) fn detect(paths: &Paths) -> Hardware {
     );
     // A system that cannot be asked has unknown sizes, which read as zeros.
     let system = system.ok();
-    let cpu = system.as_ref().and_then(|system| Some(system.cpus().first()?.brand().trim().to_owned()));
-    let cpu = cpu.unwrap_or_default();
     let (ram_total_bytes, ram_available_bytes) = system.as_ref().map_or((0, 0), memory);
     let logical_cores = std::thread::available_parallelism().map_or(1, usize::from);
     let (disk_total_bytes, disk_free_bytes) = disk_of(&paths.data_dir);
-    let (gpus, gpu_note) = GpuSource::None.gpus();
-    let os = [System::name(), System::os_version()].into_iter().flatten().collect::<Vec<_>>().join(" ");
     Hardware {
-        os: if os.is_empty() { std::env::consts::OS.into() } else { os },
-        cpu: if cpu.is_empty() { std::env::consts::ARCH.into() } else { cpu },
+        os: os(),
+        cpu: cpu(system.as_ref()),
         physical_cores: System::physical_core_count().unwrap_or(logical_cores).min(logical_cores),
         logical_cores,
         cpu_features: cpu_features(),
@@ -57,8 +57,8 @@ pub(crate) fn detect(paths: &Paths) -> Hardware {
         data_dir: paths.data_dir.display().to_string(),
         disk_total_bytes,
         disk_free_bytes,
-        gpus,
-        gpu_note,
+        gpus: gpus.to_vec(),
+        gpu_note: gpus.is_empty().then(gpu_note),
         advice: advice(ram_total_bytes, disk_free_bytes),
     }
 }
@@ -138,12 +138,12 @@ mod tests {
     fn this_machine_is_described() {
         let dir = tempfile::tempdir().unwrap();
         let paths = Paths::in_folder(&dir.path().join("not/yet/there"));
-        let hardware = detect(&paths);
+        let hardware = detect(&paths, &[]);
         assert!(hardware.logical_cores >= 1 && hardware.physical_cores <= hardware.logical_cores);
         assert!(hardware.ram_total_bytes > 1 << 28);
         assert!(hardware.ram_available_bytes <= hardware.ram_total_bytes);
         assert!(hardware.disk_free_bytes <= hardware.disk_total_bytes);
-        assert!(hardware.gpus.is_empty() == hardware.gpu_note.is_some());
+        assert!(hardware.gpus.is_empty() && hardware.gpu_note.is_some());
         assert!(hardware.advice.len() >= 3);
     }
 

@@ -8,11 +8,13 @@ use crate::{
     files,
 };
 
-const FILES: [(&str, &[u8]); 4] = [
+const FILES: [(&str, &[u8]); 6] = [
     ("pirate.jsonl", include_bytes!("../../resources/samples/pirate.jsonl")),
     ("pirate_eval.jsonl", include_bytes!("../../resources/samples/pirate_eval.jsonl")),
     ("verbosity.jsonl", include_bytes!("../../resources/samples/verbosity.jsonl")),
     ("verbosity_eval.jsonl", include_bytes!("../../resources/samples/verbosity_eval.jsonl")),
+    ("concise.jsonl", include_bytes!("../../resources/samples/concise.jsonl")),
+    ("concise_eval.jsonl", include_bytes!("../../resources/samples/concise_eval.jsonl")),
 ];
 
 /// Puts the samples into the data folder, where they are not there already. Returns the pirate's training and held-out

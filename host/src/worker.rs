@@ -110,7 +110,10 @@ impl Worker {
         let mut process = Process::new(&options.worker_exe);
         process.args(&options.worker_args);
         process.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
-        if matches!(work, Some(WorkerJob::Train(_) | WorkerJob::Eval(_) | WorkerJob::Logits(_))) {
+        if matches!(
+            work,
+            Some(WorkerJob::Train(_) | WorkerJob::Probe(_) | WorkerJob::Eval(_) | WorkerJob::Logits(_))
+        ) {
             // candle's own threads wait for each other by spinning, which starves the engine's. Only its k-quant
             // products, in chats, need them.
             process.env("CANDLE_NUM_THREADS", "1");

@@ -1,6 +1,6 @@
 use std::{
     ops::Range,
-    sync::{Arc, Mutex, OnceLock},
+    sync::{Arc, Mutex},
 };
 
 use candle_core::{CpuStorage, CustomOp1, CustomOp2, Layout, Result, Shape, Tensor, bail};
@@ -24,36 +24,67 @@ pub struct CrossEntropyStats {
     pub num_tokens: usize,
 }
 
-/// Sum over rows of `−log softmax(h Wᵀ)[target]`, with a frozen output projection.
+impl CrossEntropyStats {
+    pub fn add(&mut self, tokens: &[TokenLoss]) {
+        for token in tokens {
+            self.loss_sum += token.loss;
+            self.num_correct += usize::from(token.is_likeliest);
+        }
+        self.num_tokens += tokens.len();
+    }
+}
+
+/// One row's part of a loss, before its weight.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct TokenLoss {
+    /// `−log p` of the target.
+    pub loss: f64,
+    pub is_likeliest: bool,
+}
+
+/// What each row should predict.
+#[derive(Debug, Clone, Copy)]
+pub struct Targets<'a> {
+    /// (N)
+    pub ids: &'a [u32],
+    /// How much each row's loss counts, (N); all one if `None`.
+    pub weights: Option<&'a [f32]>,
+}
+
+impl<'a> Targets<'a> {
+    pub fn even(ids: &'a [u32]) -> Self {
+        Self { ids, weights: None }
+    }
+}
+
+/// Weighted sum over rows of `−log softmax(h Wᵀ)[target]`, with a frozen output projection; and each row's own.
 ///
 /// Shapes: h (N,C), W (V,C), targets (N) -> scalar. F32; the projection as [`FrozenLinear`] holds it.
 /// Gradient: reaches h; it is computed with the loss (if h is in autograd at all), chunk by chunk, so that the logits
 /// never exist as a whole.
-/// Errors: a target beyond the vocabulary; a projection with a bias.
+/// Errors: a target beyond the vocabulary; weights that are not one a row; a projection with a bias.
 pub fn linear_cross_entropy(
     h: &Tensor,
     projection: &FrozenLinear,
-    targets: &[u32],
-) -> Result<(Tensor, CrossEntropyStats)> {
+    targets: Targets<'_>,
+) -> Result<(Tensor, Vec<TokenLoss>)> {
     refuse_bias(projection)?;
     let op = LinearCrossEntropy::new(targets, h.track_op());
-    let stats = op.stats.clone();
+    let tokens = op.tokens.clone();
     let loss = h.contiguous()?.apply_op1(Frozen { op, projection: projection.clone() })?;
-    let stats = *stats.lock().map_err(|_| candle_core::Error::Msg("poisoned".into()))?;
-    Ok((loss, stats))
+    Ok((loss, take(&tokens)?))
 }
 
 /// [`linear_cross_entropy`] with an output projection that learns. Gradient: reaches h and W.
 pub fn linear_cross_entropy_trainable(
     h: &Tensor,
     weight: &Tensor,
-    targets: &[u32],
-) -> Result<(Tensor, CrossEntropyStats)> {
+    targets: Targets<'_>,
+) -> Result<(Tensor, Vec<TokenLoss>)> {
     let op = LinearCrossEntropy::new(targets, true);
-    let stats = op.stats.clone();
+    let tokens = op.tokens.clone();
     let loss = h.contiguous()?.apply_op2(&weight.contiguous()?, Trainable { op })?;
-    let stats = *stats.lock().map_err(|_| candle_core::Error::Msg("poisoned".into()))?;
-    Ok((loss, stats))
+    Ok((loss, take(&tokens)?))
 }
 
 /// [`linear_cross_entropy`] with a frozen output projection of which some rows are replaced by others that learn, or
@@ -65,15 +96,18 @@ pub fn linear_cross_entropy_with_rows(
     h: &Tensor,
     projection: &FrozenLinear,
     (ids, rows): (&[u32], &Tensor),
-    targets: &[u32],
-) -> Result<(Tensor, CrossEntropyStats)> {
+    targets: Targets<'_>,
+) -> Result<(Tensor, Vec<TokenLoss>)> {
     refuse_bias(projection)?;
     let op = LinearCrossEntropy::new(targets, h.track_op());
-    let stats = op.stats.clone();
+    let tokens = op.tokens.clone();
     let op = WithRows { op, projection: projection.clone(), ids: ids.to_vec() };
     let loss = h.contiguous()?.apply_op2(&rows.contiguous()?, op)?;
-    let stats = *stats.lock().map_err(|_| candle_core::Error::Msg("poisoned".into()))?;
-    Ok((loss, stats))
+    Ok((loss, take(&tokens)?))
+}
+
+fn take(tokens: &Mutex<Vec<TokenLoss>>) -> Result<Vec<TokenLoss>> {
+    Ok(std::mem::take(&mut *tokens.lock().map_err(|_| candle_core::Error::Msg("poisoned".into()))?))
 }
 
 fn refuse_bias(projection: &FrozenLinear) -> Result<()> {
@@ -138,9 +172,11 @@ impl Projection<'_> {
 
 struct LinearCrossEntropy {
     targets: Vec<u32>,
+    weights: Option<Vec<f32>>,
     needs_gradient: bool,
-    stats: Arc<Mutex<CrossEntropyStats>>,
-    gradients: OnceLock<Gradients>,
+    tokens: Arc<Mutex<Vec<TokenLoss>>>,
+    /// From the forward until the backward takes them.
+    gradients: Mutex<Option<Gradients>>,
 }
 
 struct Gradients {
@@ -150,8 +186,18 @@ struct Gradients {
 }
 
 impl LinearCrossEntropy {
-    fn new(targets: &[u32], needs_gradient: bool) -> Self {
-        Self { targets: targets.to_vec(), needs_gradient, stats: Arc::default(), gradients: OnceLock::new() }
+    fn new(targets: Targets<'_>, needs_gradient: bool) -> Self {
+        Self {
+            targets: targets.ids.to_vec(),
+            weights: targets.weights.map(<[f32]>::to_vec),
+            needs_gradient,
+            tokens: Arc::default(),
+            gradients: Mutex::default(),
+        }
+    }
+
+    fn weight(&self, row: usize) -> f32 {
+        self.weights.as_ref().map_or(1.0, |weights| weights[row])
     }
 
     fn run(&self, h: &[f32], projection: Projection<'_>) -> Result<f32> {
@@ -160,13 +206,16 @@ impl LinearCrossEntropy {
         if h.len() != num_rows * width {
             bail!("{} hidden values of width {width} for {num_rows} targets", h.len());
         }
+        if self.weights.as_ref().is_some_and(|weights| weights.len() != num_rows) {
+            bail!("weights for another number of rows than {num_rows}");
+        }
         if let Some(target) = self.targets.iter().find(|target| **target as usize >= vocab_size) {
             bail!("target {target} lies beyond the vocabulary of {vocab_size}");
         }
         let mut dh = vec![0.0; if self.needs_gradient { h.len() } else { 0 }];
         let mut dweight = vec![0.0; if self.needs_gradient { projection.num_learned() } else { 0 }];
         let mut logits = vec![0.0; CHUNK_ROWS.min(num_rows) * vocab_size];
-        let mut stats = CrossEntropyStats { num_tokens: num_rows, ..Default::default() };
+        let mut tokens = Vec::with_capacity(num_rows);
         for first in (0..num_rows).step_by(CHUNK_ROWS) {
             let last = (first + CHUNK_ROWS).min(num_rows);
             let rows_of_chunk = last - first;
@@ -184,16 +233,12 @@ impl LinearCrossEntropy {
                 cpu::matmul(&mut columns, Store::Overwrite, 1.0, h_chunk, rows.t());
                 put_columns(logits, vocab_size, ids, &columns);
             }
-            // 2. Losses, and in the logits' place their gradient: softmax − onehot
-            let losses: Vec<(f64, bool)> = logits
+            // 2. Losses, and in the logits' place their gradient: weight · (softmax − onehot)
+            let losses = logits
                 .par_chunks_exact_mut(vocab_size)
-                .zip(&self.targets[first..last])
-                .map(|(logits, target)| loss_and_gradient(logits, *target as usize))
-                .collect();
-            for (loss, correct) in losses {
-                stats.loss_sum += loss;
-                stats.num_correct += usize::from(correct);
-            }
+                .zip(first..last)
+                .map(|(logits, row)| loss_and_gradient(logits, self.targets[row] as usize, self.weight(row)));
+            tokens.par_extend(losses);
             if !self.needs_gradient {
                 continue;
             }
@@ -222,34 +267,46 @@ impl LinearCrossEntropy {
                 }
             }
         }
-        *self.stats.lock().map_err(|_| candle_core::Error::Msg("poisoned".into()))? = stats;
-        self.gradients
-            .set(Gradients { dh, dweight })
-            .map_err(|_| candle_core::Error::Msg("a cross-entropy op ran twice".into()))?;
-        Ok(stats.loss_sum as f32)
+        let loss: f64 =
+            tokens.iter().enumerate().map(|(row, token)| f64::from(self.weight(row)) * token.loss).sum();
+        *self.tokens.lock().map_err(|_| candle_core::Error::Msg("poisoned".into()))? = tokens;
+        *self.gradients.lock().map_err(|_| candle_core::Error::Msg("poisoned".into()))? =
+            Some(Gradients { dh, dweight });
+        Ok(loss as f32)
     }
 
-    fn scaled(&self, seed: &Tensor) -> Result<(f32, &Gradients)> {
-        match self.gradients.get() {
-            Some(gradients) => Ok((seed.to_scalar()?, gradients)),
-            None => bail!("backward of a cross-entropy op that never ran"),
-        }
+    /// The gradients times `seed`: of h, and of what learns of the projection. In place, for they are large.
+    fn scaled(&self, seed: &Tensor) -> Result<[Vec<f32>; 2]> {
+        let taken = self.gradients.lock().map_err(|_| candle_core::Error::Msg("poisoned".into()))?.take();
+        let Some(Gradients { dh, dweight }) = taken else {
+            bail!("backward of a cross-entropy op that did not run before it");
+        };
+        let by: f32 = seed.to_scalar()?;
+        Ok([dh, dweight].map(|mut values| {
+            for value in &mut values {
+                *value *= by;
+            }
+            values
+        }))
     }
 }
 
-fn loss_and_gradient(logits: &mut [f32], target: usize) -> (f64, bool) {
+fn loss_and_gradient(logits: &mut [f32], target: usize, weight: f32) -> TokenLoss {
     simd::dispatch(
         #[inline(always)]
         || {
             let target_logit = logits[target];
             let max = simd::max(logits);
             let sum = simd::exp_in_place(logits, 1.0, max);
-            let inverse = 1.0 / sum;
+            let scale = weight / sum;
             for value in logits.iter_mut() {
-                *value *= inverse;
+                *value *= scale;
             }
-            logits[target] -= 1.0;
-            (f64::from(sum).ln() + f64::from(max) - f64::from(target_logit), target_logit >= max)
+            logits[target] -= weight;
+            TokenLoss {
+                loss: f64::from(sum).ln() + f64::from(max) - f64::from(target_logit),
+                is_likeliest: target_logit >= max,
+            }
         },
     )
 }
@@ -270,10 +327,6 @@ fn take_columns(logits: &mut [f32], width: usize, ids: &[u32]) -> Vec<f32> {
         .collect()
 }
 
-fn scale(values: &[f32], by: f32, shape: &Shape) -> Result<Tensor> {
-    cpu::tensor(values.iter().map(|value| value * by).collect(), shape)
-}
-
 struct Frozen {
     op: LinearCrossEntropy,
     projection: FrozenLinear,
@@ -291,8 +344,8 @@ impl CustomOp1 for Frozen {
     }
 
     fn bwd(&self, h: &Tensor, _loss: &Tensor, seed: &Tensor) -> Result<Option<Tensor>> {
-        let (by, gradients) = self.op.scaled(seed)?;
-        Ok(Some(scale(&gradients.dh, by, h.shape())?))
+        let [dh, _] = self.op.scaled(seed)?;
+        Ok(Some(cpu::tensor(dh, h.shape())?))
     }
 }
 
@@ -325,8 +378,8 @@ impl CustomOp2 for Trainable {
         _loss: &Tensor,
         seed: &Tensor,
     ) -> Result<(Option<Tensor>, Option<Tensor>)> {
-        let (by, gradients) = self.op.scaled(seed)?;
-        Ok((Some(scale(&gradients.dh, by, h.shape())?), Some(scale(&gradients.dweight, by, weight.shape())?)))
+        let [dh, dweight] = self.op.scaled(seed)?;
+        Ok((Some(cpu::tensor(dh, h.shape())?), Some(cpu::tensor(dweight, weight.shape())?)))
     }
 }
 
@@ -361,7 +414,7 @@ impl CustomOp2 for WithRows {
         _loss: &Tensor,
         seed: &Tensor,
     ) -> Result<(Option<Tensor>, Option<Tensor>)> {
-        let (by, gradients) = self.op.scaled(seed)?;
-        Ok((Some(scale(&gradients.dh, by, h.shape())?), Some(scale(&gradients.dweight, by, rows.shape())?)))
+        let [dh, dweight] = self.op.scaled(seed)?;
+        Ok((Some(cpu::tensor(dh, h.shape())?), Some(cpu::tensor(dweight, rows.shape())?)))
     }
 }

@@ -30,6 +30,7 @@ mod quantized;
 mod rms_norm;
 mod rope;
 mod routing;
+mod seeded;
 mod simd;
 mod swiglu;
 
@@ -37,7 +38,8 @@ pub use adamw::{AdamW, AdamWParams, Moments, global_norm};
 pub use attention::{Attention, Segment};
 pub use blocks::{BlockType, Blocks};
 pub use cross_entropy::{
-    CrossEntropyStats, linear_cross_entropy, linear_cross_entropy_trainable, linear_cross_entropy_with_rows,
+    CrossEntropyStats, Targets, TokenLoss, linear_cross_entropy, linear_cross_entropy_trainable,
+    linear_cross_entropy_with_rows,
 };
 pub use dropout::Dropout;
 pub use dynamic8::Dynamic8;
@@ -52,4 +54,5 @@ pub(crate) use quantized::{AffineBlock, CodeBits, CodeLayout};
 pub use rms_norm::{rms_norm, rms_norm_frozen};
 pub use rope::{RopeTable, rope};
 pub use routing::{RouterSoftmax, Routing, route};
+pub use seeded::{add_to, seeded};
 pub use swiglu::swiglu;

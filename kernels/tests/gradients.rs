@@ -5,10 +5,10 @@ use std::sync::Arc;
 
 use candle_core::{DType, Device, Result, Tensor, Var};
 use lathe_kernels::{
-    Attention, BlockType, Blocks, ClampedSwiGlu, Dropout, ExpertLora, ExpertMatrices, Experts, FrozenLinear,
-    LoraLinear, Mxfp4, Nf4, RopeTable, RouterSoftmax, Segment, add_low_rank, linear, linear_cross_entropy,
-    linear_cross_entropy_trainable, linear_cross_entropy_with_rows, rms_norm, rms_norm_frozen, rope, route,
-    swiglu,
+    Attention, BlockType, Blocks, ClampedSwiGlu, CrossEntropyStats, Dropout, ExpertLora, ExpertMatrices,
+    Experts, FrozenLinear, LoraLinear, Mxfp4, Nf4, RopeTable, RouterSoftmax, Segment, Targets, TokenLoss,
+    add_low_rank, linear, linear_cross_entropy, linear_cross_entropy_trainable,
+    linear_cross_entropy_with_rows, rms_norm, rms_norm_frozen, rope, route, swiglu,
 };
 
 const EPS: f32 = 1e-2;
@@ -214,19 +214,28 @@ fn attention_over_more_than_one_block_of_queries_equals_the_plain_formula() {
     }
 }
 
+fn stats(tokens: &[TokenLoss]) -> CrossEntropyStats {
+    let mut stats = CrossEntropyStats::default();
+    stats.add(tokens);
+    stats
+}
+
 #[test]
 fn cross_entropy() {
     let (h, w) = (values(&[5, 6], 1), values(&[9, 6], 2));
-    let targets = [0, 8, 3, 3, 1];
-    check("frozen projection", &[&h], || {
-        linear_cross_entropy(&h, &FrozenLinear::new(&w, None)?, &targets)?.0 * 0.5
-    });
-    check("trained projection", &[&h, &w], || Ok(linear_cross_entropy_trainable(&h, &w, &targets)?.0));
-    let rows = values(&[3, 6], 3);
-    let ids = [2, 9, 10];
-    check("projection with rows", &[&h, &rows], || {
-        linear_cross_entropy_with_rows(&h, &FrozenLinear::new(&w, None)?, (&ids, &rows), &targets)?.0 * 0.5
-    });
+    let weights = [0.5, -2.0, 1.0, 0.0, 3.0];
+    for weights in [None, Some(weights.as_slice())] {
+        let targets = Targets { ids: &[0, 8, 3, 3, 1], weights };
+        check("frozen projection", &[&h], || {
+            linear_cross_entropy(&h, &FrozenLinear::new(&w, None)?, targets)?.0 * 0.5
+        });
+        check("trained projection", &[&h, &w], || Ok(linear_cross_entropy_trainable(&h, &w, targets)?.0));
+        let rows = values(&[3, 6], 3);
+        let ids = [2, 9, 10];
+        check("projection with rows", &[&h, &rows], || {
+            linear_cross_entropy_with_rows(&h, &FrozenLinear::new(&w, None)?, (&ids, &rows), targets)?.0 * 0.5
+        });
+    }
 }
 
 #[test]
@@ -237,11 +246,14 @@ fn rows_in_a_projection_equal_the_projection_with_those_rows() {
     let whole = [(0, 2, w), (0, 1, rows.as_tensor()), (3, 6, w), (1, 2, rows.as_tensor())];
     let whole: Vec<_> = whole.iter().map(|(start, len, of)| of.narrow(0, *start, *len).unwrap()).collect();
     let [whole, w] = [&Tensor::cat(&whole, 0).unwrap(), w].map(|w| FrozenLinear::new(w, None).unwrap());
-    let (_, expected) = linear_cross_entropy(h, &whole, &targets).unwrap();
-    let (_, found) = linear_cross_entropy_with_rows(h, &w, (&[2, 9, 10], &rows), &targets).unwrap();
+    let (_, expected) = linear_cross_entropy(h, &whole, Targets::even(&targets)).unwrap();
+    let (_, found) =
+        linear_cross_entropy_with_rows(h, &w, (&[2, 9, 10], &rows), Targets::even(&targets)).unwrap();
+    let [found, expected] = [found, expected].map(|tokens| stats(&tokens));
     assert!((found.loss_sum - expected.loss_sum).abs() < 1e-4, "{found:?} {expected:?}");
     assert_eq!((found.num_correct, found.num_tokens), (expected.num_correct, 200));
-    let gap = linear_cross_entropy_with_rows(h, &w, (&[2, 10, 11], &rows), &targets).unwrap_err();
+    let gap =
+        linear_cross_entropy_with_rows(h, &w, (&[2, 10, 11], &rows), Targets::even(&targets)).unwrap_err();
     assert!(gap.to_string().contains("beside 9"), "{gap}");
 }
 
@@ -260,16 +272,18 @@ fn a_projection_in_bf16_is_that_of_its_values_in_f32() {
         a.iter().zip(&b).map(|(a, b)| (a - b).abs() / b.abs().max(1e-3)).fold(0.0, f32::max)
     };
     assert!(far(&product(&narrow), &product(&wide)) < 1e-4);
-    let [ours, theirs] = [&narrow, &wide].map(|linear| linear_cross_entropy(&h, linear, &targets).unwrap());
-    assert!((ours.1.loss_sum - theirs.1.loss_sum).abs() < 1e-3);
+    let [ours, theirs] =
+        [&narrow, &wide].map(|linear| linear_cross_entropy(&h, linear, Targets::even(&targets)).unwrap());
     assert!(far(&gradient(&ours.0), &gradient(&theirs.0)) < 1e-4);
+    assert!((stats(&ours.1).loss_sum - stats(&theirs.1).loss_sum).abs() < 1e-3);
 }
 
 #[test]
 fn cross_entropy_in_chunks_equals_the_plain_formula() {
     let (h, w) = (values(&[300, 6], 1), values(&[50, 6], 2));
     let targets: Vec<u32> = (0..300).map(|i| i * 7 % 50).collect();
-    let (loss, stats) = linear_cross_entropy(&h, &FrozenLinear::new(&w, None).unwrap(), &targets).unwrap();
+    let (loss, tokens) =
+        linear_cross_entropy(&h, &FrozenLinear::new(&w, None).unwrap(), Targets::even(&targets)).unwrap();
     let logits: Vec<Vec<f32>> = h.matmul(&w.t().unwrap()).unwrap().to_vec2().unwrap();
     let mut expected = 0.0;
     let mut correct = 0;
@@ -278,6 +292,7 @@ fn cross_entropy_in_chunks_equals_the_plain_formula() {
             - f64::from(logits[*target as usize]);
         correct += usize::from(logits.iter().all(|logit| *logit <= logits[*target as usize]));
     }
+    let stats = stats(&tokens);
     assert!((stats.loss_sum - expected).abs() < 1e-3, "{} {expected}", stats.loss_sum);
     assert!((f64::from(loss.to_scalar::<f32>().unwrap()) - expected).abs() < 1e-2);
     assert_eq!((stats.num_correct, stats.num_tokens), (correct, 300));

@@ -1,3 +1,5 @@
+use std::fmt;
+
 use serde::{Deserialize, Serialize};
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -136,6 +138,37 @@ pub struct ChatStats {
     pub finished: bool,
 }
 
+/// Whose words an answer of a run in training is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AnsweredBy {
+    /// How many steps had been taken.
+    pub step: usize,
+    pub total_steps: usize,
+    pub voice: RunVoice,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum RunVoice {
+    /// The model with the adapter as of the step.
+    Adapter,
+    /// The model without it.
+    Base,
+    /// The model itself, all of which learns.
+    Model,
+}
+
+impl fmt::Display for AnsweredBy {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let voice = match self.voice {
+            RunVoice::Adapter => "adapter",
+            RunVoice::Base => "base",
+            RunVoice::Model => "model",
+        };
+        write!(formatter, "step {} of {} · {voice}", self.step, self.total_steps)
+    }
+}
+
 /// A conversation as it is kept. With two lanes it compares two models on the same questions.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct ChatRecord {
@@ -156,12 +189,27 @@ pub struct ChatRecord {
 pub struct ChatLane {
     pub model: String,
     pub adapters: Vec<String>,
+    /// The adapters are of another base, and somebody wants them all the same.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub forced: bool,
+    /// Answers while it trains, in place of the model and adapters named above.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub run: Option<RunLane>,
     /// In which the next answer is asked for.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub style: Option<String>,
     pub nodes: Vec<ChatNode>,
     /// Index of the last node of the branch that is shown.
     pub leaf: Option<usize>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RunLane {
+    /// The run's id.
+    pub id: String,
+    pub name: String,
+    /// Without its adapter.
+    pub base: bool,
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -171,6 +219,9 @@ pub struct ChatNode {
     pub message: Message,
     /// Of an answer that came to its end.
     pub stats: Option<ChatStats>,
+    /// Of an answer of a run in training.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub answered_by: Option<AnsweredBy>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

@@ -1,7 +1,8 @@
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    AdapterUpdate, ChatRecord, Message, RunConfig, SamplingParams, Secret, Settings, StopThen, Thinking,
+    AdapterUpdate, ChatRecord, Message, RunConfig, SamplingParams, Secret, Settings, StopThen, SweepRequest,
+    Thinking,
 };
 
 /// Chosen by whoever sends the command; every event of it carries the id back.
@@ -59,6 +60,16 @@ pub enum CommandBody {
     DataCacheClear,
 
     Train(Box<TrainRequest>),
+    /// Measures the memory of one step of a run whose longest row has so many tokens; none means `max_seq_len`.
+    /// Refused if the prediction is more than what is free.
+    Probe {
+        model: String,
+        config: RunConfig,
+        longest_row: Option<usize>,
+        device: String,
+    },
+    /// Queues the runs of a sweep, all or none, and answers with them.
+    Sweep(Box<SweepRequest>),
     RunsList,
     /// `Runs` now and whenever something about a run changes, until `Stop`.
     RunsFollow,
@@ -68,6 +79,16 @@ pub enum CommandBody {
     /// The run's record (`Run`), then its events as they are recorded, whichever process runs it. Ends with the run.
     RunsWatch {
         run: String,
+    },
+    /// The command line that does the run again, and what differs by now.
+    RunsReproduce {
+        run: String,
+    },
+    /// Writes the metrics into the folder `out`.
+    RunsExport {
+        run: String,
+        format: LogFormat,
+        out: String,
     },
     /// Also starts a queued run at once.
     RunsResume {
@@ -87,8 +108,22 @@ pub enum CommandBody {
         run: String,
         position: usize,
     },
+    /// Gives a queued run to another device, or to whichever is free (`auto`).
+    RunsAssign {
+        run: String,
+        device: String,
+    },
     RunsRemove {
         run: String,
+    },
+    /// Puts the runs of a sweep that can go on back into the queue, and answers with them.
+    SweepResume {
+        sweep: String,
+    },
+    /// Starts queued runs, each when its device is free, until there are none; of one sweep, if it is named.
+    /// `Stop` ends those under way with a checkpoint; the others stay queued.
+    QueueWork {
+        sweep: Option<String>,
     },
 
     AdaptersList,
@@ -141,6 +176,16 @@ pub enum CommandBody {
         model: String,
         adapters: Vec<String>,
         device: String,
+        /// Load adapters of another base all the same; so below.
+        #[serde(default)]
+        force: bool,
+    },
+    /// Starts a chat with a run of whatever process, which answers between its steps; the job goes on until `Stop` or
+    /// the run's end, which is its failure.
+    TalkToRun {
+        run: String,
+        /// Without its adapter.
+        base: bool,
     },
     /// To a running chat.
     Reply {
@@ -157,6 +202,8 @@ pub enum CommandBody {
         ids: Vec<u32>,
         out: String,
         device: String,
+        #[serde(default)]
+        force: bool,
     },
     Eval {
         model: String,
@@ -164,6 +211,8 @@ pub enum CommandBody {
         data: String,
         config: RunConfig,
         device: String,
+        #[serde(default)]
+        force: bool,
     },
 
     /// Ends the job: a run checkpoints first.
@@ -182,8 +231,12 @@ pub struct TrainRequest {
     /// Name of the run and of its adapter in the library; none means one made from model and data.
     pub name: Option<String>,
     pub init_adapter: Option<String>,
+    /// Start from an adapter of another base all the same.
+    #[serde(default)]
+    pub force: bool,
     /// Continue the run whose folder `out_dir` is.
     pub resume: bool,
+    /// `auto`, `cpu` or `cuda:N`.
     pub device: String,
     #[serde(default)]
     pub start: TrainStart,
@@ -205,6 +258,15 @@ pub enum ResumeHow {
     LessMemory,
 }
 
+/// A form in which other programs read a run's metrics.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum LogFormat {
+    Csv,
+    /// Event files.
+    Tensorboard,
+}
+
 /// How long a `Train` job stays with its run.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -214,6 +276,6 @@ pub enum TrainStart {
     Attached,
     /// Until training has started (or failed to); the host goes on with the run, `RunsWatch` tells of it.
     Detached,
-    /// The run is recorded, and started when no other is running.
+    /// The run is recorded, and started when its device is free.
     Queued,
 }

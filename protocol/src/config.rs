@@ -17,6 +17,26 @@ pub enum Method {
     Full,
 }
 
+/// What is learned from a row.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Objective {
+    /// To write what the row has (supervised fine-tuning).
+    #[default]
+    Sft,
+    /// To prefer one answer over another, measured against the model as it was (Direct Preference Optimization).
+    Dpo,
+    /// To write one answer and not another, without a reference (Odds Ratio Preference Optimization).
+    Orpo,
+}
+
+impl Objective {
+    /// Whether it learns from pairs of answers.
+    pub fn takes_pairs(self) -> bool {
+        self != Self::Sft
+    }
+}
+
 /// How the frozen base is held in memory.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -157,13 +177,16 @@ pub struct RunConfig {
     pub quant: Quant,
     /// The files to learn from, where there are several or weights; else the run's data file is the one.
     pub data: Vec<DataFile>,
+    pub objective: Objective,
+    /// DPO: how closely the model is held to its reference. ORPO: weight of the odds ratio beside the likelihood.
+    pub beta: f64,
     /// Names of the data's columns by role, where they differ, e.g. `prompt` -> `question`.
     pub columns: BTreeMap<String, String>,
     /// Share of the rows held out for evaluation when there is no file for it.
     pub eval_ratio: f64,
     /// Rows left out because they resemble others, of the data or of the held-out file.
     pub dedupe: Dedupe,
-    /// Rows longer than this are cut at the end.
+    /// Rows longer than this are cut at the end; of a pair, each side.
     pub max_seq_len: usize,
     /// Several rows share one sequence of `max_seq_len` tokens; each attends to itself only.
     pub packing: bool,
@@ -223,6 +246,8 @@ impl Default for RunConfig {
             method: Method::Lora,
             quant: Quant::None,
             data: Vec::new(),
+            objective: Objective::Sft,
+            beta: 0.1,
             columns: BTreeMap::new(),
             eval_ratio: 0.0,
             dedupe: Dedupe::None,
@@ -274,12 +299,22 @@ impl RunConfig {
         files
     }
 
+    /// A file to measure on, with the columns of the data.
+    pub fn eval_file(&self, path: &str) -> DataFile {
+        DataFile { columns: self.columns.clone(), ..DataFile::new(path) }
+    }
+
     /// How the frozen base is held: QLoRA is LoRA on one in NF4.
     pub fn base_quant(&self) -> Quant {
         match (self.method, self.quant) {
             (Method::Qlora, Quant::None) => Quant::Nf4,
             (_, quant) => quant,
         }
+    }
+
+    /// Tokens that a packed sequence takes: a pair is two sides of `max_seq_len`.
+    pub fn sequence_tokens(&self) -> usize {
+        self.max_seq_len * if self.objective.takes_pairs() { 2 } else { 1 }
     }
 
     /// Whether what is saved at the end is what evaluated best.
@@ -311,6 +346,17 @@ impl RunConfig {
     pub fn for_the_verbosity_sample() -> Self {
         Self { epochs: 12.0, styles: Style::terse_and_detailed(), ..Self::for_the_samples() }
     }
+
+    /// What the sample of preferences needs on the starter model: some ten seconds on two cores.
+    pub fn for_the_preference_sample() -> Self {
+        Self {
+            objective: Objective::Dpo,
+            epochs: 4.0,
+            learning_rate: 5e-4,
+            eval_steps: 10,
+            ..Self::for_the_samples()
+        }
+    }
 }
 
 /// One key of [`RunConfig`] as a person meets it.
@@ -331,6 +377,8 @@ const fn key(name: &'static str, range: &'static str, help: &'static str) -> Con
 pub const CONFIG_KEYS: &[ConfigKey] = &[
     key("method", "lora | qlora | full", "Which weights learn"),
     key("quant", "none | nf4 | nf4_double", "How the frozen base is held"),
+    key("objective", "sft | dpo | orpo", "What is learned: the rows' answers, or which of two is preferred"),
+    key("beta", "> 0", "DPO: hold to the reference; ORPO: weight of the odds ratio"),
     key(
         "data",
         "path[:weight], …, or [[data]] tables",

@@ -16,6 +16,8 @@ pub enum ErrorCode {
     Data,
     /// An adapter does not fit its base or is malformed.
     Adapter,
+    /// An adapter was trained on another base; it can be forced.
+    OtherBase,
     /// A chat template failed to parse or render.
     Template,
     /// The job needs more memory than there is.

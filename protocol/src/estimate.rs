@@ -1,15 +1,20 @@
 //! What a run takes of a machine, before it is started.
 
 mod placement;
+mod probe;
+mod remedy;
 
 use serde::{Deserialize, Serialize};
 
 pub use placement::Placement;
+pub use probe::{MeasuredMemory, Phase, ProbeReport};
+pub use remedy::Remedy;
 
-use crate::{LoraConfig, LoraTargets, Method, Optimizer, Quant, RunConfig, is_saved};
+use crate::{LoraConfig, LoraTargets, Method, Objective, Optimizer, Quant, RunConfig, is_saved};
 
-/// Bytes of a value, weight, gradient or moment: everything is f32 on the CPU.
+/// Bytes of a value, weight, gradient or moment: nearly everything is f32 on the CPU.
 const F32: u64 = 4;
+const BF16: u64 = 2;
 /// Rows of logits that exist at a time.
 const LOGITS_ROWS: u64 = 128;
 /// The program, its threads, and what the allocator keeps.
@@ -31,6 +36,9 @@ pub struct ModelShape {
     pub vocab_size: usize,
     pub context_length: usize,
     pub tie_word_embeddings: bool,
+    /// Whether its file is a GGUF, whose weights are not quantised again.
+    #[serde(default)]
+    pub is_gguf: bool,
     /// How the blocks' linears are stored.
     #[serde(default)]
     pub linears: Quant,
@@ -192,6 +200,14 @@ impl ModelShape {
         if self.tie_word_embeddings { 1 } else { 2 }
     }
 
+    /// Bytes of the embedding table and of the output projection, frozen; of one that is both, as the latter.
+    ///
+    /// A table that is only looked up stays as it is stored, taken as bf16; a GGUF's blocks are less.
+    fn table_bytes(&self, placement: Placement) -> [u64; 2] {
+        let embedding = if self.tie_word_embeddings { 0 } else { BF16 * self.embedding_parameters() };
+        [embedding, placement.head_value(self) * self.embedding_parameters()]
+    }
+
     /// Bytes of all weights where they are, frozen: experts and the blocks' linears may be packed, as they are stored or
     /// by `quant`.
     fn weight_bytes(&self, quant: Quant, placement: Placement) -> u64 {
@@ -207,7 +223,7 @@ impl ModelShape {
             _ => quant.group_bytes(),
         };
         (self.parameters() - of_experts - of_linears - of_tables) * placement.weight()
-            + of_tables * placement.table_value(self)
+            + self.table_bytes(placement).iter().sum::<u64>()
             + of_linears * linears / GROUP
             + of_experts * experts / GROUP
     }
@@ -268,12 +284,20 @@ impl ModelShape {
         plain + (self.num_attention_heads + adapters) as u64
     }
 
-    /// Values that exist for one token while the backward is inside a block: the gradients of what it computes, each
-    /// for a moment beside its sum. Experts work one after the other; one may get every token.
+    /// Values that exist for one token while the backward is inside a block, beside the gradients of its output and of
+    /// its two sums. Attention has a gradient of q, k and v for every head of q, and their sums. Experts work one after
+    /// the other, on what an even routing gives them.
     fn transients(&self) -> u64 {
-        let attention = 5 * self.q_width() + 4 * self.kv_width();
-        let mlp = if self.experts.is_some() { 4 * self.mlp() + 3 * self.hidden() } else { 6 * self.mlp() };
-        mlp.max(attention) + 3 * self.hidden()
+        let attention = 5 * self.q_width() + 2 * self.kv_width();
+        let mlp = match self.experts {
+            None => 4 * self.mlp() + self.hidden(),
+            Some(experts) => {
+                let rows = 4 * self.mlp() + 3 * self.hidden();
+                rows * experts.experts_per_token as u64 / experts.num_experts.max(1) as u64
+                    + 2 * self.hidden()
+            }
+        };
+        mlp.max(attention) + 2 * self.hidden()
     }
 
     /// What a process with this model's tokenizer takes without the model.
@@ -312,13 +336,15 @@ pub struct MemoryEstimate {
     pub optimizer: u64,
     pub activations: u64,
     pub logits: u64,
-    /// The process itself, scratch buffers, and what the allocator keeps.
+    /// Gradients of values and of the batch at hand, and what an operation needs for itself.
     pub workspace: u64,
+    /// The process itself and its tokenizer; on a card its context, and what the allocator keeps.
+    pub program: u64,
 }
 
 impl MemoryEstimate {
     /// Each part with its name.
-    pub fn parts(&self) -> [(&'static str, u64); 7] {
+    pub fn parts(&self) -> [(&'static str, u64); 8] {
         [
             ("Weights", self.weights),
             ("Adapter", self.adapter),
@@ -327,6 +353,7 @@ impl MemoryEstimate {
             ("Activations", self.activations),
             ("Logits", self.logits),
             ("Workspace", self.workspace),
+            ("Program", self.program),
         ]
     }
 
@@ -338,7 +365,8 @@ impl MemoryEstimate {
 /// Peak memory of training this model on rows of up to `longest_row_tokens`: of the machine's, or of the card's.
 ///
 /// Frozen weights are as wide as `placement` says whatever the file holds, but for experts and linears in NF4: a GGUF is
-/// dequantised. A batch is its rows laid end to end, nothing padded; with packing each of its sequences is taken as full. Every token is taken as trained.
+/// dequantised. A batch is its rows laid end to end, nothing padded; with packing each of its sequences is taken as full. A pair's
+/// sides are two rows. Every token is taken as trained.
 pub fn training_memory(
     shape: &ModelShape,
     config: &RunConfig,
@@ -346,22 +374,34 @@ pub fn training_memory(
     placement: Placement,
 ) -> MemoryEstimate {
     let row_tokens = if config.packing { config.max_seq_len } else { longest_row_tokens };
-    let tokens = config.batch_size as u64 * row_tokens.min(config.max_seq_len) as u64;
+    let sides = if config.objective.takes_pairs() { 2 } else { 1 };
+    let tokens = config.batch_size as u64 * sides * row_tokens.min(config.max_seq_len) as u64;
     let full = config.method == Method::Full;
     let style_rows = config.styles.len() as u64 * shape.hidden();
     let adapter = if full { 0 } else { shape.adapter_parameters(&config.lora) + style_rows };
     let learned = if full { shape.parameters() } else { adapter };
     // Blocks whose activations exist at a time.
     let blocks_kept = config.recomputed_blocks().map_or(shape.layers(), |n| shape.layers().min(n as u64));
-    // One sum over the step's batches, and the gradients of the batch (with checkpointing of the blocks) at hand.
+    // Gradients of the batch at hand, with checkpointing of a group of blocks or of a table at a time. The loss leaves that
+    // of the output projection, of which a copy is made.
     let of_blocks = |values: u64| values.div_ceil(shape.layers().max(1)) * blocks_kept;
-    let at_hand = of_blocks(learned).min(learned);
-    // The output projection's gradient exists twice, once as the loss leaves it, once scaled.
+    let learnt_tables = if full { shape.num_tables() } else { learnt_tables(&config.lora) };
     let learns_head = full || is_saved("lm_head", &config.lora.modules_to_save);
-    let of_head = if learns_head { 2 * shape.embedding_parameters() } else { 0 };
+    let of_tables = learnt_tables * shape.embedding_parameters();
+    let of_head = if learns_head { shape.embedding_parameters() } else { 0 };
+    let at_hand = match config.recomputed_blocks() {
+        None => learned + of_head,
+        Some(_) => of_blocks(learned - of_tables).max(of_tables.min(shape.embedding_parameters()) + of_head),
+    };
     // A table that learns whole takes the frozen one's place, unless that is still needed as the other.
-    let learnt_tables = if full { 0 } else { learnt_tables(&config.lora) };
-    let replaced_tables = learnt_tables.saturating_sub(u64::from(shape.tie_word_embeddings));
+    let learns = |module| is_saved(module, &config.lora.modules_to_save);
+    let [embedding, head] = shape.table_bytes(placement);
+    let replaced_tables = match (learns("model.embed_tokens"), learns("lm_head")) {
+        (true, true) => embedding + head,
+        (true, false) => embedding,
+        (false, true) if !shape.tie_word_embeddings => head,
+        _ => 0,
+    };
     let sizes = if full { AdapterSizes::default() } else { shape.adapter_sizes(&config.lora) };
     let in_small_tensors = if full {
         shape.num_norms() * if_few(shape.hidden())
@@ -381,28 +421,29 @@ pub fn training_memory(
     let weights = if full {
         F32 * shape.parameters()
     } else {
-        shape.weight_bytes(config.base_quant(), placement)
-            - placement.table_value(shape) * replaced_tables * shape.embedding_parameters()
+        shape.weight_bytes(config.base_quant(), placement) - replaced_tables
     };
     let activations = placement.activation() * tokens * activations;
     let transients = placement.activation() * tokens * shape.transients();
     let logits = F32 * logits;
     MemoryEstimate {
         weights,
-        adapter: F32 * (adapter + laid_out),
-        gradients: F32 * (learned + at_hand + of_head),
+        adapter: F32 * adapter,
+        gradients: F32 * learned,
         optimizer: config.optimizer.moment_bytes(learned, in_small_tensors),
         activations,
         logits,
-        workspace: transients + placement.program_bytes(shape, activations + transients + logits),
+        workspace: transients + F32 * (at_hand + laid_out),
+        program: placement.program_bytes(shape, activations + transients + logits),
     }
 }
 
 /// Floating-point operations of training on `tokens` tokens in rows of `row_tokens` on average.
 ///
 /// A product with a matrix costs two a weight and token, forward and once more for the gradient of its input; a third
-/// time for its own, where it learns; and its forward again with gradient checkpointing. Every token is taken as
-/// trained, and attention sees half of its row.
+/// time for its own, where it learns; and its forward again with gradient checkpointing. Pairs take the output
+/// projection's forward twice, and DPO's reference one forward of each row. Every token is taken as trained, and
+/// attention sees half of its row.
 pub fn training_flops(shape: &ModelShape, config: &RunConfig, tokens: u64, row_tokens: usize) -> f64 {
     let learns = config.method == Method::Full;
     let again = f64::from(u8::from(config.gradient_checkpointing));
@@ -418,11 +459,13 @@ pub fn training_flops(shape: &ModelShape, config: &RunConfig, tokens: u64, row_t
         shape.expert_parameters(shape.experts.map_or(0, |experts| experts.experts_per_token)) as f64;
     let products = linears * (frozen_passes + again)
         + experts * (2.0 + 2.0 / 3.0 + again)
-        + head * (frozen_passes + of_head)
+        + head * (frozen_passes + of_head + f64::from(u8::from(config.objective.takes_pairs())))
         + adapter * (3.0 + again);
     // Scores and weighted values forward; five such products backward, which recomputes the scores.
     let attention = shape.layers() * shape.q_width() * row_tokens.min(config.max_seq_len) as u64;
-    tokens as f64 * (2.0 * products + attention as f64 * (2.0 + 5.0 + 2.0 * again))
+    let reference = if config.objective == Objective::Dpo { 1.0 / config.epochs.max(1.0) } else { 0.0 };
+    let of_reference = reference * (2.0 * (linears + experts + head) + 2.0 * attention as f64);
+    tokens as f64 * (2.0 * products + attention as f64 * (2.0 + 5.0 + 2.0 * again) + of_reference)
 }
 
 /// Peak memory of a chat whose conversation has `context_tokens`.

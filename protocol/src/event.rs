@@ -1,9 +1,9 @@
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    AdapterEntry, ChatEntry, ChatRecord, ChatStats, ColumnView, DataReport, Divergence, DoctorCheck,
-    ErrorInfo, FolderView, Hardware, JobId, ModelDetails, ModelEntry, ModelProblem, ReplyDelta, RowView,
-    RunDetails, RunEntry, SettingsView, TokenCache,
+    AdapterEntry, AnsweredBy, ChatEntry, ChatRecord, ChatStats, ColumnView, DataReport, Divergence,
+    DoctorCheck, ErrorInfo, FolderView, Hardware, JobId, ModelDetails, ModelEntry, ModelProblem, Origins,
+    ProbeReport, ReplyDelta, RowView, RunDetails, RunEntry, SettingsView, Style, TokenCache,
 };
 
 /// Something that happened, with the job it belongs to. A worker's events carry the id its host gave it.
@@ -50,6 +50,22 @@ pub enum EventBody {
         runs: Vec<RunEntry>,
     },
     Run(Box<RunDetails>),
+    /// The command line that does a run again.
+    Reproduction {
+        run: String,
+        args: Vec<String>,
+        /// `args` as a shell reads them.
+        command: String,
+        /// What differs from then: files, template, version.
+        warnings: Vec<String>,
+    },
+    Origins(Box<Origins>),
+    /// A run's metrics were written.
+    Exported {
+        paths: Vec<String>,
+        steps: usize,
+        evals: usize,
+    },
     Adapters {
         adapters: Vec<AdapterEntry>,
     },
@@ -68,6 +84,7 @@ pub enum EventBody {
         what: String,
         freed_bytes: u64,
     },
+    Probe(ProbeReport),
     /// `eval`'s answer and a training run's evaluations.
     Eval(EvalMetrics),
     /// `logits` wrote its file.
@@ -123,7 +140,12 @@ pub enum EventBody {
         #[serde(default)]
         supports_effort: bool,
         context_length: usize,
+        /// The ways of answering it was trained in.
+        #[serde(default, skip_serializing_if = "Vec::is_empty")]
+        styles: Vec<Style>,
     },
+    /// Of a run in training: the reply begins.
+    ReplyStarted(AnsweredBy),
     Reply(ReplyDelta),
     ReplyDone(ChatStats),
     /// A reply could not be given (a conversation too long, say); the chat goes on.
@@ -143,7 +165,7 @@ pub enum EventBody {
 pub struct StepMetrics {
     /// From 1.
     pub step: usize,
-    /// Mean over the window's unmasked tokens, before the update.
+    /// Mean over the window's unmasked tokens, or over its pairs, before the update.
     pub loss: f64,
     /// Global norm before clipping.
     pub grad_norm: f64,
@@ -158,6 +180,37 @@ pub struct StepMetrics {
     /// Resident memory of the training process; the host looks it up, not at every step.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub memory_bytes: Option<u64>,
+    /// Of training on pairs.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub preference: Option<PreferenceMetrics>,
+}
+
+/// How a model takes the two sides of pairs, means over them; TRL's `rewards/*`.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
+pub struct PreferenceMetrics {
+    /// Beta times what the log-probability of the chosen answer gained over the reference; with ORPO, beta times its
+    /// mean over the answer's tokens.
+    pub chosen_reward: f64,
+    /// The same of the rejected answer.
+    pub rejected_reward: f64,
+    /// Share of pairs whose chosen answer has the higher reward.
+    pub accuracy: f64,
+    /// Chosen less rejected reward.
+    pub margin: f64,
+    /// Of ORPO.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub odds: Option<OddsMetrics>,
+}
+
+/// The parts of ORPO's loss, by TRL's names.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
+pub struct OddsMetrics {
+    /// Mean over the tokens of the chosen sides, prompts included.
+    pub nll_loss: f64,
+    /// Mean of log σ of the log odds.
+    pub log_odds_ratio: f64,
+    /// Mean log odds of chosen over rejected.
+    pub log_odds_chosen: f64,
 }
 
 /// What the model as of a step answers to one of the fixed prompts.
@@ -171,13 +224,17 @@ pub struct SampleText {
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct EvalMetrics {
     pub step: usize,
-    /// Mean over the loss-masked tokens.
+    /// Mean over the loss-masked tokens, or over the pairs.
     pub loss: f64,
+    /// Of pairs, that of the chosen answers.
     pub perplexity: f64,
-    /// Share of loss-masked tokens that are the likeliest one.
+    /// Share of loss-masked tokens (of pairs, of the chosen answers') that are the likeliest one.
     pub token_accuracy: f64,
     pub loss_tokens: usize,
     pub rows: usize,
+    /// Of pairs.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub preference: Option<PreferenceMetrics>,
 }
 
 /// Metrics of a run's last steps, oldest first.

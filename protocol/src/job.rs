@@ -1,6 +1,6 @@
 use serde::{Deserialize, Serialize};
 
-use crate::{Message, RunConfig, SamplingParams, Thinking};
+use crate::{Machine, Message, RunConfig, SamplingParams, Thinking};
 
 /// What a worker process is started for: its first frame on stdin. One job a process.
 ///
@@ -17,6 +17,8 @@ pub enum Job {
         count: usize,
     },
     Train(Box<TrainJob>),
+    /// Does what a run's first step does, and emits one [`EventBody::Probe`](crate::EventBody::Probe).
+    Probe(Box<ProbeJob>),
     /// Loads once, then answers every [`Request::Reply`].
     Chat(ChatJob),
     Logits(LogitsJob),
@@ -25,6 +27,8 @@ pub enum Job {
     DescribeModel {
         model: String,
     },
+    /// Emits one [`EventBody::Origins`](crate::EventBody::Origins): what the run would be made of now.
+    Origins(Box<TrainJob>),
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -58,6 +62,21 @@ pub struct TrainJob {
     pub resume: bool,
     /// `cpu` or `cuda:N`.
     pub device: String,
+    /// Start from an adapter of another base all the same.
+    #[serde(default)]
+    pub force: bool,
+    #[serde(default)]
+    pub machine: Machine,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct ProbeJob {
+    /// Model folder or `.gguf` file.
+    pub model: String,
+    pub config: RunConfig,
+    /// Of each of the batch's rows, all of them trained.
+    pub row_tokens: usize,
+    pub device: String,
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -66,6 +85,9 @@ pub struct ChatJob {
     /// PEFT folders, applied together.
     pub adapters: Vec<String>,
     pub device: String,
+    /// Load adapters of another base all the same; so below.
+    #[serde(default)]
+    pub force: bool,
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -76,6 +98,8 @@ pub struct LogitsJob {
     /// Safetensors file to write: `logits` (T, V) f32.
     pub out: String,
     pub device: String,
+    #[serde(default)]
+    pub force: bool,
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -83,16 +107,27 @@ pub struct EvalJob {
     pub data: DataJob,
     pub adapter: Option<String>,
     pub device: String,
+    #[serde(default)]
+    pub force: bool,
 }
 
 /// What a running worker is asked: every frame on stdin after the first. Closing stdin means `Stop`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "request", rename_all = "snake_case")]
 pub enum Request {
-    /// Chat: answer the conversation. Ends with [`EventBody::ReplyDone`](crate::EventBody::ReplyDone) or
+    /// Chat, and training between two steps: answer the conversation. Ends with
+    /// [`EventBody::ReplyDone`](crate::EventBody::ReplyDone) or
     /// [`EventBody::ReplyFailed`](crate::EventBody::ReplyFailed).
-    Reply { messages: Vec<Message>, sampling: SamplingParams, thinking: Thinking, effort: Option<String> },
-    /// Chat: end the reply that is being written.
+    Reply {
+        messages: Vec<Message>,
+        sampling: SamplingParams,
+        thinking: Thinking,
+        effort: Option<String>,
+        /// Training: without the adapter.
+        #[serde(default)]
+        base: bool,
+    },
+    /// Chat, training: end the reply that is being written.
     CancelReply,
     /// Training: checkpoint and exit. Chat: exit.
     Stop,

@@ -12,37 +12,45 @@ mod event;
 mod frame;
 mod job;
 mod link;
+mod origins;
 mod report;
 mod settings;
 mod style;
+mod sweep;
 mod targets;
 
 pub use chat::{
-    ChatEntry, ChatLane, ChatNode, ChatRecord, ChatStats, Message, REASONING_EFFORTS, ReplyChannel,
-    ReplyDelta, Role, SamplingParams, Thinking, ToolCall,
+    AnsweredBy, ChatEntry, ChatLane, ChatNode, ChatRecord, ChatStats, Message, REASONING_EFFORTS,
+    ReplyChannel, ReplyDelta, Role, RunLane, RunVoice, SamplingParams, Thinking, ToolCall,
 };
-pub use command::{Command, CommandBody, JobId, ResumeHow, TrainRequest, TrainStart};
+pub use command::{Command, CommandBody, JobId, LogFormat, ResumeHow, TrainRequest, TrainStart};
 pub use config::{
-    CONFIG_KEYS, ConfigKey, DataFile, Dedupe, LoraConfig, Method, Optimizer, Quant, RunConfig, Schedule,
+    CONFIG_KEYS, ConfigKey, DataFile, Dedupe, LoraConfig, Method, Objective, Optimizer, Quant, RunConfig,
+    Schedule,
 };
 pub use divergence::{Divergence, DivergenceSign, RowPlace};
 pub use error::{ErrorCode, ErrorInfo};
 pub use estimate::{
-    ExpertFormat, ExpertsShape, MemoryEstimate, ModelShape, Placement, chat_memory, training_flops,
-    training_memory,
+    ExpertFormat, ExpertsShape, MeasuredMemory, MemoryEstimate, ModelShape, Phase, Placement, ProbeReport,
+    Remedy, chat_memory, training_flops, training_memory,
 };
-pub use event::{EvalMetrics, Event, EventBody, LogLevel, SampleText, StepMetrics, Told, TrainSummary};
+pub use event::{
+    EvalMetrics, Event, EventBody, LogLevel, OddsMetrics, PreferenceMetrics, SampleText, StepMetrics, Told,
+    TrainSummary,
+};
 pub use frame::{handshake, read_frame, write_frame};
-pub use job::{ChatJob, DataJob, EvalJob, Job, LogitsJob, Request, TrainJob};
+pub use job::{ChatJob, DataJob, EvalJob, Job, LogitsJob, ProbeJob, Request, TrainJob};
 pub use link::EngineLink;
+pub use origins::{BaseMatch, BasePrint, FilePrint, Machine, Origins, WeightsMetrics};
 pub use report::{
     AdapterEntry, AdapterUpdate, CheckStatus, ColumnView, Consequence, DataReport, DatasetShape, DoctorCheck,
     FileReport, FolderEntry, FolderView, Gpu, Hardware, LengthStats, LogLine, MetricPoint, ModelDetails,
-    ModelEntry, ModelFile, ModelProblem, Place, RowIssue, RowView, RunDetails, RunEntry, RunStatus,
-    SimilarPair, SimilarRows, StopThen, TokenCache, TokenView,
+    ModelEntry, ModelFile, ModelProblem, Place, RejectedView, RowIssue, RowView, RunDetails, RunEntry,
+    RunStatus, SimilarPair, SimilarRows, StopThen, TokenCache, TokenView,
 };
 pub use settings::{Secret, Settings, SettingsView, Theme, TokenStatus};
 pub use style::{Style, StylesFile};
+pub use sweep::{MANY_RUNS, MAX_SWEEP_KEYS, SweepKey, SweepPlace, SweepRequest, SweepValue, sweep_points};
 pub use targets::{
     LoraTargets, REGEX_PREFIX, ends_in, indices_text, is_saved, matches_pattern, parse_layers, parse_rows,
 };

@@ -3,8 +3,8 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    Divergence, EvalMetrics, LogLevel, Method, ModelShape, ReplyChannel, Role, RowPlace, RunConfig,
-    SampleText, StepMetrics, Style,
+    Divergence, EvalMetrics, LogLevel, Method, ModelShape, Origins, ReplyChannel, Role, RowPlace, RunConfig,
+    SampleText, StepMetrics, Style, SweepPlace,
 };
 
 /// This machine.
@@ -29,6 +29,13 @@ pub struct Hardware {
     pub advice: Vec<String>,
 }
 
+impl Hardware {
+    /// What a run can run on: the GPUs, then the CPU.
+    pub fn devices(&self) -> Vec<String> {
+        self.gpus.iter().map(Gpu::device).chain(["cpu".to_owned()]).collect()
+    }
+}
+
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Gpu {
     pub index: usize,
@@ -40,6 +47,13 @@ pub struct Gpu {
     pub power_watts: Option<f64>,
     pub driver: Option<String>,
     pub compute_capability: Option<(u32, u32)>,
+}
+
+impl Gpu {
+    /// As a run names it, e.g. `cuda:0`.
+    pub fn device(&self) -> String {
+        format!("cuda:{}", self.index)
+    }
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -129,8 +143,11 @@ pub struct DataReport {
     pub tokens: u64,
     /// Tokens of an epoch that the loss is taken over, after truncation.
     pub loss_tokens: u64,
-    /// Lengths before truncation.
+    /// Lengths before truncation; of pairs, of the prompt with the chosen answer.
     pub lengths: LengthStats,
+    /// Of pairs: lengths of the prompt with the rejected answer.
+    #[serde(default)]
+    pub rejected_lengths: Option<LengthStats>,
     pub max_seq_len: usize,
     pub truncated_rows: usize,
     /// Rows without a trained token as they are, not counting those that truncation emptied.
@@ -152,6 +169,13 @@ pub struct DataReport {
     pub sequences_per_epoch: usize,
     pub steps_per_epoch: usize,
     pub warnings: Vec<String>,
+}
+
+impl DataReport {
+    /// Before truncation; of pairs, the longer side.
+    pub fn longest_row_tokens(&self) -> usize {
+        self.rejected_lengths.as_ref().map_or(0, |lengths| lengths.max).max(self.lengths.max)
+    }
 }
 
 /// One of the files to learn from.
@@ -224,8 +248,19 @@ pub struct RowIssue {
 pub struct RowView {
     #[serde(flatten)]
     pub place: RowPlace,
+    /// Of a pair, the prompt and the chosen answer.
     pub tokens: Vec<TokenView>,
     /// Tokens that `max_seq_len` cuts off (they are in `tokens` too, at the end).
+    pub truncated_tokens: usize,
+    /// The other side of a pair.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rejected: Option<RejectedView>,
+}
+
+/// The prompt and the rejected answer.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct RejectedView {
+    pub tokens: Vec<TokenView>,
     pub truncated_tokens: usize,
 }
 
@@ -284,11 +319,24 @@ pub struct RunEntry {
     pub tokens_per_second: Option<f64>,
     /// What a running one prepares, e.g. `Loading the model`; none once it trains.
     pub doing: Option<String>,
-    /// Of a queued one; 0 is the next to start.
+    /// Of a queued one, among all that are queued, whatever device they wait for; 0 is the first.
     pub queue_position: Option<usize>,
     /// Whether the process that answers holds it (closing the process stops it).
     #[serde(default)]
     pub held_here: bool,
+    /// What it is to run on: `auto`, `cpu` or `cuda:N`.
+    #[serde(default = "auto")]
+    pub device: String,
+    /// What it runs on.
+    #[serde(default)]
+    pub runs_on: Option<String>,
+    /// Of one that is part of a sweep.
+    #[serde(default)]
+    pub sweep: Option<SweepPlace>,
+}
+
+fn auto() -> String {
+    "auto".into()
 }
 
 /// What becomes of a run that is stopped.
@@ -351,6 +399,9 @@ pub struct AdapterEntry {
     /// Ways of answering it was trained in.
     #[serde(default)]
     pub styles: Vec<Style>,
+    /// What it was made of, if Lathe made it. Without, its base is not verified.
+    #[serde(default)]
+    pub origins: Option<Box<Origins>>,
     pub problem: Option<String>,
 }
 

@@ -1,11 +1,11 @@
 """What the golden scripts share: where the data lies, how a model is loaded, how its logits are taken.
 
-The goldens are numbers from the reference implementations (torch, transformers, peft, llama.cpp) that the Rust
+The goldens are numbers from the reference implementations (torch, transformers, peft, TRL, llama.cpp) that the Rust
 tests compare with. Nothing in the repository needs Python: run a script again only to change what it dumps.
 
     python3 -m venv /opt/peers-venv && /opt/peers-venv/bin/pip install -r tests/golden/requirements.txt
     /opt/peers-venv/bin/python tests/golden/models.py
-    # then lora.py, train.py, styles.py, full.py, nf4.py, experts.py, kinds.py, adamw8bit.py, gguf_models.py, templates.py,
+    # then lora.py, train.py, styles.py, preference.py, full.py, nf4.py, experts.py, kinds.py, adamw8bit.py, gguf_models.py, templates.py,
     # tokenizers_gguf.py, pre_tokenizers.py
 """
 

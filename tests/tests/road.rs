@@ -53,6 +53,52 @@ fn a_fine_tune_of_the_starter_changes_how_it_answers() {
 }
 
 #[test]
+fn dpo_makes_the_starter_prefer_what_was_chosen_on_questions_held_out() {
+    let lathe = Lathe::new();
+    let data = repo("resources/samples/concise.jsonl").display().to_string();
+    let held_out = repo("resources/samples/concise_eval.jsonl").display().to_string();
+    // By the mean log-probability of each answer, for which length counts nothing.
+    let preferred = |args: &[&str]| {
+        let eval = ["eval", "--model", "starter", "--data", &held_out, "--set", "objective=orpo"];
+        lathe.json(&[&eval, args].concat())[0]["preference"]["accuracy"].as_f64().unwrap()
+    };
+    let before = preferred(&[]);
+    assert!(before < 0.5, "{before}");
+
+    let mut args =
+        vec!["train", "--model", "starter", "--data", &data, "--eval-data", &held_out, "--name", "concise"];
+    for setting in
+        ["objective=dpo", "learning_rate=5e-4", "epochs=4", "max_seq_len=256", "grad_accum=1", "eval_steps=1"]
+    {
+        args.extend(["--set", setting]);
+    }
+    let events = lathe.json(&args);
+    let rewards = |kind: &str| -> Vec<f64> {
+        let of_kind = events.iter().filter(|event| event["kind"] == kind);
+        of_kind.map(|event| event["preference"]["accuracy"].as_f64().unwrap()).collect()
+    };
+    let (steps, evals) = (rewards("step"), rewards("eval"));
+    assert_eq!((steps.len(), steps[0]), (evals.len(), 0.0), "nothing is ahead of itself");
+    assert!(evals[0] < 0.5 && *evals.last().unwrap() > 0.9, "{evals:?}");
+    let done = events.last().unwrap();
+    assert!(done["preference"]["margin"].as_f64().unwrap() > 1.0, "{done}");
+
+    let after = preferred(&["--adapter", "concise"]);
+    assert!(after > before + 0.2, "{before} became {after}");
+    let run = lathe.json(&["runs", "show", done["run"].as_str().unwrap()]);
+    let recorded = run[0]["steps"].as_array().unwrap();
+    assert_eq!(recorded.last().unwrap()["step"]["preference"]["accuracy"], *steps.last().unwrap());
+
+    // Pairs are no conversations, and conversations no pairs.
+    let stderr = lathe.fails(1, &["train", "--model", "starter", "--data", &data]);
+    assert!(stderr.contains("set objective=dpo or objective=orpo"), "{stderr}");
+    let pirate = repo("resources/samples/pirate.jsonl").display().to_string();
+    let stderr =
+        lathe.fails(1, &["train", "--model", "starter", "--data", &pirate, "--set", "objective=dpo"]);
+    assert!(stderr.contains("without the columns chosen and rejected"), "{stderr}");
+}
+
+#[test]
 fn an_adapter_moves_between_libraries_and_seeds_another_run() {
     let lathe = Lathe::new();
     let adapter = repo("tests/golden/data/tiny-qwen3/adapter").display().to_string();

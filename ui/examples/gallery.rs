@@ -95,7 +95,7 @@ fn row() -> RowView {
         token(" Under the blue pot.", Role::Assistant, true, Some(ReplyChannel::Answer)),
         token(" Look", Role::Assistant, true, Some(ReplyChannel::Answer)),
     ];
-    RowView { row: 0, line: 1, tokens, truncated_tokens: 1 }
+    RowView { row: 0, line: 1, tokens, truncated_tokens: 1, rejected: None }
 }
 
 fn chart() -> Chart {

@@ -183,8 +183,8 @@ impl Lathe {
                 }
                 self.go(Route::NewRun);
             }
-            Action::Chat { model, adapters } => {
-                screens.chat.begin(model, adapters, store, out);
+            Action::Chat(lane) => {
+                screens.chat.begin(lane, store, out);
                 self.go(Route::Chat);
             }
             Action::Toast { tone, text } => self.toasts.add(tone, text),

@@ -34,6 +34,11 @@ impl Fit {
         }
     }
 
+    /// What is needed must be less, not to be too big.
+    pub fn budget(memory_bytes: u64) -> u64 {
+        (memory_bytes as f64 * TIGHT) as u64
+    }
+
     pub fn tone(self) -> Tone {
         match self {
             Self::Fits => Tone::Success,

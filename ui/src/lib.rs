@@ -5,9 +5,11 @@
 
 mod app;
 mod catalog;
+pub mod comparison;
 mod config_keys;
 mod fit;
 pub mod format;
+pub mod origins;
 mod outbox;
 mod picker;
 mod run_view;

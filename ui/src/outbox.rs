@@ -1,4 +1,4 @@
-use lathe_protocol::{Command, CommandBody, ErrorInfo, Event, EventBody, JobId};
+use lathe_protocol::{ChatLane, Command, CommandBody, ErrorInfo, Event, EventBody, JobId};
 
 use crate::theme::Tone;
 
@@ -26,11 +26,8 @@ pub enum Action {
     NewRun {
         model: Option<String>,
     },
-    /// A new chat with this model.
-    Chat {
-        model: String,
-        adapters: Vec<String>,
-    },
+    /// A new chat with this model, or this run.
+    Chat(ChatLane),
     Toast {
         tone: Tone,
         text: String,

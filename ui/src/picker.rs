@@ -24,6 +24,8 @@ impl Accept {
     /// What a run learns from.
     pub const DATA: Self =
         Self { suffixes: &[".jsonl", ".json", ".csv", ".tsv", ".parquet", ".txt", ".md"], folders: false };
+    /// Where something is to be written.
+    pub const FOLDER: Self = Self { suffixes: &[], folders: true };
     /// What can be imported as a model.
     pub const MODEL: Self = Self { suffixes: &[".gguf"], folders: true };
 

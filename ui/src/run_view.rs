@@ -183,6 +183,7 @@ mod tests {
             loss_tokens: 32,
             epoch: 0.1,
             memory_bytes: None,
+            preference: None,
         })
     }
 
@@ -225,8 +226,15 @@ mod tests {
         let mut view = RunView::default();
         view.apply(&started(4, 0), 0.0);
         view.apply(&step(1, 1.0), 1.0);
-        let eval =
-            EvalMetrics { step: 1, loss: 1.0, perplexity: 2.7, token_accuracy: 0.5, loss_tokens: 9, rows: 2 };
+        let eval = EvalMetrics {
+            step: 1,
+            loss: 1.0,
+            perplexity: 2.7,
+            token_accuracy: 0.5,
+            loss_tokens: 9,
+            rows: 2,
+            preference: None,
+        };
         view.apply(&EventBody::Eval(eval), 61.0);
         view.apply(&step(2, 1.0), 62.0);
         assert!((view.eta_secs().unwrap() - 2.0).abs() < 1e-9);

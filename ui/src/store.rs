@@ -82,7 +82,7 @@ impl Store {
     }
 
     /// The ways of answering that a lane's adapters know.
-    pub fn styles_of(&self, lane: &ChatLane) -> impl Iterator<Item = &Style> {
+    pub fn styles_of<'a>(&'a self, lane: &ChatLane) -> impl Iterator<Item = &'a Style> {
         let worn = self.adapters().iter().filter(|adapter| lane.adapters.contains(&adapter.name));
         worn.flat_map(|adapter| &adapter.styles)
     }

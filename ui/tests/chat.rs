@@ -6,7 +6,7 @@ mod support;
 use egui::{Key, Role as Widget, Theme, Vec2};
 use egui_kittest::{Harness, kittest::Queryable};
 use lathe_protocol::{
-    ChatRecord, ChatStats, CommandBody, EventBody, JobId,
+    ChatRecord, ChatStats, CommandBody, ErrorCode, ErrorInfo, EventBody, JobId, LogLevel,
     ReplyChannel::{Answer, Thinking},
     Role,
 };
@@ -240,6 +240,42 @@ fn a_failed_reply_loses_nothing() {
 }
 
 #[test]
+fn an_adapter_of_another_base_is_used_only_after_a_question() {
+    let refusal = || ErrorInfo {
+        code: ErrorCode::OtherBase,
+        message: "The adapter was trained on another base: hidden_size 576 there, 2048 here".into(),
+        hint: None,
+        details: None,
+    };
+    let forced = |test: &Test| -> Vec<bool> {
+        let script = test.link.script.borrow();
+        let forced = script.sent.iter().filter_map(|command| match &command.body {
+            CommandBody::Chat { force, .. } => Some(*force),
+            _ => None,
+        });
+        forced.collect()
+    };
+    let mut test = open(Vec::new());
+    test.send("Hello");
+    let job = test.jobs()[0];
+    test.say(job, EventBody::Failed { error: refusal() });
+    test.click("Cancel");
+    assert_eq!((forced(&test), test.saved().lanes[0].forced), (vec![false], false));
+    assert!(test.sees("hidden_size 576 there"));
+
+    test.click("Try again");
+    let job = test.jobs()[1];
+    test.say(job, EventBody::Failed { error: refusal() });
+    test.click("Use it");
+    assert_eq!((forced(&test), test.saved().lanes[0].forced), (vec![false, false, true], true));
+    let job = test.jobs()[2];
+    test.say(job, EventBody::Log { level: LogLevel::Warn, message: "Forced: another base".into() });
+    assert!(test.sees("Forced: another base"));
+    test.reply(job, "Hi");
+    assert_eq!(nodes(&test.saved(), 0), [(None, "Hello"), (Some(0), "Hi")]);
+}
+
+#[test]
 fn another_adapter_restarts_the_model() {
     let mut test = open(chat::records());
     test.send("Hello");
@@ -378,6 +414,7 @@ fn effort_appears_with_a_model_that_has_it_and_reaches_it() {
         supports_thinking: true,
         supports_effort: true,
         context_length: 8192,
+        styles: Vec::new(),
     };
     test.say(job, ready);
     assert!(test.sees("Longest thought in tokens"));

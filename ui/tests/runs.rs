@@ -5,8 +5,8 @@ mod support;
 use egui::{Theme, Vec2};
 use egui_kittest::{Harness, SnapshotResults, kittest::Queryable as _};
 use lathe_protocol::{
-    CommandBody, Divergence, DivergenceSign, ErrorCode, ErrorInfo, EventBody, JobId, LogLevel, ResumeHow,
-    RowPlace, RunEntry, RunStatus, SampleText, StopThen, TrainStart,
+    CommandBody, Divergence, DivergenceSign, ErrorCode, ErrorInfo, EventBody, JobId, LogFormat, LogLevel,
+    ResumeHow, RowPlace, RunEntry, RunStatus, SampleText, StopThen, TrainStart,
 };
 use lathe_ui::Route;
 use support::{ScriptedLink, Window, fixtures, runs, window, window_of_size};
@@ -78,6 +78,53 @@ fn the_whole_history_shows_and_live_steps_are_added() {
     for label in ["Step 201", "The disk is nearly full", "Are you there?", "Always."] {
         assert!(shows(&harness, label), "{label}");
     }
+}
+
+#[test]
+fn the_command_that_does_a_run_again_is_copied_with_what_has_changed() {
+    let all = vec![runs::long(200, 300)];
+    let id = all[0].id.clone();
+    let (mut harness, link) = open(all, Route::Run(id.clone()));
+    click(&mut harness, "Copy the command");
+    let is_asked = |body: &CommandBody| *body == CommandBody::RunsReproduce { run: id.clone() };
+    let command = "lathe train --model starter --data 'my data.jsonl'";
+    let body = EventBody::Reproduction {
+        run: id.clone(),
+        args: Vec::new(),
+        command: command.into(),
+        warnings: vec!["The data is gone: my data.jsonl".into()],
+    };
+    let asked = job(&link, is_asked);
+    link.script.borrow_mut().answer(asked, body);
+    let mut copied = Vec::new();
+    for _ in 0..4 {
+        harness.step();
+        copied.extend(harness.output().platform_output.commands.clone());
+    }
+    assert!(copied.contains(&egui::OutputCommand::CopyText(command.into())), "{copied:?}");
+    assert!(shows(&harness, "The data is gone: my data.jsonl"));
+}
+
+#[test]
+fn metrics_are_exported_into_a_folder_that_is_chosen() {
+    let all = vec![runs::long(200, 300)];
+    let id = all[0].id.clone();
+    let (mut harness, link) = open(all, Route::Run(id.clone()));
+    click(&mut harness, "Export logs…");
+    click(&mut harness, "TensorBoard…");
+    let browse = job(&link, |body| matches!(body, CommandBody::Browse { .. }));
+    link.script.borrow_mut().answer(browse, EventBody::Folder(support::wizard::folder()));
+    harness.run_steps(4);
+    click(&mut harness, "Choose this folder");
+    let is_export = |body: &CommandBody| matches!(body, CommandBody::RunsExport { .. });
+    let out = support::wizard::folder().path;
+    let expected = CommandBody::RunsExport { run: id, format: LogFormat::Tensorboard, out };
+    assert_eq!(sent(&link, is_export), [expected]);
+    let exported = EventBody::Exported { paths: vec!["/logs/events".into()], steps: 200, evals: 4 };
+    let asked = job(&link, is_export);
+    link.script.borrow_mut().answer(asked, exported);
+    harness.run_steps(4);
+    assert!(shows(&harness, "Exported to /logs/events"));
 }
 
 #[test]
@@ -346,6 +393,17 @@ fn every_status_has_its_own_buttons() {
     }
 }
 
+#[test]
+fn a_run_on_pairs_shows_its_rewards_and_another_none() {
+    let run = |name: &str| RunEntry { name: name.into(), id: name.into(), ..runs::long(40, 60) };
+    for (name, expected) in [("tone-dpo", true), ("tone", false)] {
+        let (harness, _) = open(vec![run(name)], Route::Run(name.into()));
+        for label in ["Reward margin", "Chosen preferred"] {
+            assert_eq!(shows(&harness, label), expected, "{label} of {name}");
+        }
+    }
+}
+
 /// Pictures at the usual size are kept; with `LOOKS` set to a folder, larger ones are written there.
 #[test]
 fn pictures() {
@@ -358,11 +416,14 @@ fn pictures() {
     let rows = (40..52).map(|row| RowPlace { row, line: row + 1, file: None }).collect();
     let diverged = diverged(DivergenceSign::LossSpike, rows);
     let alone = vec![diverged.clone()];
+    let preference =
+        vec![RunEntry { name: "tone-dpo".into(), id: "tone-dpo".into(), ..runs::long(400, 600) }];
     let compared = [0, 3, 4].map(|index: usize| all[index].id.clone()).to_vec();
     let mut results = SnapshotResults::new();
     for (theme, ending) in [(Theme::Light, "light"), (Theme::Dark, "dark")] {
         for (name, all, route) in [
             ("run", &all, Route::Run(all[0].id.clone())),
+            ("run_preference", &preference, Route::Run("tone-dpo".into())),
             ("run_diverged", &alone, Route::Run(diverged.id.clone())),
             ("runs", &all, Route::Runs),
             ("compare", &all, Route::Compare(compared.clone())),

@@ -93,6 +93,18 @@ fn every_place_has_a_shortcut() {
 }
 
 #[test]
+fn an_adapter_tells_what_it_was_made_of() {
+    let mut harness = window(link(), Theme::Light);
+    go(&mut harness, Route::Adapters);
+    harness.get_by_label("What it was made of").click();
+    harness.run_ok();
+    harness.get_by_label_contains("120 rows");
+    harness.get_by_label_contains("perplexity 2.25");
+    // The other one was not made by Lathe.
+    harness.get_by_label_contains("not verified");
+}
+
+#[test]
 fn an_adapter_is_renamed_noted_on_and_deleted_after_a_question() {
     let link = link();
     let mut harness = window(link.clone(), Theme::Light);

@@ -6,59 +6,22 @@ mod support;
 use std::{path::Path, sync::Arc};
 
 use egui::{Key, Modifiers, Role, Theme, Vec2};
-use egui_kittest::{
-    Harness,
-    kittest::{NodeT, Queryable},
-};
+use egui_kittest::{Harness, kittest::Queryable};
 use lathe_protocol::{
     Command, CommandBody, Consequence, DataFile, ErrorCode, ErrorInfo, EventBody, ModelDetails, ModelEntry,
-    RunConfig, Schedule, Style, TrainRequest, TrainStart,
+    Objective, RunConfig, Schedule, Style, TrainRequest, TrainStart,
 };
 use lathe_ui::Route;
 use support::{
-    Script, ScriptedLink, Window, fixtures, wait_until, window_of_size,
-    wizard::{self, DATA},
+    Script, ScriptedLink, Window, fixtures, wait_until,
+    wizard::{
+        self, DATA, MODEL, RUN, choose_data, click, enter, fill_in, is_enabled, open_with, sent_requests,
+        settle, train_started,
+    },
 };
-
-const MODEL: &str = "HuggingFaceTB/SmolLM2-135M-Instruct";
-const RUN: &str = "2026-11-21-1200-beef";
-
-/// The wizard over a host that answers as `first` says, then as usual.
-fn open_with(
-    theme: Theme,
-    size: Vec2,
-    mut first: impl FnMut(&Command, &mut Script) -> bool + 'static,
-) -> (Harness<'static, Window>, ScriptedLink) {
-    let link = ScriptedLink::new(move |command, script| {
-        if !first(command, script) {
-            wizard::answer(command, script);
-        }
-    });
-    let mut harness = window_of_size(link.clone(), theme, size);
-    harness.input_mut().system_theme = Some(theme);
-    enter(&mut harness);
-    (harness, link)
-}
 
 fn open() -> (Harness<'static, Window>, ScriptedLink) {
     open_with(Theme::Light, Vec2::new(1280.0, 800.0), |_, _| false)
-}
-
-fn enter(harness: &mut Harness<'_, Window>) {
-    harness.key_press_modifiers(Modifiers::COMMAND, Key::N);
-    settle(harness);
-}
-
-fn settle(harness: &mut Harness<'_, Window>) {
-    harness.run_ok();
-    harness.run_steps(4);
-}
-
-fn click(harness: &mut Harness<'_, Window>, label: &str) {
-    harness.get_by_label(label).scroll_to_me();
-    settle(harness);
-    harness.get_by_label(label).click();
-    settle(harness);
 }
 
 fn type_into(harness: &mut Harness<'_, Window>, label: &str, text: &str) {
@@ -67,45 +30,6 @@ fn type_into(harness: &mut Harness<'_, Window>, label: &str, text: &str) {
     harness.key_press_modifiers(Modifiers::COMMAND, Key::A);
     harness.get_by_role_and_label(Role::TextInput, label).type_text(text);
     settle(harness);
-}
-
-fn choose_data(harness: &mut Harness<'_, Window>) {
-    click(harness, "Browse…");
-    click(harness, "support_chats.jsonl");
-    click(harness, "Choose");
-}
-
-/// From the first step to the last.
-fn fill_in(harness: &mut Harness<'_, Window>) {
-    click(harness, MODEL);
-    click(harness, "Continue");
-    choose_data(harness);
-    click(harness, "Continue");
-    click(harness, "Thorough");
-    click(harness, "Continue");
-}
-
-fn is_enabled(harness: &Harness<'_, Window>, label: &str) -> bool {
-    !harness.get_by_label(label).accesskit_node().is_disabled()
-}
-
-fn sent_requests(link: &ScriptedLink) -> Vec<TrainRequest> {
-    let script = link.script.borrow();
-    let requests = script.sent.iter().filter_map(|command| match &command.body {
-        CommandBody::Train(request) => Some((**request).clone()),
-        _ => None,
-    });
-    requests.collect()
-}
-
-fn train_started(command: &Command, script: &mut Script) -> bool {
-    if matches!(command.body, CommandBody::Train(_)) {
-        let started =
-            EventBody::RunStarted { run: RUN.into(), name: "tone".into(), out_dir: "/runs/x".into() };
-        script.answer(command.job, started);
-        return true;
-    }
-    false
 }
 
 #[test]
@@ -134,6 +58,7 @@ fn four_steps_lead_to_a_running_run() {
         out_dir: None,
         name: Some("tone-2".into()),
         init_adapter: None,
+        force: false,
         resume: false,
         device: "auto".into(),
         start: TrainStart::Detached,
@@ -379,6 +304,58 @@ fn verbosity_control_brings_its_styles_to_the_check_and_the_run() {
     harness.get_by_label_contains("terse, detailed");
     click(&mut harness, "Start");
     assert_eq!(sent_requests(&link)[0].config.styles, Style::terse_and_detailed());
+}
+
+/// A host whose data file has pairs.
+fn of_pairs(command: &Command, script: &mut Script) -> bool {
+    match &command.body {
+        CommandBody::DataCheck { .. } => {
+            let report = Box::new(wizard::preference_report());
+            script.answer(command.job, EventBody::DataReport(report));
+        }
+        CommandBody::DataShow { row, count, .. } => {
+            for row in *row..row + count {
+                script.say(command.job, EventBody::Row(wizard::pair_view(row)));
+            }
+            script.say(command.job, EventBody::Done);
+        }
+        _ => return train_started(command, script),
+    }
+    true
+}
+
+#[test]
+fn pairs_bring_their_objective_to_the_check_and_the_run() {
+    let (mut harness, link) = open_with(Theme::Light, Vec2::new(1280.0, 800.0), of_pairs);
+    click(&mut harness, MODEL);
+    click(&mut harness, "Continue");
+    choose_data(&mut harness);
+    harness.run_steps(40);
+    for label in ["Chosen", "Rejected"] {
+        harness.get_by_label(label);
+    }
+    let checked = link.script.borrow().sent.iter().rev().find_map(|command| match &command.body {
+        CommandBody::DataCheck { config, .. } => Some(config.objective),
+        _ => None,
+    });
+    assert_eq!(checked, Some(Objective::Dpo));
+    harness.remove_cursor();
+    settle(&mut harness);
+    harness.snapshot("wizard_pairs_light");
+    click(&mut harness, "Continue");
+    assert!(harness.query_by_label("Balanced").is_none(), "presets for other rows are not offered");
+    harness.remove_cursor();
+    settle(&mut harness);
+    harness.snapshot("wizard_objective_light");
+    click(&mut harness, "Preference (ORPO)");
+    click(&mut harness, "Continue");
+    harness.get_by_label_contains("ORPO, beta 0.1");
+    click(&mut harness, "Back");
+    click(&mut harness, "Preference (DPO)");
+    click(&mut harness, "Continue");
+    click(&mut harness, "Start");
+    let config = &sent_requests(&link)[0].config;
+    assert_eq!((config.objective, config.learning_rate), (Objective::Dpo, 5e-5));
 }
 
 #[test]

@@ -7,14 +7,16 @@ use lathe_engine::{
     Error, Result,
     chat::{ChatSession, ReplyRequest},
     data::{self, Dataset},
-    inspect, preflight,
+    inspect,
+    origins::{self, Checked},
+    preflight,
     store::Reading,
     text_files::TextFiles,
-    train::{self, Surroundings},
+    train::{self, Audience, Question, Surroundings},
 };
-use lathe_protocol::{ChatJob, DataFile, DataJob, ErrorCode, EventBody, Job, Request};
+use lathe_protocol::{ChatJob, DataFile, DataJob, ErrorCode, EventBody, Job, LogLevel, Request};
 
-use crate::{Channel, Output};
+use crate::{Channel, Output, memory::Meter};
 
 /// Runs a job, emitting what comes of it; `Done` and `Failed` are the caller's.
 pub(crate) fn run(job: Job, channel: &Channel, output: &Output) -> Result<()> {
@@ -44,25 +46,36 @@ pub(crate) fn run(job: Job, channel: &Channel, output: &Output) -> Result<()> {
             require_cpu(&job.device)?;
             let _held = lock_out_dir(Path::new(&job.out_dir))?;
             let clock = || channel.clock();
-            let world = Surroundings { clock: &clock, stop: &channel.stop };
+            let next_question = || question(channel.requests.try_recv().ok()?);
+            let audience = Audience { next_question: &next_question, cancel: &channel.cancel_reply };
+            let world = Surroundings { clock: &clock, stop: &channel.stop, audience: Some(audience) };
             let summary = train::run(&job, &world, &mut |event| output.emit(&event))?;
             output.emit(&EventBody::TrainingDone(summary));
+        }
+        Job::Probe(job) => {
+            require_cpu(&job.device)?;
+            let (clock, meter) = (|| channel.clock(), Meter::start());
+            let world = Surroundings { clock: &clock, stop: &channel.stop, audience: None };
+            let report = train::probe(&job, &|| meter.read(), &world, &mut |event| output.emit(&event))?;
+            output.emit(&EventBody::Probe(report));
         }
         Job::Chat(job) => chat(&job, channel, output)?,
         Job::Logits(job) => {
             require_cpu(&job.device)?;
+            check_bases(&job.model, job.adapter.as_slice(), job.force, output)?;
             let (num_tokens, vocab_size) = inspect::logits(&job)?;
             output.emit(&EventBody::LogitsWritten { path: job.out, num_tokens, vocab_size });
         }
         Job::Eval(job) => {
             require_cpu(&job.device)?;
-            output.emit(&EventBody::Eval(inspect::eval(&job, &channel.stop, &mut |event| {
-                output.emit(&event);
-            })?));
+            check_bases(&job.data.model, job.adapter.as_slice(), job.force, output)?;
+            let metrics = inspect::eval(&job, &channel.stop, &mut |event| output.emit(&event))?;
+            output.emit(&EventBody::Eval(metrics));
         }
         Job::DescribeModel { model } => {
             output.emit(&EventBody::ModelDetails(Box::new(inspect::describe(Path::new(&model))?)));
         }
+        Job::Origins(job) => output.emit(&EventBody::Origins(Box::new(origins::now(&job)?))),
     }
     Ok(())
 }
@@ -77,22 +90,32 @@ fn tell_columns_of_unknown(file: &DataFile, output: &Output) -> Result<()> {
     })
 }
 
+/// Refuses adapters of another base unless forced to, and says what is to be said of them.
+fn check_bases(model: &str, adapters: &[String], force: bool, output: &Output) -> Result<()> {
+    let Checked { notes, warnings, forced } = origins::check_bases(Path::new(model), adapters, force)?;
+    let told = notes.into_iter().map(|note| (LogLevel::Info, note));
+    let forced = forced.into_iter().map(|refusal| format!("Forced: {refusal}"));
+    let told = told.chain(warnings.into_iter().chain(forced).map(|warning| (LogLevel::Warn, warning)));
+    told.for_each(|(level, message)| output.emit(&EventBody::Log { level, message }));
+    Ok(())
+}
+
 fn chat(job: &ChatJob, channel: &Channel, output: &Output) -> Result<()> {
     require_cpu(&job.device)?;
     let clock = || channel.clock();
     let adapters: Vec<PathBuf> = job.adapters.iter().map(PathBuf::from).collect();
+    check_bases(&job.model, &job.adapters, job.force, output)?;
     let mut session = ChatSession::load(Path::new(&job.model), &adapters, &clock)?;
     output.emit(&EventBody::ChatReady {
         load_seconds: session.load_seconds(),
         supports_thinking: session.supports_thinking(),
         supports_effort: session.supports_effort(),
         context_length: session.context_length(),
+        styles: session.styles().to_vec(),
     });
     // Ends when the listener drops its sender: stop, or the end of stdin.
     while let Ok(request) = channel.requests.recv() {
-        let Request::Reply { messages, sampling, thinking, effort } = request else { continue };
-        let now = Some(jiff::Zoned::now().datetime());
-        let request = ReplyRequest { messages, sampling, thinking, effort, now };
+        let Some(Question { request, .. }) = question(request) else { continue };
         let reply = session.reply(&request, &channel.cancel_reply, &clock, &mut |delta| {
             output.emit(&EventBody::Reply(delta));
         });
@@ -104,6 +127,13 @@ fn chat(job: &ChatJob, channel: &Channel, output: &Output) -> Result<()> {
         });
     }
     Ok(())
+}
+
+/// What is asked, now.
+fn question(request: Request) -> Option<Question> {
+    let Request::Reply { messages, sampling, thinking, effort, base } = request else { return None };
+    let now = Some(jiff::Zoned::now().datetime());
+    Some(Question { request: ReplyRequest { messages, sampling, thinking, effort, now }, base })
 }
 
 /// Held while this worker may write into the run's folder: a host that was killed is gone before its worker is.

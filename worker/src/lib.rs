@@ -3,6 +3,7 @@
 //! stdout: one handshake line, then frames only. stdin: the job, then requests; its end means stop. stderr: logs.
 
 mod jobs;
+mod memory;
 
 use std::{
     io::{Write as _, stdin, stdout},

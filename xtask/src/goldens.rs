@@ -20,23 +20,27 @@ pub struct Args {
 }
 
 /// In order: each may read what those before it wrote.
-const SCRIPTS: [&str; 10] = [
+const SCRIPTS: [&str; 12] = [
     "models.py",
     "lora.py",
     "train.py",
     "styles.py",
+    "preference.py",
     "full.py",
     "nf4.py",
     "experts.py",
     "kinds.py",
     "adamw8bit.py",
     "gguf_models.py",
+    "event_files.py",
 ];
 
 pub fn goldens(args: &Args) -> Result<()> {
     let Args { python, qwen3_config } = args;
     let Some(python) = python else {
-        println!("The goldens come from transformers, peft and llama.cpp, by the scripts in tests/golden:\n");
+        println!(
+            "The goldens come from transformers, peft, TRL and llama.cpp, by the scripts in tests/golden:\n"
+        );
         println!("  {} -m venv .cache/golden-venv", repo::python());
         println!("  .cache/golden-venv/bin/pip install -r tests/golden/requirements.txt");
         println!("  cargo xtask goldens --python .cache/golden-venv/bin/python");

@@ -1,4 +1,5 @@
 use std::{
+    collections::VecDeque,
     io::{BufRead as _, IsTerminal as _, stdin},
     process::ExitCode,
     sync::mpsc::{Receiver, RecvTimeoutError, sync_channel},
@@ -7,13 +8,13 @@ use std::{
 };
 
 use lathe_protocol::{
-    ChatStats, CommandBody, ErrorCode, ErrorInfo, EventBody, JobId, Message, ReplyChannel, Role,
+    AnsweredBy, ChatStats, CommandBody, ErrorCode, ErrorInfo, EventBody, JobId, Message, ReplyChannel, Role,
     SamplingParams, Style, Thinking,
 };
 use lathe_ui::format::short_secs;
 use serde_json::{Value, json};
 
-use super::{Outcome, unexpected};
+use super::Outcome;
 use crate::{
     cli::Chat,
     note,
@@ -25,22 +26,18 @@ const DIM: &str = "\x1b[2m";
 const PLAIN: &str = "\x1b[0m";
 
 pub fn run(session: &mut Session, args: &Chat) -> Outcome {
-    let Chat { model, adapter: adapters, prompt, system, thinking, style, .. } = args;
-    let style = style.as_ref().map(|name| find_style(session, name, adapters)).transpose()?;
+    let Chat { prompt, system, .. } = args;
     let usual = SamplingParams::default();
+    // A style has a say, and is known once its model is loaded.
+    if args.style.is_none() {
+        check_sampling(&sampling(args, &usual))?;
+    }
+    let partner = partner(session, args);
+    let mut chat = Conversation::open(session, partner, args.thinking.into(), args.effort.clone())?;
+    let style = args.style.as_ref().map(|name| find_style(name, &chat.styles, args)).transpose()?;
     let usual = style.as_ref().map_or(usual.clone(), |style| style.sampling(&usual));
-    let sampling = SamplingParams {
-        temperature: args.temperature.unwrap_or(usual.temperature),
-        top_p: args.top_p.unwrap_or(usual.top_p),
-        top_k: args.top_k.unwrap_or(usual.top_k),
-        max_tokens: args.max_tokens.unwrap_or(usual.max_tokens),
-        min_tokens: args.min_tokens.unwrap_or(usual.min_tokens),
-        seed: args.seed,
-        thinking_budget: args.thinking_budget,
-    };
-    check_sampling(&sampling)?;
-    let reasoning = ((*thinking).into(), args.effort.clone());
-    let mut chat = Conversation::open(session, model, adapters, reasoning, sampling)?;
+    chat.sampling = sampling(args, &usual);
+    check_sampling(&chat.sampling)?;
     chat.style = style.map(|style| style.name);
     let system: Vec<Message> = system.iter().map(|text| Message::new(Role::System, text)).collect();
     if let Some(prompt) = prompt {
@@ -50,24 +47,49 @@ pub fn run(session: &mut Session, args: &Chat) -> Outcome {
     } else {
         talk(session, &mut chat, &system)?;
     }
-    chat.close(session)?;
+    chat.close(session);
     Ok(ExitCode::SUCCESS)
 }
 
-/// The style of this name that one of the adapters has.
-fn find_style(session: &mut Session, name: &str, adapters: &[String]) -> Result<Style, ErrorInfo> {
-    let mut styles = Vec::new();
-    for adapter in adapters {
-        let answer = session.ask(CommandBody::AdaptersShow { adapter: adapter.clone() })?;
-        let EventBody::Adapter(entry) = answer else { return Err(unexpected()) };
-        styles.extend(entry.styles);
+/// Who is to answer: a run, or a model.
+fn partner(session: &Session, args: &Chat) -> CommandBody {
+    match &args.run {
+        Some(run) => CommandBody::TalkToRun { run: run.clone(), base: args.base },
+        None => CommandBody::Chat {
+            model: args.model.clone().unwrap_or_default(),
+            adapters: args.adapter.clone(),
+            device: session.device.clone(),
+            force: args.force,
+        },
     }
-    let names: Vec<_> = styles.iter().map(|style| style.name.clone()).collect();
-    styles.into_iter().find(|style| style.name == name).ok_or_else(|| {
-        let holder = match (adapters, names.as_slice()) {
-            ([], _) => "without an adapter there are no styles".to_owned(),
-            (_, []) => format!("the adapter holds no styles: {}", adapters.join(", ")),
-            (_, names) => format!("known are {}", names.join(", ")),
+}
+
+/// As the flags say, else as usual.
+fn sampling(args: &Chat, usual: &SamplingParams) -> SamplingParams {
+    SamplingParams {
+        temperature: args.temperature.unwrap_or(usual.temperature),
+        top_p: args.top_p.unwrap_or(usual.top_p),
+        top_k: args.top_k.unwrap_or(usual.top_k),
+        max_tokens: args.max_tokens.unwrap_or(usual.max_tokens),
+        min_tokens: args.min_tokens.unwrap_or(usual.min_tokens),
+        seed: args.seed,
+        thinking_budget: args.thinking_budget,
+    }
+}
+
+/// The style of this name among those that were learned.
+fn find_style(name: &str, styles: &[Style], args: &Chat) -> Result<Style, ErrorInfo> {
+    if args.base {
+        return Err(ErrorInfo::new(ErrorCode::Usage, "The base knows no styles: they are the adapter's")
+            .hint("leave --base or --style out"));
+    }
+    let names: Vec<_> = styles.iter().map(|style| style.name.as_str()).collect();
+    styles.iter().find(|style| style.name == name).cloned().ok_or_else(|| {
+        let holder = match (&args.run, args.adapter.as_slice(), names.as_slice()) {
+            (Some(run), _, []) => format!("the run learns no styles: {run}"),
+            (None, [], []) => "without an adapter there are no styles".to_owned(),
+            (None, adapters, []) => format!("the adapter holds no styles: {}", adapters.join(", ")),
+            (_, _, names) => format!("known are {}", names.join(", ")),
         };
         let hint = if names.is_empty() { "leave --style out" } else { "choose one of them" };
         ErrorInfo::new(ErrorCode::Adapter, format!("No style {name:?}: {holder}")).hint(hint)
@@ -161,43 +183,55 @@ fn next_line(lines: &Receiver<String>) -> Option<String> {
     }
 }
 
-/// A loaded model, talking.
+/// A loaded model or a run in training, talking.
 pub struct Conversation {
     job: JobId,
     thinking: Thinking,
     effort: Option<String>,
-    sampling: SamplingParams,
+    pub sampling: SamplingParams,
+    /// What can be asked for.
+    styles: Vec<Style>,
     /// The way in which questions are to be answered.
     style: Option<String>,
     /// Whether replies are shown as they come.
     pub silent: bool,
+    /// What was not looked at yet.
+    events: VecDeque<EventBody>,
 }
 
 impl Conversation {
-    /// Waits until the model is loaded. Reasoning is what is seen of it, and its effort.
+    /// Waits until the model is loaded, or the run's training has begun.
     ///
-    /// Errors: the model cannot be loaded, or has no effort to set.
+    /// Errors: the model cannot be loaded, or has no effort to set; the run does not train.
     pub fn open(
         session: &mut Session,
-        model: &str,
-        adapters: &[String],
-        (thinking, effort): (Thinking, Option<String>),
-        sampling: SamplingParams,
+        partner: CommandBody,
+        thinking: Thinking,
+        effort: Option<String>,
     ) -> Result<Self, ErrorInfo> {
-        let device = session.device.clone();
-        let body = CommandBody::Chat { model: model.to_owned(), adapters: adapters.to_vec(), device };
-        let job = session.start(body);
-        let chat = Self { job, thinking, effort, sampling, style: None, silent: false };
+        let job = session.start(partner);
+        let (sampling, styles) = (SamplingParams::default(), Vec::new());
+        let mut chat = Self {
+            job,
+            thinking,
+            effort,
+            sampling,
+            styles,
+            style: None,
+            silent: false,
+            events: VecDeque::new(),
+        };
         let mut bar = Preparation::new();
         loop {
-            for event in session.events(job) {
+            while let Some(event) = chat.next_event(session) {
                 match event {
                     EventBody::Progress { what, done, total } => bar.show(&what, done, total),
-                    EventBody::ChatReady { load_seconds, supports_thinking, supports_effort, .. } => {
+                    EventBody::ChatReady {
+                        load_seconds, supports_thinking, supports_effort, styles, ..
+                    } => {
                         bar.clear();
                         if let Some(effort) = chat.effort.as_ref().filter(|_| !supports_effort) {
-                            let message =
-                                format!("This model has no reasoning effort to set to {effort}: {model}");
+                            let message = format!("This model has no reasoning effort to set to {effort}");
                             session.send(job, CommandBody::Stop);
                             return Err(ErrorInfo::new(ErrorCode::Model, message).hint("leave --effort out"));
                         }
@@ -207,6 +241,7 @@ impl Conversation {
                         if thinking == Thinking::Off && !supports_thinking {
                             note!("this model does not think: --thinking off changes nothing");
                         }
+                        chat.styles = styles;
                         return Ok(chat);
                     }
                     EventBody::Failed { error } => return Err(error),
@@ -247,9 +282,16 @@ impl Conversation {
         let mut cancelled = false;
         let mut answer = String::new();
         let mut shown = None;
+        let mut by = None;
         loop {
-            for event in session.events(self.job) {
+            while let Some(event) = self.next_event(session) {
                 match event {
+                    EventBody::ReplyStarted(answering) => {
+                        by = Some(answering);
+                        if !session.out.json {
+                            note!("{answering}");
+                        }
+                    }
                     EventBody::Reply(delta) => {
                         if delta.channel == ReplyChannel::Answer {
                             answer.push_str(&delta.text);
@@ -263,7 +305,7 @@ impl Conversation {
                     }
                     EventBody::ReplyDone(stats) => {
                         if !self.silent {
-                            end_reply(session, &stats, shown);
+                            end_reply(session, &stats, by, shown);
                         }
                         return Ok(Ok(answer));
                     }
@@ -280,14 +322,21 @@ impl Conversation {
         }
     }
 
-    pub fn close(self, session: &mut Session) -> Result<(), ErrorInfo> {
+    /// Waits a moment if there is none.
+    fn next_event(&mut self, session: &mut Session) -> Option<EventBody> {
+        if self.events.is_empty() {
+            self.events.extend(session.events(self.job));
+        }
+        self.events.pop_front()
+    }
+
+    /// All was answered: that a run ended just now, say, changes nothing.
+    pub fn close(mut self, session: &mut Session) {
         session.send(self.job, CommandBody::Stop);
         loop {
-            for event in session.events(self.job) {
-                match event {
-                    EventBody::Done => return Ok(()),
-                    EventBody::Failed { error } => return Err(error),
-                    _ => {}
+            while let Some(event) = self.next_event(session) {
+                if matches!(event, EventBody::Done | EventBody::Failed { .. }) {
+                    return;
                 }
             }
         }
@@ -324,13 +373,14 @@ fn show_delta(session: &Session, channel: ReplyChannel, text: &str, shown: &mut 
     out.text(text);
 }
 
-fn end_reply(session: &Session, stats: &ChatStats, shown: Option<ReplyChannel>) {
+fn end_reply(session: &Session, stats: &ChatStats, by: Option<AnsweredBy>, shown: Option<ReplyChannel>) {
     let out = &session.out;
     if out.json {
         let mut object = json!({"kind": "stats"});
-        if let (Value::Object(object), Ok(Value::Object(fields))) = (&mut object, serde_json::to_value(stats))
-        {
-            object.extend(fields);
+        for part in [serde_json::to_value(stats), serde_json::to_value(by)] {
+            if let (Value::Object(object), Ok(Value::Object(fields))) = (&mut object, part) {
+                object.extend(fields);
+            }
         }
         return out.object(&object);
     }

@@ -1,8 +1,8 @@
 use std::process::ExitCode;
 
 use lathe_protocol::{
-    CommandBody, DataReport, DatasetShape, ErrorCode, ErrorInfo, EventBody, FileReport, ReplyChannel, Role,
-    SimilarPair, TokenCache, TokenView,
+    CommandBody, DataReport, DatasetShape, ErrorCode, ErrorInfo, EventBody, FileReport, LengthStats,
+    ReplyChannel, Role, RowView, SimilarPair, TokenCache, TokenView,
 };
 use lathe_ui::format;
 
@@ -39,6 +39,12 @@ pub fn check(
 pub fn describe(report: &DataReport) -> String {
     let share = if report.tokens == 0 { 0.0 } else { report.loss_tokens as f64 / report.tokens as f64 };
     let lengths = &report.lengths;
+    let spread = |lengths: &LengthStats| {
+        format!(
+            "{} to {}, mean {:.0}, median {}, 95 % up to {}",
+            lengths.min, lengths.max, lengths.mean, lengths.p50, lengths.p95
+        )
+    };
     let mut lines = vec![("Shape", shape(report.shape).to_owned()), ("Rows", report.rows.to_string())];
     if report.files.len() > 1 {
         for FileReport { path, shape: of, rows, weight } in &report.files {
@@ -59,17 +65,16 @@ pub fn describe(report: &DataReport) -> String {
                 share * 100.0
             ),
         ),
-        (
-            "Lengths",
-            format!(
-                "{} to {}, mean {:.0}, median {}, 95 % up to {}",
-                lengths.min, lengths.max, lengths.mean, lengths.p50, lengths.p95
-            ),
-        ),
     ]);
-    if lengths.max > 0 {
-        let bars = format!("{}  0 to {}", sparkline(&lengths.histogram), lengths.max);
-        lines.push(("", bars));
+    let sides = match &report.rejected_lengths {
+        Some(rejected) => vec![("Chosen", lengths), ("Rejected", rejected)],
+        None => vec![("Lengths", lengths)],
+    };
+    for (name, lengths) in sides {
+        lines.push((name, spread(lengths)));
+        if lengths.max > 0 {
+            lines.push(("", format!("{}  0 to {}", sparkline(&lengths.histogram), lengths.max)));
+        }
     }
     lines.extend([
         ("Cut at", format!("{} tokens: {} rows are longer", report.max_seq_len, report.truncated_rows)),
@@ -146,16 +151,25 @@ pub fn show(
         return Ok(ExitCode::SUCCESS);
     }
     let EventBody::Row(view) = answer else { return Err(unexpected()) };
-    let trained = view.tokens.iter().filter(|token| token.loss).count();
-    session.out.line(&format!(
-        "row {}: {} tokens, {trained} trained (*), {} cut off",
-        view.place,
-        view.tokens.len(),
-        view.truncated_tokens
-    ));
-    let kept = view.tokens.len() - view.truncated_tokens.min(view.tokens.len());
-    let mut text = String::new();
-    for (index, token) in view.tokens.iter().enumerate() {
+    let RowView { place, tokens, truncated_tokens, rejected } = &view;
+    let place = format!("row {place}");
+    let Some(rejected) = rejected else {
+        session.out.text(&side(&place, tokens, *truncated_tokens));
+        return Ok(ExitCode::SUCCESS);
+    };
+    session.out.text(&side(&format!("{place}, chosen"), tokens, *truncated_tokens));
+    let text = side(&format!("{place}, rejected"), &rejected.tokens, rejected.truncated_tokens);
+    session.out.text(&format!("\n{text}"));
+    Ok(ExitCode::SUCCESS)
+}
+
+/// A row, or a side of a pair, token by token.
+fn side(name: &str, tokens: &[TokenView], truncated_tokens: usize) -> String {
+    let trained = tokens.iter().filter(|token| token.loss).count();
+    let mut text =
+        format!("{name}: {} tokens, {trained} trained (*), {truncated_tokens} cut off\n", tokens.len());
+    let kept = tokens.len() - truncated_tokens.min(tokens.len());
+    for (index, token) in tokens.iter().enumerate() {
         if index == kept {
             text.push_str("------- cut here by max_seq_len\n");
         }
@@ -168,8 +182,7 @@ pub fn show(
             token.text.escape_debug()
         );
     }
-    session.out.text(&text);
-    Ok(ExitCode::SUCCESS)
+    text
 }
 
 /// `assistant/answer`, `user`, or nothing between turns.
@@ -198,6 +211,6 @@ pub fn brief(report: &DataReport) -> String {
         shape(report.shape),
         format::short_count(report.tokens),
         format::short_count(report.loss_tokens),
-        report.lengths.max
+        report.longest_row_tokens()
     )
 }

@@ -167,20 +167,22 @@ pub fn runs(session: &mut Session) -> Outcome {
                 steps(run),
                 loss(run.last_loss),
                 loss(run.eval_loss),
+                run.runs_on.clone().unwrap_or_else(|| run.device.clone()),
                 ago(run.created_secs),
             ]
         })
         .collect();
-    session.out.text(&table(&["RUN", "NAME", "STATUS", ">STEP", ">LOSS", ">HELD-OUT", "STARTED"], &rows));
+    let head = ["RUN", "NAME", "STATUS", ">STEP", ">LOSS", ">HELD-OUT", "DEVICE", "STARTED"];
+    session.out.text(&table(&head, &rows));
     Ok(ExitCode::SUCCESS)
 }
 
-fn steps(run: &RunEntry) -> String {
+pub fn steps(run: &RunEntry) -> String {
     if run.total_steps == 0 { "-".into() } else { format!("{}/{}", run.step, run.total_steps) }
 }
 
 /// In a word; of a queued run with its place, which counts from 1.
-fn status(run: &RunEntry) -> String {
+pub fn status(run: &RunEntry) -> String {
     let word = match run.status {
         RunStatus::Queued => "queued",
         RunStatus::Running => "running",
@@ -238,7 +240,7 @@ pub fn run(session: &mut Session, run: String) -> Outcome {
         .filter(|(index, _)| index % stride == 0 || index + 1 == points.len())
         .map(|(_, point)| {
             let eval = evals.iter().find(|eval| eval.step == point.step.step);
-            vec![
+            let mut cells = vec![
                 point.step.step.to_string(),
                 format!("{:.4}", point.step.loss),
                 loss(eval.map(|eval| eval.loss)),
@@ -247,13 +249,21 @@ pub fn run(session: &mut Session, run: String) -> Outcome {
                 format!("{:.3}", point.step.grad_norm),
                 format!("{:.2e}", point.step.lr),
                 format!("{:.0}", point.step.tokens_per_second),
-            ]
+            ];
+            if let Some(preference) = &point.step.preference {
+                cells.push(format!("{:.3}", preference.margin));
+                cells.push(format!("{:.0} %", preference.accuracy * 100.0));
+            }
+            cells
         })
         .collect();
     if !rows.is_empty() {
         session.out.text("\n");
-        let head =
-            [">STEP", ">LOSS", ">HELD-OUT", ">PERPLEXITY", ">ACCURACY", ">GRAD NORM", ">LR", ">TOKENS/S"];
+        let mut head =
+            vec![">STEP", ">LOSS", ">HELD-OUT", ">PERPLEXITY", ">ACCURACY", ">GRAD NORM", ">LR", ">TOKENS/S"];
+        if points.iter().any(|point| point.step.preference.is_some()) {
+            head.extend([">MARGIN", ">PREFERRED"]);
+        }
         session.out.text(&table(&head, &rows));
     }
     match run.status {
@@ -266,6 +276,46 @@ pub fn run(session: &mut Session, run: String) -> Outcome {
             None => session.out.line(&format!("\nResume it: lathe runs resume {}", run.id)),
         },
     }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Gives a queued run another place or device.
+pub fn move_queued(session: &mut Session, run: String, to: &str) -> Outcome {
+    let device = ["auto", "cpu"].contains(&to) || to.starts_with("cuda");
+    let body = if device {
+        CommandBody::RunsAssign { run, device: to.to_owned() }
+    } else {
+        let EventBody::Run(details) = session.ask(CommandBody::RunsShow { run: run.clone() })? else {
+            return Err(unexpected());
+        };
+        let place = details.run.queue_position.unwrap_or_default();
+        let position = match to {
+            "up" => place.saturating_sub(1),
+            "down" => place + 1,
+            "first" => 0,
+            "last" => usize::MAX,
+            _ => match to.parse::<usize>() {
+                Ok(place) if place > 0 => place - 1,
+                _ => {
+                    return Err(ErrorInfo::new(
+                        ErrorCode::Usage,
+                        format!("Not a place in the queue: {to:?}"),
+                    )
+                    .hint("write up, down, first, last, a place from 1, auto, cpu or cuda:N"));
+                }
+            },
+        };
+        CommandBody::RunsMove { run, position }
+    };
+    let answer = session.ask(body)?;
+    if session.out.json {
+        session.out.object(&answer);
+        return Ok(ExitCode::SUCCESS);
+    }
+    let EventBody::Runs { mut runs } = answer else { return Err(unexpected()) };
+    runs.sort_by_key(|run| run.queue_position);
+    let row = |run: &RunEntry| vec![status(run), run.name.clone(), run.device.clone()];
+    session.out.text(&table(&["STATUS", "NAME", "DEVICE"], &runs.iter().map(row).collect::<Vec<_>>()));
     Ok(ExitCode::SUCCESS)
 }
 
@@ -342,10 +392,15 @@ pub fn adapter(session: &mut Session, body: CommandBody) -> Outcome {
     Ok(ExitCode::SUCCESS)
 }
 
+fn base_model(adapter: &AdapterEntry) -> String {
+    let name = adapter.base_model.as_deref().unwrap_or("unknown");
+    if adapter.origins.is_some() { name.into() } else { format!("{name}, not verified") }
+}
+
 fn describe_adapter(adapter: &AdapterEntry) -> String {
     let mut lines = vec![
         ("Adapter", adapter.name.clone()),
-        ("Base", adapter.base_model.clone().unwrap_or_else(|| "unknown".into())),
+        ("Base", base_model(adapter)),
         ("Rank", format!("{}, alpha {}", adapter.r, adapter.alpha)),
         ("Adapts", adapter.targets.join(", ")),
         ("Size", bytes(adapter.size_bytes)),
@@ -356,8 +411,12 @@ fn describe_adapter(adapter: &AdapterEntry) -> String {
         lines.push(("Style", format!("{}  {}{sampled}", style.name, style.token)));
     }
     lines.extend(adapter.run.clone().map(|run| ("Run", run)));
-    lines.extend(adapter.data.clone().map(|data| ("Data", data)));
-    lines.extend(adapter.last_loss.map(|last| ("Last loss", loss(Some(last)))));
+    if let Some(origins) = &adapter.origins {
+        lines.extend(lathe_ui::origins::facts(origins));
+    } else {
+        lines.extend(adapter.data.clone().map(|data| ("Data", data)));
+        lines.extend(adapter.last_loss.map(|last| ("Last loss", loss(Some(last)))));
+    }
     lines.extend(adapter.created_secs.map(|created| ("Made", ago(created))));
     lines.push(("Path", adapter.path.clone()));
     lines.extend(adapter.problem.clone().map(|problem| ("Problem", problem)));

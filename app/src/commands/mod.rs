@@ -1,8 +1,11 @@
 mod chat;
+mod compare;
 mod data;
 mod estimate;
 mod library;
 mod quickstart;
+mod record;
+mod sweep;
 mod train;
 
 use std::{path::Path, process::ExitCode};
@@ -20,6 +23,8 @@ use crate::{
     session::Session,
 };
 
+pub use library::status;
+
 pub type Outcome = Result<ExitCode, ErrorInfo>;
 
 pub fn run(session: &mut Session, command: CommandLine) -> Outcome {
@@ -36,7 +41,7 @@ pub fn run(session: &mut Session, command: CommandLine) -> Outcome {
             library::remove(session, CommandBody::ModelsRemove { model })
         }
 
-        CommandLine::Estimate { model, config } => estimate::run(session, &model, &config),
+        CommandLine::Estimate { model, config, probe } => estimate::run(session, &model, &config, probe),
 
         CommandLine::Data(Data::Check { model, files, eval_data, config }) => {
             data::check(session, model, &files, eval_data, &config)
@@ -50,8 +55,13 @@ pub fn run(session: &mut Session, command: CommandLine) -> Outcome {
         CommandLine::Data(Data::Cache { clear: false }) => data::cache(session),
 
         CommandLine::Train(args) => train::run(session, *args),
+        CommandLine::Sweep(args) => sweep::run(session, *args),
         CommandLine::Runs(Runs::List) => library::runs(session),
-        CommandLine::Runs(Runs::Show { run }) => library::run(session, run),
+        CommandLine::Runs(Runs::Show { run, reproduce: true }) => record::reproduce(session, run),
+        CommandLine::Runs(Runs::Show { run, reproduce: false }) => library::run(session, run),
+        CommandLine::Runs(Runs::Export { run, format, out }) => {
+            record::export(session, run, format.into(), full_path(&out))
+        }
         CommandLine::Runs(Runs::Resume { run, skip_rows, lower_rate, ignore_spikes, less_memory }) => {
             let how = match (skip_rows, lower_rate, ignore_spikes, less_memory) {
                 (true, ..) => ResumeHow::SkipRows,
@@ -70,6 +80,9 @@ pub fn run(session: &mut Session, command: CommandLine) -> Outcome {
             };
             library::stop(session, run, then)
         }
+        CommandLine::Runs(Runs::Compare { runs }) => compare::run(session, &runs),
+        CommandLine::Runs(Runs::Move { run, to }) => library::move_queued(session, run, &to),
+        CommandLine::Runs(Runs::Work) => sweep::work_off_queue(session),
         CommandLine::Runs(Runs::Rm { run }) => library::remove(session, CommandBody::RunsRemove { run }),
 
         CommandLine::Adapters(Adapters::List) => library::adapters(session),
@@ -188,9 +201,10 @@ fn doctor(session: &mut Session) -> Outcome {
 }
 
 fn logits(session: &mut Session, args: Logits) -> Outcome {
-    let Logits { model, adapter, ids, out } = args;
+    let Logits { model, adapter, force, ids, out } = args;
     let device = session.device.clone();
-    let answer = session.ask(CommandBody::Logits { model, adapter, ids, out: full_path(&out), device })?;
+    let answer =
+        session.ask(CommandBody::Logits { model, adapter, ids, out: full_path(&out), device, force })?;
     if session.out.json {
         session.out.object(&answer);
     } else if let EventBody::LogitsWritten { path, num_tokens, vocab_size } = answer {
@@ -200,21 +214,25 @@ fn logits(session: &mut Session, args: Logits) -> Outcome {
 }
 
 fn eval(session: &mut Session, args: Eval) -> Outcome {
-    let Eval { model, adapter, data, config } = args;
+    let Eval { model, adapter, force, data, config } = args;
     let mut config = read_config(&config)?;
     // What a run learned from is not what it is measured on.
     config.data.clear();
     let device = session.device.clone();
-    let answer = session.ask(CommandBody::Eval { model, adapter, data, config, device })?;
+    let answer = session.ask(CommandBody::Eval { model, adapter, data, config, device, force })?;
     if session.out.json {
         session.out.object(&answer);
     } else if let EventBody::Eval(metrics) = answer {
-        session.out.text(&output::fields(&[
+        let mut lines = vec![
             ("Loss", format!("{:.4}", metrics.loss)),
             ("Perplexity", format!("{:.3}", metrics.perplexity)),
             ("Accuracy", format!("{:.1} %", metrics.token_accuracy * 100.0)),
-            ("Tokens", format!("{} trained, in {} rows", metrics.loss_tokens, metrics.rows)),
-        ]));
+        ];
+        if let Some(preference) = &metrics.preference {
+            lines.push(("Preference", output::preference(preference)));
+        }
+        lines.push(("Tokens", format!("{} trained, in {} rows", metrics.loss_tokens, metrics.rows)));
+        session.out.text(&output::fields(&lines));
     } else {
         note!("warning: no metrics came");
     }

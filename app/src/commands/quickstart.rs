@@ -4,8 +4,8 @@ use std::process::ExitCode;
 
 use lathe_host::config;
 use lathe_protocol::{
-    CommandBody, ErrorCode, ErrorInfo, EventBody, Message, Role, RunConfig, SamplingParams, Thinking,
-    TrainRequest, TrainStart,
+    CommandBody, ErrorCode, ErrorInfo, EventBody, Message, Role, RunConfig, Thinking, TrainRequest,
+    TrainStart,
 };
 use lathe_ui::format;
 use serde_json::json;
@@ -65,6 +65,7 @@ pub fn run(session: &mut Session, args: &Quickstart) -> Outcome {
         out_dir: None,
         name: None,
         init_adapter: None,
+        force: false,
         resume: false,
         device: session.device.clone(),
         start: TrainStart::Attached,
@@ -141,11 +142,13 @@ fn say(out: &Output, text: &str) {
 }
 
 fn answer(session: &mut Session, adapters: &[String]) -> Result<String, ErrorInfo> {
-    let sampling = SamplingParams { max_tokens: 64, ..SamplingParams::default() };
-    let mut chat = Conversation::open(session, MODEL, adapters, (Thinking::Show, None), sampling)?;
+    let (model, adapters, device) = (MODEL.to_owned(), adapters.to_vec(), session.device.clone());
+    let body = CommandBody::Chat { model, adapters, device, force: false };
+    let mut chat = Conversation::open(session, body, Thinking::Show, None)?;
+    chat.sampling.max_tokens = 64;
     chat.silent = true;
     let answer = chat.reply(session, vec![Message::new(Role::User, QUESTION)])??;
-    chat.close(session)?;
+    chat.close(session);
     Ok(answer.trim().to_owned())
 }
 

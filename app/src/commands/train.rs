@@ -11,9 +11,9 @@ use serde_json::{Value, json};
 use super::{Outcome, full_path, take_data};
 use crate::{
     append, chart,
-    cli::{ConfigArgs, Train},
+    cli::{ConfigArgs, Train, TrainArgs},
     note,
-    output::loss,
+    output::{self, loss},
     progress::Training,
     session::{OnInterrupt, Session},
 };
@@ -29,50 +29,61 @@ pub struct Trained {
 }
 
 pub fn run(session: &mut Session, args: Train) -> Outcome {
-    let Train {
-        model,
-        data,
-        eval_data,
-        config: config_args,
-        out,
-        resume,
-        init_adapter,
-        style,
-        max_steps,
-        name,
-    } = args;
-    let mut sets = config_args.set.clone();
+    let Train { args, out, resume, queue } = args;
+    // A resumed run keeps its settings; what is given here must agree with them.
+    let kept = out.as_deref().filter(|_| resume).map(kept_config).transpose()?;
+    let request = request(args, session, kept)?;
+    config::validate(&request.config)?;
+    let start = if queue { TrainStart::Queued } else { TrainStart::Attached };
+    let out_dir = out.as_deref().map(full_path);
+    let body = CommandBody::Train(Box::new(TrainRequest { out_dir, resume, start, ..request }));
+    if !queue {
+        return finish(session, body);
+    }
+    let answer = session.ask(body)?;
+    if session.out.json {
+        session.out.object(&answer);
+    } else if let EventBody::RunStarted { run, name, .. } = answer {
+        session.out.line(&format!("Run {name} waits in the queue: {run}"));
+        session.out.line("Work it off: lathe runs work");
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// What the flags say, on the defaults or the settings that a run was begun with. Not yet validated.
+pub fn request(
+    args: TrainArgs,
+    session: &Session,
+    kept: Option<RunConfig>,
+) -> Result<TrainRequest, ErrorInfo> {
+    let TrainArgs { model, data, eval_data, config, init_adapter, force, style, max_steps, name } = args;
+    let ConfigArgs { config: file, set: mut sets } = config;
     if !style.is_empty() {
         sets.push(format!("styles={}", style.join(",")));
     }
     sets.extend(max_steps.map(|steps| format!("max_steps={steps}")));
-    let mut config = match &out {
-        // A resumed run keeps its settings; what is given here must agree with them.
-        Some(out) if resume => resumed_config(out, &ConfigArgs { set: sets, ..config_args })?,
-        _ => config::build(config_args.config.as_deref(), &sets)?,
-    };
+    let mut config = config::build_on(&kept.unwrap_or_default(), file.as_deref(), &sets)?;
     let data = take_data(&data, &mut config);
-    config::validate(&config)?;
-    let request = TrainRequest {
+    Ok(TrainRequest {
         model: model.unwrap_or_default(),
         data,
         eval_data,
         config,
-        out_dir: out.as_deref().map(full_path),
+        out_dir: None,
         name,
         init_adapter,
-        resume,
+        force,
+        resume: false,
         device: session.device.clone(),
         start: TrainStart::Attached,
-    };
-    finish(session, CommandBody::Train(Box::new(request)))
+    })
 }
 
 pub fn resume(session: &mut Session, run: String, how: ResumeHow) -> Outcome {
     finish(session, CommandBody::RunsResume { run, how, start: TrainStart::Attached })
 }
 
-fn resumed_config(out: &Path, args: &ConfigArgs) -> Result<RunConfig, ErrorInfo> {
+fn kept_config(out: &Path) -> Result<RunConfig, ErrorInfo> {
     let kept = out.join("run.toml");
     if !kept.exists() {
         return Err(ErrorInfo::new(
@@ -81,8 +92,7 @@ fn resumed_config(out: &Path, args: &ConfigArgs) -> Result<RunConfig, ErrorInfo>
         )
         .hint("leave --resume out to start a new run"));
     }
-    let base = config::build(Some(&kept), &[])?;
-    config::build_on(&base, args.config.as_deref(), &args.set)
+    config::build(Some(&kept), &[])
 }
 
 fn finish(session: &mut Session, body: CommandBody) -> Outcome {
@@ -149,6 +159,9 @@ fn done_object(trained: &Trained) -> Value {
         let eval = kept_eval(trained);
         object.insert("perplexity".into(), json!(eval.map(|eval| eval.perplexity)));
         object.insert("token_accuracy".into(), json!(eval.map(|eval| eval.token_accuracy)));
+        if let Some(preference) = eval.and_then(|eval| eval.preference) {
+            object.insert("preference".into(), json!(preference));
+        }
         object.insert("run".into(), json!(view.run));
         object.insert("name".into(), json!(view.name));
         object.insert("adapter".into(), json!(adapter.as_ref().map(|adapter| &adapter.name)));
@@ -178,6 +191,9 @@ fn describe(trained: &Trained) -> String {
     if let Some(eval) = kept_eval(trained) {
         let accuracy = eval.token_accuracy * 100.0;
         append!(text, ", perplexity {:.2}, accuracy {accuracy:.1} %", eval.perplexity);
+        if let Some(preference) = &eval.preference {
+            append!(text, ", {}", output::preference(preference));
+        }
     }
     text.push('\n');
     if summary.kept_step < summary.steps {

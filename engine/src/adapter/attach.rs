@@ -68,9 +68,11 @@ pub fn attach(model: &mut Model, folder: &Path) -> Result<PeftConfig> {
         let Some(rows) = stored.take(TOKEN_ROWS)? else {
             return Err(stored.wrong("The adapter has no rows for its tokens"));
         };
-        model
-            .set_token_rows(config.token_ids().to_vec(), &rows)
-            .map_err(|error| stored.wrong(&error.to_string()).hint("it was trained on another base model"))?;
+        model.set_token_rows(config.token_ids().to_vec(), &rows).map_err(|error| {
+            stored
+                .wrong(&error.to_string())
+                .hint("it was trained on another base model, and --force cannot mend shapes")
+        })?;
         for name in RESIZED_TABLES {
             stored.unused.remove(name);
         }
@@ -137,7 +139,7 @@ impl<'a> Stored<'a> {
                     a.dims(),
                     b.dims()
                 ))
-                .hint("it was trained on another base model"));
+                .hint("it was trained on another base model, and --force cannot mend shapes"));
         }
         let dora = if self.config.use_dora {
             match self.take(&magnitude_name)? {
@@ -184,7 +186,7 @@ impl<'a> Stored<'a> {
                     "The adapter has {} tensors the model has no place for, first {name:?}",
                     self.unused.len()
                 ))
-                .hint("it was trained on another base model")),
+                .hint("it was trained on another base model, and --force cannot mend shapes")),
         }
     }
 }

@@ -4,6 +4,7 @@ use lathe_protocol::RowPlace;
 
 use crate::{
     Result,
+    batch::{self, Batch},
     similar::{Print, Prints},
     store::Store,
     tokenize::TokenizedRow,
@@ -31,9 +32,9 @@ impl CorpusFile {
     /// A row, cut to length.
     pub fn read(&self, row: usize, max_seq_len: usize) -> Result<TokenizedRow> {
         let RowPlace { row: number, line, .. } = self.place(row);
-        let mut tokens = self.store.read(row)?.into_iter();
-        let (ids, loss_mask) = tokens.next().map(|tokens| (tokens.ids, tokens.loss_mask)).unwrap_or_default();
-        let mut row = TokenizedRow { row: number, line, ids, loss_mask };
+        let mut sides = self.store.read(row)?.into_iter();
+        let (ids, loss_mask) = sides.next().map(|tokens| (tokens.ids, tokens.loss_mask)).unwrap_or_default();
+        let mut row = TokenizedRow { row: number, line, ids, loss_mask, rejected: sides.next() };
         row.truncate(max_seq_len);
         Ok(row)
     }
@@ -44,7 +45,7 @@ impl CorpusFile {
 pub(super) struct RowRef {
     pub file: u32,
     pub row: u32,
-    /// After the cut.
+    /// After the cut; of a pair, of both sides.
     pub num_tokens: u32,
     pub num_learned: u32,
 }
@@ -54,6 +55,8 @@ pub(super) struct RowRef {
 pub struct StoredRows {
     files: Arc<Vec<CorpusFile>>,
     rows: Vec<RowRef>,
+    /// Where they are cut.
+    max_seq_len: usize,
 }
 
 /// Neighbouring rows of one file.
@@ -65,8 +68,8 @@ pub struct Share {
 }
 
 impl StoredRows {
-    pub(super) fn new(files: Arc<Vec<CorpusFile>>) -> Self {
-        Self { files, rows: Vec::new() }
+    pub(super) fn new(files: Arc<Vec<CorpusFile>>, max_seq_len: usize) -> Self {
+        Self { files, rows: Vec::new(), max_seq_len }
     }
 
     pub(super) fn push(&mut self, row: RowRef) {
@@ -88,7 +91,7 @@ impl StoredRows {
 
     /// Takes the marked rows out, and returns them.
     pub(super) fn split_off(&mut self, marked: &[bool]) -> Self {
-        let mut taken = Self::new(self.files.clone());
+        let mut taken = Self::new(self.files.clone(), self.max_seq_len);
         let mut marked = marked.iter();
         self.rows.retain(|row| {
             let stays = marked.next() == Some(&false);
@@ -111,6 +114,13 @@ impl StoredRows {
     /// How many rows each file has, with those that are not among these.
     pub fn rows_of_files(&self) -> impl Iterator<Item = usize> {
         self.files.iter().map(|file| file.store.rows.len())
+    }
+
+    /// How many of these each file has.
+    pub fn counts_of_files(&self) -> Vec<usize> {
+        let mut counts = vec![0; self.files.len()];
+        self.rows.iter().for_each(|row| counts[row.file as usize] += 1);
+        counts
     }
 
     pub fn num_learned(&self, row: usize) -> usize {
@@ -142,23 +152,41 @@ impl Rows<'_> {
         self.len() == 0
     }
 
-    /// Tokens of each row.
+    /// Tokens of each row; of a pair, of both sides.
     pub fn lengths(&self) -> Vec<usize> {
         match self {
-            Self::Memory(rows) => rows.iter().map(|row| row.ids.len()).collect(),
+            Self::Memory(rows) => rows.iter().map(TokenizedRow::num_tokens).collect(),
             Self::Stored(rows) => rows.rows.iter().map(|row| row.num_tokens as usize).collect(),
         }
+    }
+
+    /// Tokens of the longest row, or of the longest side of a pair.
+    pub fn longest_side(&self) -> usize {
+        let longest = match self {
+            Self::Memory(rows) => rows.iter().map(TokenizedRow::longest_side).max(),
+            Self::Stored(StoredRows { files, rows, max_seq_len }) => {
+                let lengths =
+                    rows.iter().flat_map(|row| files[row.file as usize].store.rows[row.row as usize].lengths);
+                lengths.max().map(|length| (length as usize).min(*max_seq_len))
+            }
+        };
+        longest.unwrap_or(0)
     }
 
     pub fn get(&self, row: usize) -> Result<Cow<'_, TokenizedRow>> {
         match self {
             Self::Memory(rows) => Ok(Cow::Borrowed(&rows[row])),
             Self::Stored(rows) => {
-                let RowRef { file, row, num_tokens, .. } = rows.rows[row];
-                // What the cut leaves is known by its length.
-                rows.files[file as usize].read(row as usize, num_tokens as usize).map(Cow::Owned)
+                let RowRef { file, row, .. } = rows.rows[row];
+                rows.files[file as usize].read(row as usize, rows.max_seq_len).map(Cow::Owned)
             }
         }
+    }
+
+    /// Some rows, end to end.
+    pub fn pack(&self, rows: &[usize]) -> Result<Batch> {
+        let loaded = rows.iter().map(|row| self.get(*row)).collect::<Result<Vec<_>>>()?;
+        Ok(batch::pack(loaded.iter().map(AsRef::as_ref)))
     }
 
     pub fn place(&self, row: usize) -> RowPlace {
@@ -170,7 +198,7 @@ impl Rows<'_> {
 
     /// How often an epoch sees which rows.
     pub fn shares(&self) -> Vec<Share> {
-        let Self::Stored(StoredRows { files, rows }) = self else {
+        let Self::Stored(StoredRows { files, rows, .. }) = self else {
             return vec![Share { rows: 0..self.len(), weight: 1.0 }];
         };
         let mut start = 0;

@@ -1,9 +1,10 @@
 use std::{path::PathBuf, sync::atomic::AtomicBool};
 
-use lathe_protocol::{EventBody, LogLevel};
+use lathe_protocol::{EventBody, LogLevel, Objective};
 use serde_json::json;
 
 use super::*;
+use crate::tokenize::TokenizedRow;
 
 /// Data files in a folder, and a cache beside them.
 struct World {
@@ -87,6 +88,31 @@ fn stored_rows_are_those_that_are_prepared_in_memory() {
     assert_eq!(found, expected);
     assert_eq!(rows.lengths(), expected.iter().map(|row| row.ids.len()).collect::<Vec<_>>());
     assert!(!found.is_empty());
+}
+
+#[test]
+fn stored_pairs_have_both_sides_each_cut_alone() {
+    let world = World::new();
+    let long = format!(" yes{}", ", indeed".repeat(20));
+    let rows = [["a", " yes", " no"], ["b", " same", " same"], ["c", &long, " no"], ["d", " yes", &long]];
+    let line = |[prompt, chosen, rejected]: [&str; 3]| {
+        json!({"prompt": prompt, "chosen": chosen, "rejected": rejected}).to_string()
+    };
+    let file = DataFile::new(world.folder.path().join("pairs.jsonl").display().to_string());
+    std::fs::write(&file.path, rows.map(line).join("\n")).unwrap();
+    let config = RunConfig { max_seq_len: 20, objective: Objective::Dpo, ..RunConfig::default() };
+    let corpus = world.read(std::slice::from_ref(&file), None, &config).unwrap();
+    let Findings { truncated_rows, rows_nothing_to_learn, lengths, rejected_lengths, .. } = corpus.findings;
+    assert_eq!((truncated_rows, rows_nothing_to_learn), (2, 1));
+    assert_eq!((lengths[2], rejected_lengths[2]), (rejected_lengths[3], lengths[3] - 1));
+    let dataset = crate::data::read_examples(Path::new(&file.path), &file.columns).unwrap();
+    let expected = prepare::rows(&world.text_files, &dataset, 20).unwrap();
+    let rows = Rows::Stored(corpus.rows);
+    let found: Vec<_> = (0..rows.len()).map(|row| rows.get(row).unwrap().into_owned()).collect();
+    assert_eq!(found, expected);
+    assert_eq!(found.iter().map(|row| row.row).collect::<Vec<_>>(), [0, 2, 3]);
+    assert_eq!(rows.lengths(), found.iter().map(TokenizedRow::num_tokens).collect::<Vec<_>>());
+    assert_eq!((rows.longest_side(), found[1].ids.len()), (20, 20));
 }
 
 #[test]

@@ -4,6 +4,7 @@
 //! - `prompt` and `completion` as strings are text end to end, without template; as messages they are a chat of which
 //!   only the completion's assistant turns are learned (TRL's convention for both).
 //! - `text` is learned whole.
+//! - `prompt`, `chosen` and `rejected` are a pair of answers: `preference` reads them.
 //!
 //! A `style` beside them names the way of answering that the row shows.
 
@@ -12,7 +13,7 @@ use std::path::Path;
 use lathe_protocol::{DatasetShape, Message, REASONING_EFFORTS, Role, ToolCall};
 use serde_json::{Map, Value};
 
-use super::{Chat, Conversation, RawExample, RawText, read::kind, row_error};
+use super::{Chat, Conversation, RawExample, RawText, parse_pair, read::kind, row_error};
 use crate::{Error, Result};
 
 const ROLES: &[(&str, Role)] = &[
@@ -36,31 +37,29 @@ const SHAREGPT_ROLES: &[(&str, Role)] = &[
     ("function_response", Role::Tool),
 ];
 
-/// Reads one row as its shape says. `path` is for the error, which names row, line and field.
+/// Reads one row as its shape says; of a pair, its chosen side. `path` is for the error, which names row, line and field.
 pub fn parse_conversation(example: &RawExample, shape: DatasetShape, path: &Path) -> Result<Conversation> {
-    let row = Row { example, path };
+    let row = Row { example, path, takes_silence: false };
     match shape {
         DatasetShape::Messages => row.messages(),
         DatasetShape::ShareGpt => row.sharegpt(),
         DatasetShape::Alpaca => row.alpaca(),
         DatasetShape::PromptCompletion => row.prompt_completion(),
         DatasetShape::Text => row.text(),
-        DatasetShape::Preference => Err(Error::data(format!(
-            "Preference rows (chosen, rejected) cannot be trained on yet: {}",
-            path.display()
-        ))
-        .hint("for supervised training, write each chosen answer as messages")),
+        DatasetShape::Preference => Ok(parse_pair(example, path)?.chosen),
     }
 }
 
 /// A row and what its errors name.
-struct Row<'a> {
-    example: &'a RawExample,
-    path: &'a Path,
+pub(super) struct Row<'a> {
+    pub example: &'a RawExample,
+    pub path: &'a Path,
+    /// Whether an assistant's turn may be empty: a pair that has one is pointed out later, not refused.
+    pub takes_silence: bool,
 }
 
 impl Row<'_> {
-    fn error(&self, field: &str, problem: impl AsRef<str>) -> Error {
+    pub fn error(&self, field: &str, problem: impl AsRef<str>) -> Error {
         row_error(self.path, self.example.row, self.example.line, field, problem.as_ref())
     }
 
@@ -68,7 +67,7 @@ impl Row<'_> {
         self.error(field, format!("expected {wanted}, found {}", kind(value)))
     }
 
-    fn get(&self, field: &str) -> Option<&Value> {
+    pub fn get(&self, field: &str) -> Option<&Value> {
         self.example.fields.get(field).filter(|value| !value.is_null())
     }
 
@@ -76,7 +75,7 @@ impl Row<'_> {
         self.get(field).ok_or_else(|| self.error(field, "missing field"))
     }
 
-    fn need_str(&self, field: &str) -> Result<&str> {
+    pub fn need_str(&self, field: &str) -> Result<&str> {
         let value = self.need(field)?;
         value.as_str().ok_or_else(|| self.wrong_kind(field, value, "a string"))
     }
@@ -86,7 +85,7 @@ impl Row<'_> {
     }
 
     /// An array, or a string that holds one, as CSV cells do.
-    fn need_array(&self, field: &str) -> Result<Vec<Value>> {
+    pub fn need_array(&self, field: &str) -> Result<Vec<Value>> {
         let items = match self.need(field)? {
             Value::Array(items) => items.clone(),
             Value::String(text) => serde_json::from_str(text)
@@ -100,13 +99,13 @@ impl Row<'_> {
     }
 
     /// The way of answering that the row shows. Numbers occur, too.
-    fn style(&self) -> Option<String> {
+    pub fn style(&self) -> Option<String> {
         let value = self.get("style").filter(|value| value.as_str() != Some(""))?;
         Some(value.as_str().map_or_else(|| value.to_string(), String::from))
     }
 
     /// A row's style is that of every user's turn.
-    fn chat(&self, mut messages: Vec<Message>, unlearned: Vec<usize>) -> Result<Conversation> {
+    pub fn chat(&self, mut messages: Vec<Message>, unlearned: Vec<usize>) -> Result<Conversation> {
         let style = self.style();
         for message in messages.iter_mut().filter(|message| message.role == Role::User) {
             message.style.clone_from(&style);
@@ -139,7 +138,7 @@ impl Row<'_> {
         self.chat(messages, unlearned)
     }
 
-    fn parse_messages(
+    pub fn parse_messages(
         &self,
         field: &str,
         items: &[Value],
@@ -197,7 +196,7 @@ impl Row<'_> {
 
     /// An assistant that says nothing would teach the model to end its turn at once.
     fn refuse_empty(&self, at: &str, message: &Message) -> Result<()> {
-        if message.content.trim().is_empty() && message.tool_calls.is_empty() {
+        if !self.takes_silence && message.content.trim().is_empty() && message.tool_calls.is_empty() {
             return Err(self
                 .error(at, "the assistant's content is empty")
                 .hint("fill it in, or remove the row"));
@@ -307,14 +306,17 @@ impl Row<'_> {
         self.chat(messages, Vec::new())
     }
 
-    fn prompt_completion(&self) -> Result<Conversation> {
-        // A CSV cell may hold messages; a string that merely begins with a bracket is text.
-        let is_messages = |field: &str| match self.get(field) {
+    /// Whether a field holds messages. So may a CSV cell; a string that merely begins with a bracket is text.
+    pub fn is_messages(&self, field: &str) -> bool {
+        match self.get(field) {
             Some(Value::String(text)) => serde_json::from_str::<Vec<Map<String, Value>>>(text)
                 .is_ok_and(|items| !items.is_empty() && items.iter().all(|item| item.contains_key("role"))),
             other => other.is_some_and(Value::is_array),
-        };
-        if !is_messages("prompt") && !is_messages("completion") {
+        }
+    }
+
+    fn prompt_completion(&self) -> Result<Conversation> {
+        if !self.is_messages("prompt") && !self.is_messages("completion") {
             let (prompt, completion) = (self.need_str("prompt")?, self.need_str("completion")?);
             if completion.trim().is_empty() {
                 return Err(self.error("completion", "the completion is empty"));

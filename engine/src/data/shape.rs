@@ -27,7 +27,11 @@ const fn roles(
 const SHAPES: &[Roles] = &[
     roles(DatasetShape::Messages, &["messages"], &["tools", "reasoning_effort", "style"]),
     roles(DatasetShape::ShareGpt, &["conversations"], &["system", "tools", "reasoning_effort", "style"]),
-    roles(DatasetShape::Preference, &["chosen", "rejected"], &["prompt"]),
+    roles(
+        DatasetShape::Preference,
+        &["chosen", "rejected"],
+        &["prompt", "tools", "reasoning_effort", "style"],
+    ),
     roles(DatasetShape::PromptCompletion, &["prompt", "completion"], &["tools", "reasoning_effort", "style"]),
     roles(
         DatasetShape::Alpaca,

@@ -245,8 +245,6 @@ fn first_rows_of_no_known_shape_are_refused_with_what_they_have() {
         "{\"prompt\": \"a\", \"response\": \"b\"}",
         "Row 0 (line 1), completion: missing field: the row has prompt, response",
     );
-    let preference = "{\"prompt\": \"a\", \"chosen\": \"b\", \"rejected\": \"c\"}";
-    check(preference, "Preference rows (chosen, rejected) cannot be trained on yet");
 }
 
 /// A mapping from `role=column` pairs.

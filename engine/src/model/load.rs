@@ -108,12 +108,14 @@ impl Loader<'_, '_> {
         }
     }
 
-    /// A weight (O, C) that is stored in blocks, for inference.
+    /// A weight (O, C) that is held in the blocks it is stored in: for inference.
     fn quantized(&self, name: &str, shape: (usize, usize)) -> Result<Option<QuantizedLinear>> {
+        if self.load_for == LoadFor::Inference { self.stored_blocks(name, shape) } else { Ok(None) }
+    }
+
+    /// A weight (O, C) that is stored in blocks.
+    fn stored_blocks(&self, name: &str, shape: (usize, usize)) -> Result<Option<QuantizedLinear>> {
         let Source::Stored(weights) = &self.source else { return Ok(None) };
-        if self.load_for != LoadFor::Inference {
-            return Ok(None);
-        }
         let Some(blocks) = weights.quantized(name, self.config)? else { return Ok(None) };
         check_shape(name, &<[usize; 2]>::from(blocks.shape()), &<[usize; 2]>::from(shape))?;
         Ok(Some(blocks.tiled()?))
@@ -140,10 +142,15 @@ impl Loader<'_, '_> {
     fn embedding(&self) -> Result<Embedding> {
         let name = "model.embed_tokens.weight";
         let shape = (self.config.vocab_size, self.config.hidden_size);
-        if let Some(table) = self.quantized(name, shape)? {
+        // A frozen table that no logits are made with is only looked up: as it is stored it does as well.
+        let is_looked_up = !self.config.tie_word_embeddings && self.load_for != LoadFor::Full;
+        let in_blocks =
+            if is_looked_up { self.stored_blocks(name, shape) } else { self.quantized(name, shape) };
+        if let Some(table) = in_blocks? {
             return Ok(Embedding::Quantized(table));
         }
-        let table = self.table(name)?;
+        let table =
+            if is_looked_up { self.compact(name, &<[usize; 2]>::from(shape))? } else { self.table(name)? };
         Ok(match self.load_for {
             LoadFor::Full => Embedding::Trainable(Var::from_tensor(&table)?),
             LoadFor::Inference | LoadFor::Lora | LoadFor::Qlora { .. } => Embedding::Frozen(table),

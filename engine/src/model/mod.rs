@@ -3,6 +3,7 @@
 //! Tensor letters: T tokens, C hidden, H heads, G key/value heads, D head dim, V vocabulary, E experts. There is no
 //! batch dimension: a batch is one row of tokens cut into segments.
 
+mod bare;
 mod config;
 mod gguf_config;
 mod load;
@@ -17,7 +18,7 @@ use std::sync::Arc;
 
 use candle_core::{Tensor, Var};
 use lathe_kernels::{
-    Attention, CrossEntropyStats, FrozenLinear, QuantizedLinear, RopeTable, Segment, linear_cross_entropy,
+    Attention, FrozenLinear, QuantizedLinear, RopeTable, Segment, Targets, TokenLoss, linear_cross_entropy,
     linear_cross_entropy_trainable, linear_cross_entropy_with_rows, rms_norm, rms_norm_frozen, rope,
 };
 
@@ -39,7 +40,7 @@ pub enum Norm {
 
 /// The table of token embeddings, (V, C).
 pub enum Embedding {
-    /// In f32, or bf16 if it is large.
+    /// In f32; in bf16 if it is large or only looked up, and stored so.
     Frozen(Tensor),
     Trainable(Var),
     /// Rows are dequantised as they are looked up.
@@ -203,8 +204,9 @@ impl Model {
         self.head_rows().map_or(Ok(logits.clone()), |own| own.join_logits(h, &logits))
     }
 
-    /// The cross-entropy of normed hidden states (N,C) against targets (N), summed; the logits never exist as a whole.
-    pub fn cross_entropy(&self, h: &Tensor, targets: &[u32]) -> Result<(Tensor, CrossEntropyStats)> {
+    /// The cross-entropy of normed hidden states (N,C) against targets (N), summed, and each state's own; the logits
+    /// never exist as a whole.
+    pub fn cross_entropy(&self, h: &Tensor, targets: Targets<'_>) -> Result<(Tensor, Vec<TokenLoss>)> {
         if let Some(own) = self.head_rows() {
             let table = FrozenLinear::new(&self.embedding.dense()?, None)?;
             let rows = (own.ids.as_slice(), own.rows.as_tensor());

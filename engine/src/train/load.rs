@@ -3,12 +3,13 @@
 use std::{collections::BTreeMap, path::Path, sync::atomic::AtomicBool};
 
 use candle_core::Tensor;
-use lathe_protocol::{ErrorCode, EventBody, Method, Quant, Style, TrainJob};
+use lathe_protocol::{ErrorCode, EventBody, Method, Quant, RunConfig, Style, TrainJob};
 
 use crate::{
     Error, Result,
     adapter::{self, PeftConfig, TokenIndices},
-    corpus::{self, Rows},
+    corpus::{self, StoredRows},
+    data::Dataset,
     files, lora,
     model::{LoadFor, Model, Trainable},
     preflight,
@@ -24,19 +25,23 @@ pub(super) fn load_rows(
     job: &TrainJob,
     stop: &AtomicBool,
     emit: &mut dyn FnMut(EventBody),
-) -> Result<(Rows<'static>, Rows<'static>)> {
+) -> Result<(StoredRows, StoredRows)> {
     let TrainJob { config, eval_data, cache, .. } = job;
     let files = config.files(&job.data);
+    let eval_file = eval_data.as_deref().map(|path| config.eval_file(path));
+    for file in files.iter().chain(&eval_file) {
+        preflight::refuse_mismatch(Dataset::open(file)?.shape, config.objective, Path::new(&file.path))?;
+    }
     let mut reading = Reading { cache: Path::new(cache), stop, emit };
     let corpus = corpus::read(text_files, &files, eval_data.as_deref(), config, &mut reading)?;
     let report = preflight::report(text_files, &files, &corpus, eval_data.is_some(), config)?;
     preflight::refuse_nothing(&report, Path::new(&files[0].path))?;
     if let Some(path) = eval_data.as_ref().filter(|_| corpus.held_out.is_empty()) {
         let message = format!("No row of the held-out data has anything to measure on: {path}");
-        return Err(Error::data(message).hint("give each row at least one assistant turn"));
+        return Err(Error::data(message).hint(preflight::need_of_rows(config.objective.takes_pairs())));
     }
     emit(EventBody::DataReport(Box::new(report)));
-    Ok((Rows::Stored(corpus.rows), Rows::Stored(corpus.held_out)))
+    Ok((corpus.rows, corpus.held_out))
 }
 
 /// The model's words, those of the styles included: the run's, or those of the adapter it starts from.
@@ -60,12 +65,14 @@ pub(super) fn open_text_files(job: &TrainJob) -> Result<TextFiles> {
     Ok(text_files)
 }
 
+/// The model with what learns, and the config of its adapter if that is one. `name` is what the user calls the model.
 pub(super) fn load_model(
-    job: &TrainJob,
+    path: &Path,
+    name: &str,
+    config: &RunConfig,
+    init_adapter: Option<&Path>,
     text_files: Option<&TextFiles>,
 ) -> Result<(Model, Option<PeftConfig>)> {
-    let path = Path::new(&job.model);
-    let config = &job.config;
     match config.method {
         Method::Full if path.is_file() => Err(Error::invalid(
             ErrorCode::Usage,
@@ -80,11 +87,11 @@ pub(super) fn load_model(
                 Quant::Nf4Double => LoadFor::Qlora { double_quant: true },
             };
             let mut model = Model::load(path, load_for)?;
-            let mut peft_config = if let Some(folder) = &job.init_adapter {
-                adapter::attach(&mut model, Path::new(folder))?
+            let mut peft_config = if let Some(folder) = init_adapter {
+                adapter::attach(&mut model, folder)?
             } else {
                 lora::attach_fresh(&mut model, &config.lora, config.seed)?;
-                PeftConfig::new(&config.lora, &model, &job.model_name)
+                PeftConfig::new(&config.lora, &model, name)
             };
             let styled = text_files.filter(|text_files| !text_files.styles.is_empty());
             if let Some(text_files) = styled.filter(|_| model.token_rows.is_none()) {
@@ -92,7 +99,7 @@ pub(super) fn load_model(
                 peft_config.trainable_token_indices =
                     Some(TokenIndices::OfEmbedding(text_files.style_ids()?));
             }
-            peft_config.base_model_name_or_path = Some(job.model_name.clone());
+            peft_config.base_model_name_or_path = Some(name.to_owned());
             peft_config.inference_mode = true;
             Ok((model, Some(peft_config)))
         }

@@ -6,36 +6,54 @@ mod evaluation;
 mod guard;
 mod load;
 mod plan;
+pub mod preference;
+mod probe;
 mod samples;
 mod schedule;
 mod step;
+mod talk;
 
 use std::{
     path::{Path, PathBuf},
     sync::atomic::AtomicBool,
 };
 
-use lathe_kernels::{AdamW, AdamWParams, global_norm};
+use lathe_kernels::{AdamW, global_norm};
 use lathe_protocol::{
-    Divergence, DivergenceSign, ErrorCode, EventBody, LogLevel, Optimizer, RowPlace, RunConfig, StepMetrics,
-    Told, TrainJob, TrainSummary,
+    Divergence, DivergenceSign, ErrorCode, EvalMetrics, EventBody, LogLevel, Origins, RowPlace, RunConfig,
+    StepMetrics, Told, TrainJob, TrainSummary, WeightsMetrics,
 };
 use sha2::{Digest as _, Sha256};
 
 pub use crate::model::Trainable;
 pub use evaluation::{Evaluation, evaluate_rows};
 pub use plan::{Plan, Window};
+pub use probe::{ProcessMemory, probe};
 pub use samples::Samples;
-pub use step::{PassOptions, accumulate, evaluate, trainables};
+pub use step::{PassOptions, Weights, accumulate, evaluate, trainables};
+pub use talk::{Audience, Question};
 
-use crate::{Error, Result, corpus::Rows, files, styles, text_files::TextFiles, tokenize::TokenizedRow};
+use step::Learning;
+use talk::Talk;
 
-/// What a run needs of the world: a clock, and somebody to tell it to stop.
+use crate::{
+    Error, Result,
+    corpus::Rows,
+    files,
+    model::Model,
+    origins::{self, Checked},
+    styles,
+    text_files::TextFiles,
+    tokenize::TokenizedRow,
+};
+
+/// What a run needs of the world: a clock, somebody to tell it to stop, and perhaps company.
 pub struct Surroundings<'a> {
     /// Seconds since any fixed moment.
     pub clock: &'a dyn Fn() -> f64,
     /// Once set, the run checkpoints and returns.
     pub stop: &'a AtomicBool,
+    pub audience: Option<Audience<'a>>,
 }
 
 /// Runs (or resumes) a fine-tune on the rows of `job.data`. Every metric goes through `emit`; the summary is the last
@@ -56,15 +74,45 @@ pub fn run(
             Error::invalid(ErrorCode::Usage, message).hint("leave --eval-data out, or set eval_ratio=0")
         );
     }
+    let mut checked = Checked::default();
+    // One without a checkpoint begins anew.
+    let has_begun = job.resume && !checkpoint::list(Path::new(&job.out_dir))?.is_empty();
+    let begun = if has_begun { origins::of_begun(job)? } else { None };
+    if begun.is_none() {
+        checked = origins::check_bases(Path::new(&job.model), job.init_adapter.as_slice(), job.force)?;
+        for message in checked.warnings.iter().chain(&checked.forced) {
+            emit(EventBody::Log { level: LogLevel::Warn, message: message.clone() });
+        }
+    }
     let text_files = load::open_text_files(job)?;
     let (rows, mut held_out) = match load::load_rows(&text_files, job, world.stop, emit) {
         Err(Error::Stopped) => return Ok(stopped_before_the_first_step(job)),
         loaded => loaded?,
     };
-    if let (None, Rows::Stored(rows)) = (&job.eval_data, &mut held_out) {
-        rows.retain(|place| !config.skip_rows.contains(&place.row));
+    let origins = if let Some(begun) = begun {
+        begun
+    } else {
+        let files = config.files(&job.data);
+        let mut counts = rows.counts_of_files();
+        if job.eval_data.is_none() {
+            counts.iter_mut().zip(held_out.counts_of_files()).for_each(|(count, more)| *count += more);
+        }
+        let data = files
+            .iter()
+            .zip(counts)
+            .map(|(file, count)| origins::print_file(Path::new(&file.path), Some(count)));
+        let print = |path: &String| origins::print_file(Path::new(path), Some(held_out.len()));
+        let eval_data = job.eval_data.as_ref().map(print).transpose()?;
+        let prints = [data.collect::<Result<_>>()?, eval_data.into_iter().collect()];
+        origins::of_run(job, &text_files, prints, checked.forced)?
+    };
+    if job.eval_data.is_none() {
+        held_out.retain(|place| !config.skip_rows.contains(&place.row));
     }
-    run_on(job, &rows, &held_out, Some(&text_files), world, emit)
+    files::create_dir_all(Path::new(&job.out_dir))?;
+    origins::save(&origins, None, Path::new(&job.out_dir))?;
+    let words = Words { text_files: &text_files, origins: &origins };
+    run_on(job, &Rows::Stored(rows), &Rows::Stored(held_out), Some(&words), world, emit)
 }
 
 fn stopped_before_the_first_step(job: &TrainJob) -> TrainSummary {
@@ -79,36 +127,43 @@ fn stopped_before_the_first_step(job: &TrainJob) -> TrainSummary {
     }
 }
 
-/// [`run`] on rows already tokenised. Without the model's words there are neither samples nor new styles.
+/// What a run knows beside its rows.
+pub struct Words<'a> {
+    pub text_files: &'a TextFiles,
+    pub origins: &'a Origins,
+}
+
+/// [`run`] on rows already tokenised. Without the model's words there are neither samples nor new styles, and nothing is
+/// said of where the weights come from.
 pub fn run_on_rows(
     job: &TrainJob,
     rows: &[TokenizedRow],
     eval_rows: &[TokenizedRow],
-    text_files: Option<&TextFiles>,
+    words: Option<&Words<'_>>,
     world: &Surroundings<'_>,
     emit: &mut dyn FnMut(EventBody),
 ) -> Result<TrainSummary> {
-    run_on(job, &Rows::Memory(rows), &Rows::Memory(eval_rows), text_files, world, emit)
+    run_on(job, &Rows::Memory(rows), &Rows::Memory(eval_rows), words, world, emit)
 }
 
 fn run_on(
     job: &TrainJob,
     rows: &Rows<'_>,
     eval_rows: &Rows<'_>,
-    text_files: Option<&TextFiles>,
+    words: Option<&Words<'_>>,
     world: &Surroundings<'_>,
     emit: &mut dyn FnMut(EventBody),
 ) -> Result<TrainSummary> {
     let started = (world.clock)();
     let config = &job.config;
     let out_dir = Path::new(&job.out_dir);
+    let text_files = words.map(|words| words.text_files);
     let samples =
         text_files.map(|text_files| Samples::new(text_files, &config.sample_prompts)).transpose()?;
 
     // 1. Data
     let data_hash = hash_rows(rows)?;
     let lengths = rows.lengths();
-    let longest = lengths.iter().copied().chain(eval_rows.lengths()).max().unwrap_or(0);
     let shares = rows.shares();
     let tokens_per_epoch =
         Plan::drawn(&shares, config.seed, 0).into_iter().map(|row| lengths[row] as u64).sum();
@@ -122,18 +177,12 @@ fn run_on(
 
     // 2. Model
     emit(EventBody::Progress { what: "Loading the model".into(), done: 0, total: 0 });
-    let (model, peft_config) = load::load_model(job, text_files)?;
+    let init_adapter = job.init_adapter.as_deref().map(Path::new);
+    let (mut model, peft_config) =
+        load::load_model(Path::new(&job.model), &job.model_name, config, init_adapter, text_files)?;
     let trainables = trainables(&model, config.method);
-    let mut gradients: Vec<Vec<f32>> = trainables.iter().map(|t| vec![0.0; t.var.elem_count()]).collect();
-    let vars: Vec<_> = trainables
-        .iter()
-        .map(|t| (t.var.clone(), if t.decays { config.weight_decay } else { 0.0 }))
-        .collect();
-    let sizes = trainables.iter().map(|t| t.var.elem_count());
-    let mut optimizer = match config.optimizer {
-        Optimizer::Adamw => AdamW::new(AdamWParams::default(), sizes),
-        Optimizer::Adamw8bit => AdamW::new_8bit(AdamWParams::default(), sizes),
-    };
+    let Learning { mut gradients, vars, mut optimizer } = Learning::new(&trainables, config);
+    let longest = rows.longest_side().max(eval_rows.longest_side());
     let context = model.config.max_position_embeddings;
     if longest > context {
         let message = format!(
@@ -143,7 +192,16 @@ fn run_on(
     }
     let rope = model.rope_table(longest);
 
-    // 3. Where the run stands
+    // 3. The reference, while the weights are untouched
+    let mut is_trained = vec![false; rows.len()];
+    for row in plan.windows(0).flat_map(|(_, window)| window.concat()) {
+        is_trained[row] = !skipped[row];
+    }
+    let references = preference::references(&model, rows, |row| is_trained[row], config, world.stop, emit)?;
+    let eval_references = preference::references(&model, eval_rows, |_| true, config, world.stop, emit)?;
+    let references = references.zip(eval_references);
+
+    // 4. Where the run stands
     let mut state = checkpoint::State {
         step: 0,
         num_updates: 0,
@@ -159,12 +217,20 @@ fn run_on(
         state = resume(out_dir, &trainables, &mut optimizer, &data_hash, emit)?.unwrap_or(state);
     }
     let styled = text_files.filter(|text_files| !text_files.styles.is_empty());
-    let save_weights = |folder: &Path| {
-        load::save_weights(job, &model, &trainables, peft_config.as_ref(), folder)?;
+    let save_weights = |model: &Model, folder: &Path, metrics: Option<WeightsMetrics>| {
+        load::save_weights(job, model, &trainables, peft_config.as_ref(), folder)?;
+        if let Some(words) = words {
+            origins::save(words.origins, metrics, folder)?;
+        }
         styled.map_or(Ok(()), |text_files| {
             styles::save(text_files, Path::new(&job.model), model.config.vocab_size, folder)
         })
     };
+    let mut talk =
+        text_files.and_then(|text_files| Talk::new(text_files, world, config.method, plan.total_steps));
+    if let Some(talk) = &talk {
+        emit(talk.ready(&model));
+    }
     emit(EventBody::TrainingStarted {
         total_steps: plan.total_steps,
         first_step: state.step,
@@ -177,23 +243,38 @@ fn run_on(
         emit(EventBody::Retold(state.told.clone()));
     }
 
-    // 4. The loop
-    let mut stopped = false;
+    // 5. The loop
+    let mut stopped = references.is_none();
+    let (references, eval_references) = references.unwrap_or_default();
+    let steps_to_take = if stopped { 0 } else { plan.total_steps };
     let mut eval_loss = None;
+    let mut last_eval: Option<EvalMetrics> = None;
     // A checkpoint whose weights no step has yet shown to be sound.
     let mut unproven: Option<PathBuf> = None;
-    let pass = step::Pass { model: &model, trainables: &trainables, rows, rope, config, stop: world.stop };
-    for (epoch, window) in plan.windows(state.step) {
+    for (epoch, window) in plan.windows(state.step).take(steps_to_take) {
+        if let Some(talk) = &mut talk {
+            talk.answer(&mut model, state.step, emit);
+        }
         let step_started = (world.clock)();
         let window = without(window, &skipped);
 
         // One step: the loss of the whole window over its trained tokens, then one update. Without rows, none.
         if !window.is_empty() {
-            let Some(stats) = pass.run(state.step, &window, &mut gradients)? else {
+            let pass = step::Pass {
+                model: &model,
+                trainables: &trainables,
+                rows,
+                references: &references,
+                rope: &rope,
+                config,
+                stop: world.stop,
+            };
+            let Some(step::WindowLoss { loss, loss_tokens, preference }) =
+                pass.run(state.step, &window, &mut gradients)?
+            else {
                 stopped = true;
                 break;
             };
-            let loss = stats.loss_sum / stats.num_tokens as f64;
             let grad_norm = global_norm(&gradients);
             if let Some(alarm) = guard::check(config, &mut state.recent, loss, grad_norm) {
                 let mut places: Vec<RowPlace> = window.iter().flatten().map(|row| rows.place(*row)).collect();
@@ -228,9 +309,10 @@ fn run_on(
                 lr,
                 tokens_per_second: tokens as f64 / seconds.max(1e-9),
                 tokens,
-                loss_tokens: stats.num_tokens,
+                loss_tokens,
                 epoch,
                 memory_bytes: None,
+                preference,
             };
             state.add_step(metrics);
             emit(EventBody::Step(metrics));
@@ -244,7 +326,7 @@ fn run_on(
         let evaluates = !eval_rows.is_empty()
             && (last || (config.eval_steps > 0 && state.step.is_multiple_of(config.eval_steps)));
         if evaluates {
-            let evaluation = evaluate_rows(&model, eval_rows, config, state.step)?;
+            let evaluation = evaluate_rows(&model, eval_rows, &eval_references, config, state.step)?;
             let Evaluation { metrics, not_finite } = &evaluation;
             if !evaluation.is_sound() {
                 // Rows of the data to blame, unless all are: then it is the weights.
@@ -262,7 +344,7 @@ fn run_on(
             }
             state.add_eval(*metrics);
             emit(EventBody::Eval(*metrics));
-            eval_loss = Some(metrics.loss);
+            (eval_loss, last_eval) = (Some(metrics.loss), Some(*metrics));
             let best = state.best_eval_loss;
             let improves_by = |delta: f64| best.is_none_or(|best| metrics.loss < best - delta);
             if improves_by(config.early_stopping_min_delta) {
@@ -282,8 +364,8 @@ fn run_on(
             || (is_best && config.keeps_best())
             || (config.save_steps > 0 && state.step.is_multiple_of(config.save_steps));
         if saves {
-            let saved =
-                save_checkpoint(out_dir, &state, &trainables, &optimizer, save_weights, config, emit)?;
+            let save = |folder: &Path| save_weights(&model, folder, Some(worth(&state, last_eval)));
+            let saved = save_checkpoint(out_dir, &state, &trainables, &optimizer, &save, config, emit)?;
             unproven = Some(saved).filter(|_| !is_best);
         }
         if let Some(samples) = samples.as_ref().filter(|_| evaluates || saves) {
@@ -299,17 +381,20 @@ fn run_on(
 
     let mut kept_step = state.step;
 
-    // 5. Leave something to come back to, or the result
+    // 6. Leave something to come back to, or the result
     if stopped {
         if state.step > 0 {
-            save_checkpoint(out_dir, &state, &trainables, &optimizer, save_weights, config, emit)?;
+            let save = |folder: &Path| save_weights(&model, folder, Some(worth(&state, last_eval)));
+            save_checkpoint(out_dir, &state, &trainables, &optimizer, &save, config, emit)?;
         }
     } else {
+        let mut metrics = Some(worth(&state, last_eval));
         let best = state.best_step.filter(|best| config.keeps_best() && *best != state.step);
         if let Some(best) = best {
             let path = checkpoint::of_step(out_dir, best);
             let (level, message) = match checkpoint::load(&path, &trainables, &mut optimizer, &data_hash) {
                 Ok(_) => {
+                    metrics = origins::metrics_of(&path);
                     (kept_step, eval_loss) = (best, state.best_eval_loss);
                     let message = format!(
                         "Kept the weights of step {best}, which had the lowest eval loss, not those of step {}",
@@ -328,7 +413,7 @@ fn run_on(
             };
             emit(EventBody::Log { level, message });
         }
-        save_weights(out_dir)?;
+        save_weights(&model, out_dir, metrics)?;
     }
     Ok(TrainSummary {
         steps: state.step,
@@ -339,6 +424,18 @@ fn run_on(
         seconds: (world.clock)() - started,
         out_dir: job.out_dir.clone(),
     })
+}
+
+/// What the weights are worth as the run stands.
+fn worth(state: &checkpoint::State, last_eval: Option<EvalMetrics>) -> WeightsMetrics {
+    let eval = last_eval.filter(|eval| eval.step == state.step);
+    WeightsMetrics {
+        step: state.step,
+        loss: state.last_loss,
+        eval_loss: eval.map(|eval| eval.loss),
+        perplexity: eval.map(|eval| eval.perplexity),
+        token_accuracy: eval.map(|eval| eval.token_accuracy),
+    }
 }
 
 /// The newest sound checkpoint; a broken one is named and passed over.
@@ -375,7 +472,7 @@ fn save_checkpoint(
     state: &checkpoint::State,
     trainables: &[Trainable],
     optimizer: &AdamW,
-    save_weights: impl Fn(&Path) -> Result<()>,
+    save_weights: &dyn Fn(&Path) -> Result<()>,
     config: &RunConfig,
     emit: &mut dyn FnMut(EventBody),
 ) -> Result<PathBuf> {
@@ -414,12 +511,18 @@ fn diverged(
 
 fn hash_rows(rows: &Rows<'_>) -> Result<String> {
     let mut hasher = Sha256::new();
-    for row in 0..rows.len() {
-        let row = rows.get(row)?;
-        hasher.update((row.ids.len() as u64).to_le_bytes());
-        for (id, learns) in row.ids.iter().zip(&row.loss_mask) {
+    let mut hash = |ids: &[u32], loss_mask: &[bool]| {
+        hasher.update((ids.len() as u64).to_le_bytes());
+        for (id, learns) in ids.iter().zip(loss_mask) {
             hasher.update(id.to_le_bytes());
             hasher.update([u8::from(*learns)]);
+        }
+    };
+    for row in 0..rows.len() {
+        let row = rows.get(row)?;
+        hash(&row.ids, &row.loss_mask);
+        if let Some(rejected) = &row.rejected {
+            hash(&rejected.ids, &rejected.loss_mask);
         }
     }
     Ok(files::hex(&hasher.finalize()))

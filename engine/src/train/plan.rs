@@ -56,7 +56,8 @@ impl<'a> Plan<'a> {
         } else {
             drawn
         };
-        let sequences = batch::sequences(&self.lengths, &order, self.config.max_seq_len, self.config.packing);
+        let sequences =
+            batch::sequences(&self.lengths, &order, self.config.sequence_tokens(), self.config.packing);
         let batches: Vec<Vec<usize>> = sequences.chunks(self.config.batch_size).map(<[_]>::concat).collect();
         batches.chunks(self.config.grad_accum).map(<[_]>::to_vec).collect()
     }

@@ -4,13 +4,16 @@ use std::sync::{
 };
 
 use candle_core::{Tensor, Var, backprop::GradStore};
-use lathe_kernels::{CrossEntropyStats, RopeTable};
-use lathe_protocol::{Method, RunConfig};
+use lathe_kernels::{AdamW, AdamWParams, CrossEntropyStats, RopeTable, Targets, TokenLoss, add_to, seeded};
+use lathe_protocol::{Method, Optimizer, PreferenceMetrics, RunConfig};
 
-use super::Window;
+use super::{
+    Window,
+    preference::{PairBatch, PairSums, Reference},
+};
 use crate::{
     Result, adapter,
-    batch::{self, Batch},
+    batch::Batch,
     corpus::Rows,
     model::{Context, Model, Trainable},
     rng,
@@ -19,6 +22,30 @@ use crate::{
 /// Everything that learns under `method`, in a fixed order.
 pub fn trainables(model: &Model, method: Method) -> Vec<Trainable> {
     if method == Method::Full { model.whole_weights() } else { adapter::trainables(model) }
+}
+
+/// What training holds beside the weights that learn.
+pub(super) struct Learning {
+    /// Of the window at hand, one for each trainable.
+    pub gradients: Vec<Vec<f32>>,
+    /// Each trainable with its weight decay.
+    pub vars: Vec<(Var, f64)>,
+    pub optimizer: AdamW,
+}
+
+impl Learning {
+    pub fn new(trainables: &[Trainable], config: &RunConfig) -> Self {
+        let lengths = trainables.iter().map(|trainable| trainable.var.elem_count());
+        let decay = |decays| if decays { config.weight_decay } else { 0.0 };
+        Self {
+            gradients: lengths.clone().map(|length| vec![0.0; length]).collect(),
+            vars: trainables.iter().map(|t| (t.var.clone(), decay(t.decays))).collect(),
+            optimizer: match config.optimizer {
+                Optimizer::Adamw => AdamW::new(AdamWParams::default(), lengths),
+                Optimizer::Adamw8bit => AdamW::new_8bit(AdamWParams::default(), lengths),
+            },
+        }
+    }
 }
 
 /// How one forward and backward is to be done.
@@ -41,51 +68,103 @@ pub(super) struct Pass<'a> {
     pub model: &'a Model,
     pub trainables: &'a [Trainable],
     pub rows: &'a Rows<'a>,
-    pub rope: Arc<RopeTable>,
+    /// Of the rows, for DPO.
+    pub references: &'a [Reference],
+    pub rope: &'a Arc<RopeTable>,
     pub config: &'a RunConfig,
     pub stop: &'a AtomicBool,
 }
 
+/// What a window's forward came to.
+pub(super) struct WindowLoss {
+    pub loss: f64,
+    pub loss_tokens: usize,
+    pub preference: Option<PreferenceMetrics>,
+}
+
 impl Pass<'_> {
-    /// Sets `gradients` to those of the window's loss over its trained tokens. None if stopped midway.
+    /// Sets `gradients` to those of the window's loss. None if stopped midway.
     pub fn run(
         &self,
         step: usize,
         window: &Window,
         gradients: &mut [Vec<f32>],
-    ) -> Result<Option<CrossEntropyStats>> {
-        let Self { model, trainables, rows, rope, config, stop } = self;
-        let pack = |micro_batch: &Vec<usize>| {
-            let loaded = micro_batch.iter().map(|row| rows.get(*row)).collect::<Result<Vec<_>>>()?;
-            Ok(batch::pack(loaded.iter().map(AsRef::as_ref)))
-        };
-        let batches = window.iter().map(pack).collect::<Result<Vec<_>>>()?;
-        let loss_tokens: usize = batches.iter().map(Batch::num_loss_tokens).sum();
-        let mut stats = CrossEntropyStats::default();
+    ) -> Result<Option<WindowLoss>> {
         for gradient in gradients.iter_mut() {
             gradient.fill(0.0);
         }
+        if self.config.objective.takes_pairs() {
+            return self.run_on_pairs(step, window, gradients);
+        }
+        let batches =
+            window.iter().map(|micro_batch| self.rows.pack(micro_batch)).collect::<Result<Vec<_>>>()?;
+        let loss_tokens: usize = batches.iter().map(Batch::num_loss_tokens).sum();
+        let mut stats = CrossEntropyStats::default();
         for (micro_batch, batch) in batches.iter().enumerate() {
-            if stop.load(Ordering::Relaxed) {
+            if self.stop.load(Ordering::Relaxed) {
                 return Ok(None);
             }
-            let index = (step as u64) << 20 | micro_batch as u64;
-            let options = PassOptions {
-                rope: rope.clone(),
-                dropout_key: (config.lora.dropout > 0.0).then(|| rng::key(config.seed, "dropout", index)),
-                neftune: (config.neftune_alpha > 0.0).then(|| Neftune {
-                    alpha: config.neftune_alpha,
-                    key: rng::key(config.seed, "neftune", index),
-                }),
-                recomputed_blocks: config.recomputed_blocks(),
-            };
-            let loss_scale = 1.0 / loss_tokens as f64;
-            let part = accumulate(model, trainables, batch, &options, loss_scale, gradients)?;
-            stats.loss_sum += part.loss_sum;
-            stats.num_tokens += part.num_tokens;
+            let options = self.options(step, micro_batch);
+            let weights = Weights::Even(1.0 / loss_tokens as f64);
+            stats.add(&accumulate(self.model, self.trainables, batch, &options, weights, gradients)?);
         }
-        Ok(Some(stats))
+        let loss = stats.loss_sum / stats.num_tokens as f64;
+        Ok(Some(WindowLoss { loss, loss_tokens: stats.num_tokens, preference: None }))
     }
+
+    /// The loss is the mean over the window's pairs, and ORPO's likelihood that over its chosen sides' tokens.
+    fn run_on_pairs(
+        &self,
+        step: usize,
+        window: &Window,
+        gradients: &mut [Vec<f32>],
+    ) -> Result<Option<WindowLoss>> {
+        let Self { model, trainables, rows, references, config, .. } = self;
+        let batches = window
+            .iter()
+            .map(|micro_batch| PairBatch::new(rows, micro_batch, references, config.objective))
+            .collect::<Result<Vec<_>>>()?;
+        let num_pairs = batches.iter().map(PairBatch::num_pairs).sum();
+        let num_chosen_tokens = batches.iter().map(PairBatch::num_chosen_tokens).sum();
+        let mut sums = PairSums::default();
+        for (micro_batch, pairs) in batches.iter().enumerate() {
+            if self.stop.load(Ordering::Relaxed) {
+                return Ok(None);
+            }
+            let options = self.options(step, micro_batch);
+            let weigh = |tokens: &[TokenLoss]| pairs.weights(tokens, config, num_pairs, num_chosen_tokens);
+            let weights = Weights::OfLosses(&weigh);
+            let tokens = accumulate(model, trainables, &pairs.batch, &options, weights, gradients)?;
+            sums.add(pairs, &tokens, config);
+        }
+        let (loss, preference) = sums.means(config.objective);
+        let loss_tokens = batches.iter().map(|pairs| pairs.batch.num_loss_tokens()).sum();
+        Ok(Some(WindowLoss { loss, loss_tokens, preference: Some(preference) }))
+    }
+
+    fn options(&self, step: usize, micro_batch: usize) -> PassOptions {
+        let config = self.config;
+        let index = (step as u64) << 20 | micro_batch as u64;
+        PassOptions {
+            rope: self.rope.clone(),
+            dropout_key: (config.lora.dropout > 0.0).then(|| rng::key(config.seed, "dropout", index)),
+            neftune: (config.neftune_alpha > 0.0).then(|| Neftune {
+                alpha: config.neftune_alpha,
+                key: rng::key(config.seed, "neftune", index),
+            }),
+            recomputed_blocks: config.recomputed_blocks(),
+        }
+    }
+}
+
+/// How much each trained token's loss counts.
+#[derive(Clone, Copy)]
+pub enum Weights<'a> {
+    /// Each the same.
+    Even(f64),
+    /// What they count follows from the losses themselves: those of a pair, by how far its sides are apart. Such a
+    /// forward takes the output projection twice, first for the losses alone.
+    OfLosses(&'a dyn Fn(&[TokenLoss]) -> Vec<f32>),
 }
 
 fn context(batch: &Batch, options: &PassOptions) -> Context {
@@ -97,8 +176,8 @@ fn context(batch: &Batch, options: &PassOptions) -> Context {
     }
 }
 
-/// The loss summed over the batch's trained tokens, without gradients.
-pub fn evaluate(model: &Model, batch: &Batch, rope: &Arc<RopeTable>) -> Result<CrossEntropyStats> {
+/// The losses of the batch's trained tokens, without gradients.
+pub fn evaluate(model: &Model, batch: &Batch, rope: &Arc<RopeTable>) -> Result<Vec<TokenLoss>> {
     let options =
         PassOptions { rope: rope.clone(), dropout_key: None, neftune: None, recomputed_blocks: None };
     let context = context(batch, &options);
@@ -107,25 +186,37 @@ pub fn evaluate(model: &Model, batch: &Batch, rope: &Arc<RopeTable>) -> Result<C
         // Detached, so that no block's activations outlive it.
         h = model.block(layer, &h, &context)?.detach();
     }
-    Ok(loss(model, &h, batch)?.1)
+    Ok(loss(model, &h, batch, Weights::Even(1.0))?.1)
 }
 
-/// The summed loss over the batch's trained tokens, from the hidden states before the final norm.
-fn loss(model: &Model, h: &Tensor, batch: &Batch) -> Result<(Tensor, CrossEntropyStats)> {
+/// The weighted loss of the batch's trained tokens, from the hidden states before the final norm; and each token's own.
+fn loss(model: &Model, h: &Tensor, batch: &Batch, weights: Weights<'_>) -> Result<(Tensor, Vec<TokenLoss>)> {
     let rows = Tensor::new(batch.loss_positions.as_slice(), h.device())?;
     let h = model.norm(&h.index_select(&rows, 0)?)?;
-    model.cross_entropy(&h, &batch.targets)
+    let even = Targets::even(&batch.targets);
+    match weights {
+        Weights::Even(scale) => {
+            let (loss, tokens) = model.cross_entropy(&h, even)?;
+            Ok(((loss * scale)?, tokens))
+        }
+        Weights::OfLosses(weigh) => {
+            let (_, tokens) = model.cross_entropy(&h.detach(), even)?;
+            let weights = weigh(&tokens);
+            let (loss, _) = model.cross_entropy(&h, Targets { weights: Some(&weights), ..even })?;
+            Ok((loss, tokens))
+        }
+    }
 }
 
-/// Forward and backward of one batch: adds `loss_scale ×` the gradient of its summed loss to `gradients`.
+/// Forward and backward of one batch: adds the gradient of its weighted loss to `gradients`. The losses of its tokens.
 pub fn accumulate(
     model: &Model,
     trainables: &[Trainable],
     batch: &Batch,
     options: &PassOptions,
-    loss_scale: f64,
+    weights: Weights<'_>,
     gradients: &mut [Vec<f32>],
-) -> Result<CrossEntropyStats> {
+) -> Result<Vec<TokenLoss>> {
     let context = context(batch, options);
     let mut embeddings = model.embed(&batch.ids)?;
     if let Some(neftune) = &options.neftune {
@@ -133,9 +224,9 @@ pub fn accumulate(
     }
     let Some(recomputed_blocks) = options.recomputed_blocks else {
         let h = model.hidden(embeddings, &context)?;
-        let (loss, stats) = loss(model, &h, batch)?;
-        add_gradients(trainables, &(loss * loss_scale)?.backward()?, gradients)?;
-        return Ok(stats);
+        let (loss, tokens) = loss(model, &h, batch, weights)?;
+        add_gradients(trainables, loss.backward()?, gradients)?;
+        return Ok(tokens);
     };
     // 1. Forward, keeping the input of each group of blocks only.
     let mut inputs = Vec::with_capacity(model.blocks.len().div_ceil(recomputed_blocks));
@@ -149,10 +240,11 @@ pub fn accumulate(
     }
     // 2. The head: the gradient of the last block's output.
     let output = Var::from_tensor(&h)?;
-    let (loss, stats) = loss(model, &output, batch)?;
-    let mut store = (loss * loss_scale)?.backward()?;
-    add_gradients(trainables, &store, gradients)?;
+    let (loss, tokens) = loss(model, &output, batch, weights)?;
+    let mut store = loss.backward()?;
     let mut dy = store.remove(&output);
+    add_gradients(trainables, store, gradients)?;
+    drop((h, output));
     // 3. Backward, one group at a time, re-run on a variable of its input.
     for (group, input) in inputs.into_iter().enumerate().rev() {
         let Some(seed) = dy else { break };
@@ -162,25 +254,23 @@ pub fn accumulate(
         for layer in first..model.blocks.len().min(first + recomputed_blocks) {
             output = model.block(layer, &output, &context)?;
         }
-        // candle's backward takes no seed: the gradient of Σ y·dy with dy constant is the one wanted.
-        let mut store = (output * seed.detach())?.sum_all()?.backward()?;
-        add_gradients(trainables, &store, gradients)?;
+        let mut store = seeded(&output, &seed)?.backward()?;
         dy = store.remove(&input);
+        add_gradients(trainables, store, gradients)?;
     }
     // 4. The embeddings, where they learn.
     if let Some(seed) = dy
         && embeddings.track_op()
     {
-        add_gradients(trainables, &(embeddings * seed.detach())?.sum_all()?.backward()?, gradients)?;
+        add_gradients(trainables, seeded(&embeddings, &seed)?.backward()?, gradients)?;
     }
-    Ok(stats)
+    Ok(tokens)
 }
 
-fn add_gradients(trainables: &[Trainable], store: &GradStore, gradients: &mut [Vec<f32>]) -> Result<()> {
+fn add_gradients(trainables: &[Trainable], mut store: GradStore, gradients: &mut [Vec<f32>]) -> Result<()> {
     for (trainable, sum) in trainables.iter().zip(gradients) {
-        if let Some(gradient) = store.get(&trainable.var) {
-            let gradient: Vec<f32> = gradient.flatten_all()?.to_vec1()?;
-            sum.iter_mut().zip(gradient).for_each(|(sum, value)| *sum += value);
+        if let Some(gradient) = store.remove(&trainable.var) {
+            add_to(sum, &gradient)?;
         }
     }
     Ok(())

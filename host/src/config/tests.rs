@@ -151,6 +151,7 @@ fn a_wrong_type_or_range_says_what_the_key_takes() {
         "gradient_checkpointing_every=0",
         "eval_ratio=0.6",
         "epochs=0",
+        "beta=0",
         "lora.r=0",
         "lora.dropout=1",
         "max_seq_len=4",

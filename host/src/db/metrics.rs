@@ -1,4 +1,6 @@
-use lathe_protocol::{EvalMetrics, LogLevel, LogLine, MetricPoint, SampleText, StepMetrics, Told};
+use lathe_protocol::{
+    EvalMetrics, LogLevel, LogLine, MetricPoint, PreferenceMetrics, SampleText, StepMetrics, Told,
+};
 use rusqlite::{Row, params};
 
 use super::{Db, from_word, word};
@@ -28,7 +30,9 @@ impl Db {
     fn insert_step(&self, or: &str, id: &str, point: &MetricPoint) -> Result<()> {
         let MetricPoint { step, at_secs } = point;
         self.write(
-            &format!("INSERT OR {or} INTO metrics VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11)"),
+            &format!(
+                "INSERT OR {or} INTO metrics VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12)"
+            ),
             params![
                 id,
                 step.step,
@@ -41,15 +45,17 @@ impl Db {
                 step.epoch,
                 at_secs,
                 step.memory_bytes,
+                preference_text(step.preference),
             ],
         )
         .map(drop)
     }
 
     fn insert_eval(&self, or: &str, id: &str, eval: &EvalMetrics) -> Result<()> {
-        let EvalMetrics { step, loss, perplexity, token_accuracy, loss_tokens, rows } = eval;
-        let sql = format!("INSERT OR {or} INTO evals VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)");
-        let values = params![id, step, loss, perplexity, token_accuracy, loss_tokens, rows];
+        let EvalMetrics { step, loss, perplexity, token_accuracy, loss_tokens, rows, preference } = eval;
+        let sql = format!("INSERT OR {or} INTO evals VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8)");
+        let preference = preference_text(*preference);
+        let values = params![id, step, loss, perplexity, token_accuracy, loss_tokens, rows, preference];
         self.write(&sql, values).map(drop)
     }
 
@@ -83,7 +89,8 @@ impl Db {
     /// Those after the step `after`.
     pub(crate) fn steps(&self, id: &str, after: usize) -> Result<Vec<MetricPoint>> {
         self.all(
-            "SELECT step, loss, grad_norm, lr, tokens_per_second, tokens, loss_tokens, epoch, memory_bytes, at_secs
+            "SELECT step, loss, grad_norm, lr, tokens_per_second, tokens, loss_tokens, epoch, memory_bytes, at_secs,
+                    preference
              FROM metrics WHERE run = ?1 AND step > ?2 ORDER BY step",
             params![id, after],
             metric_point,
@@ -101,6 +108,7 @@ impl Db {
                 token_accuracy: row.get("token_accuracy")?,
                 loss_tokens: row.get("loss_tokens")?,
                 rows: row.get("rows")?,
+                preference: preference_of(row.get("preference")?),
             })
         })
     }
@@ -126,6 +134,14 @@ impl Db {
     }
 }
 
+fn preference_text(metrics: Option<PreferenceMetrics>) -> Option<String> {
+    metrics.and_then(|metrics| serde_json::to_string(&metrics).ok())
+}
+
+fn preference_of(text: Option<String>) -> Option<PreferenceMetrics> {
+    text.and_then(|text| serde_json::from_str(&text).ok())
+}
+
 /// By position: there may be a hundred thousand.
 fn metric_point(row: &Row<'_>) -> rusqlite::Result<MetricPoint> {
     Ok(MetricPoint {
@@ -139,6 +155,7 @@ fn metric_point(row: &Row<'_>) -> rusqlite::Result<MetricPoint> {
             loss_tokens: row.get(6)?,
             epoch: row.get(7)?,
             memory_bytes: row.get(8)?,
+            preference: preference_of(row.get(10)?),
         },
         at_secs: row.get(9)?,
     })

@@ -1,6 +1,6 @@
 use lathe_protocol::{
-    EvalMetrics, LogLevel, LogLine, Method, MetricPoint, RunConfig, RunEntry, RunStatus, SampleText,
-    StepMetrics, StopThen,
+    EvalMetrics, LogLevel, LogLine, Method, MetricPoint, OddsMetrics, PreferenceMetrics, RunConfig, RunEntry,
+    RunStatus, SampleText, StepMetrics, StopThen, SweepPlace, SweepValue,
 };
 
 use super::*;
@@ -26,11 +26,24 @@ fn record(id: &str, name: &str) -> RunRecord {
             doing: None,
             queue_position: None,
             held_here: false,
+            device: "cuda:1".into(),
+            runs_on: None,
+            sweep: Some(SweepPlace {
+                name: "s".into(),
+                index: 1,
+                values: vec![SweepValue { key: "lora.r".into(), value: "8".into() }],
+            }),
         },
         config: RunConfig { seed: 5, ..RunConfig::default() },
         eval_data: Some("/e.jsonl".into()),
         init_adapter: None,
+        force: true,
     }
+}
+
+fn preference() -> PreferenceMetrics {
+    let odds = Some(OddsMetrics { nll_loss: 2.5, log_odds_ratio: -0.5, log_odds_chosen: 0.25 });
+    PreferenceMetrics { chosen_reward: 0.5, rejected_reward: -0.25, accuracy: 0.75, margin: 0.75, odds }
 }
 
 fn point(step: usize) -> MetricPoint {
@@ -45,6 +58,7 @@ fn point(step: usize) -> MetricPoint {
             loss_tokens: 32,
             epoch: 0.5,
             memory_bytes: (step > 1).then_some(1 << 30),
+            preference: (step > 2).then(preference),
         },
         at_secs: 1e9 + step as f64,
     }
@@ -60,8 +74,15 @@ fn a_run_and_its_metrics_come_back_as_they_went_in() {
     for step in 1..=3 {
         db.add_step("a", &point(step)).unwrap();
     }
-    let eval =
-        EvalMetrics { step: 3, loss: 1.0, perplexity: 2.7, token_accuracy: 0.5, loss_tokens: 9, rows: 2 };
+    let eval = EvalMetrics {
+        step: 3,
+        loss: 1.0,
+        perplexity: 2.7,
+        token_accuracy: 0.5,
+        loss_tokens: 9,
+        rows: 2,
+        preference: Some(preference()),
+    };
     db.add_eval("a", &eval).unwrap();
     assert_eq!(db.steps("a", 0).unwrap(), [point(1), point(2), point(3)]);
     assert_eq!(db.evals("a", 0).unwrap(), [eval]);
@@ -75,7 +96,7 @@ fn a_run_and_its_metrics_come_back_as_they_went_in() {
 
     db.request_stop("a", StopThen::Keep).unwrap();
     assert_eq!(db.stop_requested("a").unwrap(), Some(StopThen::Keep));
-    db.set_running("a", "/o").unwrap();
+    db.set_running("a", "/o", "cpu").unwrap();
     assert_eq!(db.stop_requested("a").unwrap(), None);
     db.delete_run("a").unwrap();
     assert!(db.steps("a", 0).unwrap().is_empty(), "metrics go with their run");
@@ -190,7 +211,7 @@ fn the_queue_has_no_gaps_for_who_looks() {
     db.enqueue("b").unwrap();
     let place = |id: &str| db.run(id).unwrap().unwrap().entry.queue_position;
     assert_eq!(["a", "b", "c", "d"].map(place), [Some(2), Some(3), Some(0), Some(1)]);
-    db.set_running("c", "/o").unwrap();
+    db.set_running("c", "/o", "cpu").unwrap();
     assert_eq!((place("c"), place("d")), (None, Some(0)));
 }
 

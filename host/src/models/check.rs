@@ -123,6 +123,7 @@ fn shape(config: &Value) -> Option<ModelShape> {
         vocab_size: size("vocab_size")?,
         context_length: size("max_position_embeddings")?,
         tie_word_embeddings: config["tie_word_embeddings"].as_bool().unwrap_or(false),
+        is_gguf: false,
         linears: Quant::None,
         experts: size("num_local_experts").or(size("num_experts")).zip(size("num_experts_per_tok")).map(
             |(num_experts, experts_per_token)| ExpertsShape {

@@ -125,6 +125,7 @@ impl Reader {
                 vocab_size,
                 context_length: size("context_length")?,
                 tie_word_embeddings: is_tied,
+                is_gguf: true,
                 linears: Quant::None,
                 experts: size("expert_count").filter(|count| *count > 0).zip(size("expert_used_count")).map(
                     |(num_experts, experts_per_token)| ExpertsShape {

@@ -15,7 +15,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use lathe_protocol::{ErrorCode, ErrorInfo, EventBody, Job as WorkerJob, ModelEntry, ModelFile};
+use lathe_protocol::{ErrorCode, ErrorInfo, EventBody, Job as WorkerJob, ModelEntry, ModelFile, ModelShape};
 
 use check::{Depth, is_gguf};
 pub(crate) use check::{file_name, is_gguf as is_gguf_path};
@@ -162,6 +162,11 @@ fn entry(name: String, revision: Option<String>, path: &Path) -> ModelEntry {
         revision,
         path: path.display().to_string(),
     }
+}
+
+/// Of a model on disk; none if its files do not tell.
+pub(crate) fn shape(path: &Path) -> Option<ModelShape> {
+    check::inspect(path, Depth::Headers).shape
 }
 
 /// A worker reads the model's own description; names and files are filled in here.

@@ -7,7 +7,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use lathe_protocol::{ErrorCode, ErrorInfo, Method, RunConfig, RunEntry, RunStatus};
+use lathe_protocol::{ErrorCode, ErrorInfo, Method, Origins, RunConfig, RunEntry, RunStatus};
 use serde::{Deserialize, Serialize};
 
 use crate::{
@@ -31,6 +31,9 @@ pub(crate) struct Provenance {
     pub run: RunEntry,
     pub eval_data: Option<String>,
     pub init_adapter: Option<String>,
+    /// It may start from an adapter of another base.
+    #[serde(default)]
+    pub force: bool,
     pub config: RunConfig,
 }
 
@@ -41,7 +44,7 @@ impl Provenance {
     }
 
     pub(super) fn of(record: &RunRecord) -> Self {
-        let RunRecord { entry, config, eval_data, init_adapter } = record.clone();
+        let RunRecord { entry, config, eval_data, init_adapter, force } = record.clone();
         // What is true of a moment only stays out.
         let run = RunEntry {
             tokens_per_second: None,
@@ -50,7 +53,7 @@ impl Provenance {
             held_here: false,
             ..entry
         };
-        Self { lathe: env!("CARGO_PKG_VERSION").into(), run, eval_data, init_adapter, config }
+        Self { lathe: env!("CARGO_PKG_VERSION").into(), run, eval_data, init_adapter, force, config }
     }
 
     pub(crate) fn write(&self, folder: &Path) -> Result<()> {
@@ -59,9 +62,9 @@ impl Provenance {
 
     /// As a run in `folder`, which may have been moved since.
     pub(super) fn into_record(self, folder: &Path) -> RunRecord {
-        let Self { run, eval_data, init_adapter, config, lathe: _ } = self;
+        let Self { run, eval_data, init_adapter, force, config, lathe: _ } = self;
         let entry = RunEntry { out_dir: folder.display().to_string(), ..run };
-        RunRecord { entry, config, eval_data, init_adapter }
+        RunRecord { entry, config, eval_data, init_adapter, force }
     }
 }
 
@@ -146,7 +149,7 @@ impl LockedFolder {
 
     /// Removes what [`Self::open`] and the start of a run made: it never began.
     pub(super) fn undo(self) {
-        for name in [CONFIG, PROVENANCE, WORKER_LOCK, LOCK] {
+        for name in [CONFIG, PROVENANCE, Origins::NAME, WORKER_LOCK, LOCK] {
             files::remove_quietly(&self.path.join(name));
         }
         if self.is_new {
@@ -208,7 +211,7 @@ pub(super) fn checkpoint_step(path: &str) -> Option<usize> {
 pub(super) fn clear(folder: &Path, entry: &RunEntry) -> Result<u64> {
     let mut doomed = vec!["checkpoints", LOCK, WORKER_LOCK];
     if entry.status != RunStatus::Completed {
-        doomed.extend([CONFIG, PROVENANCE, "loss.png"]);
+        doomed.extend([CONFIG, PROVENANCE, Origins::NAME, "loss.png"]);
     }
     let mut freed = 0;
     for path in doomed.iter().map(|name| folder.join(name)) {

@@ -105,7 +105,7 @@ struct Watched {
 impl Watched {
     /// All there is.
     fn begin(db: &Db, record: RunRecord) -> Result<(RunDetails, Self)> {
-        let RunRecord { entry, config, eval_data, init_adapter } = record;
+        let RunRecord { entry, config, eval_data, init_adapter, .. } = record;
         let id = &entry.id;
         let (steps, evals) = (db.steps(id, 0)?, db.evals(id, 0)?);
         let (samples, log) = (db.samples(id, 0)?, db.logs(id, 0)?);

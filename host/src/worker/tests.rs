@@ -10,11 +10,13 @@ fn chat(bench: &Bench) -> lathe_protocol::CommandBody {
         model: bench.path("model").display().to_string(),
         adapters: Vec::new(),
         device: "auto".into(),
+        force: false,
     }
 }
 
 fn ready() -> EventBody {
     EventBody::ChatReady {
+        styles: Vec::new(),
         load_seconds: 0.1,
         supports_thinking: false,
         supports_effort: false,

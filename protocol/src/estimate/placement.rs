@@ -1,7 +1,6 @@
-use super::{F32, ModelShape};
+use super::{BF16, F32, ModelShape};
 
-const BF16: u64 = 2;
-/// Larger tables of tokens stay in bf16 on the CPU, too.
+/// Larger output projections stay in bf16 on the CPU, too.
 const MAX_F32_TABLE_BYTES: u64 = 512 << 20;
 /// What a CUDA context, cuBLAS and its workspace take of a card.
 const CUDA_CONTEXT_BYTES: u64 = 700_000_000;
@@ -26,10 +25,10 @@ impl Placement {
         }
     }
 
-    /// Bytes of a value of the embedding table and of the output projection, while they are frozen.
-    pub(super) fn table_value(self, shape: &ModelShape) -> u64 {
+    /// Bytes of a value of the output projection while it is frozen: a GGUF's is dequantised.
+    pub(super) fn head_value(self, shape: &ModelShape) -> u64 {
         let is_large = F32 * shape.embedding_parameters() > MAX_F32_TABLE_BYTES;
-        if is_large { BF16 } else { self.weight() }
+        if is_large && !shape.is_gguf { BF16 } else { self.weight() }
     }
 
     /// Bytes of a value that the forward leaves for the backward, or that exists inside of either.

@@ -11,6 +11,7 @@ const SMOLLM2: ModelShape = ModelShape {
     vocab_size: 49_152,
     context_length: 8192,
     tie_word_embeddings: true,
+    is_gguf: false,
     linears: Quant::None,
     experts: None,
 };
@@ -24,6 +25,7 @@ const STARTER: ModelShape = ModelShape {
     vocab_size: 4096,
     context_length: 256,
     tie_word_embeddings: true,
+    is_gguf: false,
     linears: Quant::None,
     experts: None,
 };
@@ -38,6 +40,7 @@ const GPT_OSS_20B: ModelShape = ModelShape {
     vocab_size: 201_088,
     context_length: 131_072,
     tie_word_embeddings: false,
+    is_gguf: false,
     linears: Quant::None,
     experts: Some(ExpertsShape { num_experts: 32, experts_per_token: 4, format: ExpertFormat::Mxfp4 }),
 };
@@ -112,30 +115,110 @@ fn experts_count_as_they_are_held() {
     assert!(chat_memory(&GPT_OSS_20B, 13_800_000_000, 100) < packed + 500_000_000);
 }
 
-/// Peak resident memory of training workers on two threads, in MB: rows longer than the context, one batch a step.
+/// A gpt-oss small enough to be measured, and not only its process.
+const TINY_GPT_OSS: ModelShape = ModelShape {
+    num_layers: 6,
+    hidden_size: 768,
+    intermediate_size: 768,
+    num_attention_heads: 16,
+    num_key_value_heads: 4,
+    vocab_size: 32_768,
+    experts: Some(ExpertsShape { num_experts: 8, experts_per_token: 4, format: ExpertFormat::Mxfp4 }),
+    ..GPT_OSS_20B
+};
+
+/// Peak resident memory in MB of `lathe estimate --probe` on two threads of Linux; `cargo xtask bench memory` has more.
 #[test]
-fn training_memory_is_within_ten_percent_of_what_was_measured() {
+fn training_memory_is_within_five_percent_of_what_was_measured() {
     let check = |shape: &ModelShape, config: &RunConfig, measured_mb: f64| {
         let predicted_mb = training_memory(shape, config, 10_000, Placement::Cpu).total() as f64 / 1e6;
-        assert!((predicted_mb / measured_mb - 1.0).abs() < 0.1, "{predicted_mb} MB, not {measured_mb} MB");
+        assert!((predicted_mb / measured_mb - 1.0).abs() < 0.05, "{predicted_mb} MB, not {measured_mb} MB");
     };
-    check(&SMOLLM2, &config(256, 1, 16, false), 1010.0);
-    check(&SMOLLM2, &config(512, 1, 16, false), 1346.0);
-    check(&SMOLLM2, &config(1024, 1, 16, false), 2019.0);
-    check(&SMOLLM2, &config(512, 2, 16, false), 2015.0);
-    check(&SMOLLM2, &config(512, 1, 64, false), 1667.0);
-    check(&SMOLLM2, &config(512, 1, 16, true), 745.0);
-    check(&SMOLLM2, &config(1024, 2, 16, true), 1017.0);
-    check(&STARTER, &config(256, 1, 16, false), 81.0);
-    check(&STARTER, &config(256, 4, 16, false), 172.0);
-    check(&STARTER, &config(256, 4, 16, true), 103.0);
+    let every_4 = |config: RunConfig| RunConfig { gradient_checkpointing_every: 4, ..config };
     let full = |config: RunConfig| RunConfig { method: Method::Full, ..config };
-    check(&SMOLLM2, &full(config(256, 1, 16, false)), 3309.0);
-    check(&SMOLLM2, &full(config(512, 1, 16, true)), 2666.0);
-    check(&STARTER, &full(config(256, 1, 16, false)), 157.0);
-    check(&STARTER, &full(config(256, 4, 16, true)), 163.0);
-    let some = RunConfig { lora: lora_on(&["q_proj", "v_proj"]), ..config(512, 1, 16, false) };
-    check(&SMOLLM2, &some, 1267.0);
+    let with = |lora: LoraConfig, config: RunConfig| RunConfig { lora, ..config };
+    check(&SMOLLM2, &config(256, 1, 16, false), 1006.0);
+    check(&SMOLLM2, &config(1024, 1, 16, false), 2017.0);
+    check(&SMOLLM2, &config(512, 2, 16, false), 2014.0);
+    check(&SMOLLM2, &config(1024, 4, 64, false), 6516.0);
+    check(&SMOLLM2, &config(512, 1, 16, true), 739.0);
+    check(&SMOLLM2, &config(1024, 2, 16, true), 988.0);
+    check(&SMOLLM2, &config(512, 4, 64, true), 1214.0);
+    check(&SMOLLM2, &every_4(config(512, 4, 64, true)), 1385.0);
+    check(&SMOLLM2, &with(lora_on(&["q_proj", "v_proj"]), config(512, 1, 16, false)), 1268.0);
+    let dora = LoraConfig { use_dora: true, ..LoraConfig::default() };
+    check(&SMOLLM2, &with(dora, config(512, 1, 16, false)), 1682.0);
+    let table = LoraConfig { modules_to_save: vec!["embed_tokens".into()], ..LoraConfig::default() };
+    check(&SMOLLM2, &with(table, config(128, 1, 16, false)), 1402.0);
+    let of_8_bits = RunConfig { optimizer: Optimizer::Adamw8bit, ..config(512, 1, 64, false) };
+    check(&SMOLLM2, &of_8_bits, 1546.0);
+    let qlora = RunConfig { method: Method::Qlora, ..config(512, 1, 16, false) };
+    check(&SMOLLM2, &qlora, 976.0);
+    check(&SMOLLM2, &full(config(256, 1, 16, false)), 3197.0);
+    check(&SMOLLM2, &full(config(512, 1, 16, true)), 2536.0);
+    check(&STARTER, &config(256, 1, 16, false), 78.0);
+    check(&STARTER, &config(256, 4, 16, false), 171.0);
+    check(&STARTER, &config(256, 4, 16, true), 97.0);
+    check(&STARTER, &full(config(256, 1, 16, false)), 150.0);
+    check(&STARTER, &full(config(256, 4, 16, true)), 151.0);
+    check(&TINY_GPT_OSS, &config(128, 1, 8, false), 317.0);
+    check(&TINY_GPT_OSS, &config(1024, 4, 64, false), 1393.0);
+    check(&TINY_GPT_OSS, &config(1024, 4, 8, true), 689.0);
+    check(&TINY_GPT_OSS, &every_4(config(512, 4, 64, true)), 698.0);
+    let experts = LoraConfig {
+        target_parameters: vec!["mlp.experts.gate_up_proj".into(), "mlp.experts.down_proj".into()],
+        ..LoraConfig::default()
+    };
+    check(&TINY_GPT_OSS, &with(experts, config(512, 4, 16, true)), 541.0);
+}
+
+#[test]
+fn what_fits_is_the_change_that_costs_least() {
+    let check = |shape: &ModelShape, config: &RunConfig, budget_mb: u64, expected: Option<&str>| {
+        let found = Remedy::find(shape, config, 10_000, Placement::Cpu, budget_mb * 1_000_000);
+        assert_eq!(found.map(Remedy::settings).as_deref(), expected, "{budget_mb} MB");
+        let total =
+            |config: &RunConfig| training_memory(shape, config, 10_000, Placement::Cpu).total() / 1_000_000;
+        if let Some(remedy) = found {
+            let mut changed = config.clone();
+            remedy.apply(&mut changed);
+            assert!(total(config) > budget_mb && total(&changed) <= budget_mb);
+        }
+    };
+    let batch = RunConfig { grad_accum: 3, ..config(512, 4, 16, false) };
+    check(&SMOLLM2, &batch, 3000, Some("batch_size=3 grad_accum=4"));
+    check(&SMOLLM2, &batch, 2500, Some("batch_size=2 grad_accum=6"));
+    check(&SMOLLM2, &batch, 1200, Some("gradient_checkpointing=true"));
+    check(&SMOLLM2, &batch, 800, None);
+    check(&SMOLLM2, &config(512, 1, 64, true), 900, Some("optimizer=adamw8bit"));
+    check(
+        &SMOLLM2,
+        &RunConfig { optimizer: Optimizer::Adamw8bit, ..config(256, 1, 16, true) },
+        400,
+        Some("method=qlora"),
+    );
+    let recomputed = RunConfig { optimizer: Optimizer::Adamw8bit, ..config(1024, 1, 16, true) };
+    let gguf = ModelShape { is_gguf: true, ..SMOLLM2 };
+    check(&SMOLLM2, &recomputed, 700, Some("method=qlora"));
+    check(&gguf, &recomputed, 700, Some("max_seq_len=320"));
+    let full = RunConfig { method: Method::Full, ..recomputed };
+    check(&SMOLLM2, &full, 1000, Some("method=lora"));
+    assert_eq!(Remedy::sentence(None), "No single change makes it fit: choose a smaller model");
+    assert_eq!(
+        Remedy::sentence(Some(Remedy::ShorterRows(512))),
+        "It fits with max_seq_len=512: longer rows are cut"
+    );
+}
+
+#[test]
+fn a_probe_tells_its_phases_and_how_far_it_was_off() {
+    let predicted = training_memory(&SMOLLM2, &config(512, 1, 16, false), 512, Placement::Cpu);
+    let measured = MeasuredMemory { program: 10, loaded: 30, ready: 25, peak: predicted.total() / 2 };
+    let report = ProbeReport { predicted, measured, row_tokens: 512, seconds: 1.0 };
+    let phases = report.phases();
+    assert_eq!(phases.iter().map(|phase| phase.predicted).sum::<u64>(), predicted.total());
+    assert_eq!(phases.map(|phase| phase.measured), [10, 20, 0, measured.peak - 25]);
+    assert_eq!(report.verdict(), "Measured 50.0 % less than predicted");
 }
 
 #[test]
@@ -144,14 +227,15 @@ fn the_parts_of_a_training_runs_memory_are_these() {
     let expected = MemoryEstimate {
         weights: 538_060_032,
         adapter: 19_537_920,
-        gradients: 39_075_840,
+        gradients: 19_537_920,
         optimizer: 39_075_840,
         activations: 644_444_160,
         logits: 29_884_416,
-        workspace: 54_996_224,
+        workspace: 35_659_776,
+        program: 32_582_912,
     };
     assert_eq!(estimate, expected);
-    assert_eq!(estimate.total(), 1_365_074_432);
+    assert_eq!(estimate.total(), 1_358_782_976);
 }
 
 #[test]
@@ -279,4 +363,31 @@ fn what_is_stored_in_nf4_takes_no_more_than_that() {
     let mxfp4 = bytes(&with(ExpertFormat::Mxfp4), Quant::None);
     assert_eq!(bytes(&with(ExpertFormat::Blocks(136)), Quant::None), mxfp4);
     assert!(chat_memory(&stored, 130_000_000, 100) > bytes(&stored, Quant::None));
+}
+
+#[test]
+fn a_pair_takes_the_memory_of_two_rows() {
+    for packing in [true, false] {
+        let rows = |objective, batch_size| {
+            let config = RunConfig { objective, packing, ..config(512, batch_size, 16, true) };
+            training_memory(&SMOLLM2, &config, 300, Placement::Cpu)
+        };
+        assert_eq!(rows(Objective::Dpo, 1), rows(Objective::Sft, 2));
+        assert_eq!(rows(Objective::Orpo, 2), rows(Objective::Sft, 4));
+    }
+}
+
+#[test]
+fn pairs_take_the_time_of_the_head_again_and_dpo_that_of_a_reference() {
+    let flops = |objective, epochs| {
+        let config = RunConfig { objective, epochs, ..config(512, 1, 16, false) };
+        training_flops(&SMOLLM2, &config, 1000, 300) / 1000.0
+    };
+    let sft = flops(Objective::Sft, 2.0);
+    let head = 2.0 * (SMOLLM2.vocab_size * SMOLLM2.hidden_size) as f64;
+    assert!((flops(Objective::Orpo, 2.0) - sft - head).abs() < 1.0);
+    let reference = |epochs| flops(Objective::Dpo, epochs) - flops(Objective::Orpo, epochs);
+    // A forward is a third of one with its backward, or half where nothing of the base learns.
+    assert!(reference(1.0) > sft / 3.0 && reference(1.0) < sft / 2.0, "{} of {sft}", reference(1.0));
+    assert!((reference(4.0) - reference(1.0) / 4.0).abs() < 1.0);
 }

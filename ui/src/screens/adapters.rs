@@ -1,5 +1,5 @@
 use egui::{Align, Layout, Ui};
-use lathe_protocol::{AdapterEntry, AdapterUpdate, CommandBody, Event, EventBody};
+use lathe_protocol::{AdapterEntry, AdapterUpdate, ChatLane, CommandBody, Event, EventBody};
 
 use crate::{
     Action, Asked, Outbox, Route, Store, format,
@@ -171,7 +171,13 @@ impl Adapters {
 
 enum Wish {
     Edit(Edit),
-    Remove(AdapterEntry),
+    Remove(Box<AdapterEntry>),
+}
+
+/// The base's name, and whether anything vouches for it.
+fn base(adapter: &AdapterEntry) -> String {
+    let name = adapter.base_model.as_deref().unwrap_or("unknown");
+    if adapter.origins.is_some() { name.into() } else { format!("{name}, not verified") }
 }
 
 fn matches(adapter: &AdapterEntry, wanted: &str) -> bool {
@@ -189,7 +195,7 @@ fn entry(ui: &mut Ui, adapter: &AdapterEntry, store: &Store, out: &mut Outbox) -
         }
         ui.with_layout(Layout::right_to_left(Align::Center), |ui| {
             if icon_button(ui, icons::TRASH, &format!("Delete {}…", adapter.name)).clicked() {
-                wish = Some(Wish::Remove(adapter.clone()));
+                wish = Some(Wish::Remove(Box::new(adapter.clone())));
             }
             if icon_button(ui, icons::FOLDER_OPEN, &format!("Open the folder of {}", adapter.name)).clicked()
             {
@@ -206,7 +212,8 @@ fn entry(ui: &mut Ui, adapter: &AdapterEntry, store: &Store, out: &mut Outbox) -
             let base = adapter.base_model.as_deref().filter(|_| adapter.problem.is_none());
             let test = Button::secondary("Test in chat").icon(icons::CHAT_CIRCLE).enabled(base.is_some());
             if let (true, Some(base)) = (test.clicked(ui), base) {
-                out.act(Action::Chat { model: base.to_owned(), adapters: vec![adapter.name.clone()] });
+                let adapters = vec![adapter.name.clone()];
+                out.act(Action::Chat(ChatLane { model: base.to_owned(), adapters, ..ChatLane::default() }));
             }
         });
     });
@@ -218,9 +225,8 @@ fn entry(ui: &mut Ui, adapter: &AdapterEntry, store: &Store, out: &mut Outbox) -
     }
     crate::widgets::columns(ui, &[true, false], 340.0, |ui, &is_origin| {
         let facts = if is_origin {
-            let missing = |what: &Option<String>| what.clone().unwrap_or_else(|| "unknown".into());
             vec![
-                ("Base", missing(&adapter.base_model)),
+                ("Base", base(adapter)),
                 (
                     "Data",
                     adapter.data.as_deref().map_or("unknown".into(), |data| format::file_name(data).into()),
@@ -255,6 +261,11 @@ fn entry(ui: &mut Ui, adapter: &AdapterEntry, store: &Store, out: &mut Outbox) -
         };
         key_value(ui, &format!("{} {is_origin}", adapter.name), facts);
     });
+    if let Some(origins) = &adapter.origins {
+        ui.collapsing("What it was made of", |ui| {
+            key_value(ui, &format!("{} origins", adapter.name), crate::origins::facts(origins));
+        });
+    }
     if let Some(run) = adapter.run.as_ref().and_then(|name| store.runs().iter().find(|run| &run.name == name))
         && crate::widgets::link(ui, "See its run").clicked()
     {

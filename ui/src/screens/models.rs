@@ -1,5 +1,5 @@
 use egui::{Align, Layout, Ui};
-use lathe_protocol::{CommandBody, Event, EventBody, ModelEntry, ModelProblem};
+use lathe_protocol::{ChatLane, CommandBody, Event, EventBody, ModelEntry, ModelProblem};
 
 use crate::{
     Accept, Action, Asked, Outbox, Pick, Picker, Store, format,
@@ -168,7 +168,7 @@ impl Models {
                 }
                 let usable = model.problem.is_none();
                 if Button::ghost("Chat").icon(icons::CHAT_CIRCLE).enabled(usable).clicked(ui) {
-                    out.act(Action::Chat { model: model.name.clone(), adapters: Vec::new() });
+                    out.act(Action::Chat(ChatLane { model: model.name.clone(), ..ChatLane::default() }));
                 }
                 if Button::secondary("Fine-tune…").icon(icons::SPARKLE).enabled(usable).clicked(ui) {
                     out.act(Action::NewRun { model: Some(model.name.clone()) });

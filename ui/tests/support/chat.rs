@@ -51,7 +51,7 @@ pub fn stats() -> ChatStats {
 
 pub fn node(parent: Option<usize>, role: Role, text: &str) -> ChatNode {
     let stats = (role == Role::Assistant).then(stats);
-    ChatNode { parent, message: Message::new(role, text), stats }
+    ChatNode { parent, message: Message::new(role, text), stats, answered_by: None }
 }
 
 /// One question after another, each answered.
@@ -63,6 +63,8 @@ pub fn lane(adapter: Option<&str>, texts: &[&str]) -> ChatLane {
     ChatLane {
         model: MODEL.into(),
         adapters: adapter.map(String::from).into_iter().collect(),
+        forced: false,
+        run: None,
         style: None,
         nodes: nodes.collect(),
         leaf: texts.len().checked_sub(1),
@@ -142,6 +144,7 @@ pub fn answer(records: &[ChatRecord], command: &Command, script: &mut Script) {
                 supports_thinking: false,
                 supports_effort: false,
                 context_length: 8192,
+                styles: Vec::new(),
             },
         ),
         _ => drop(fixtures::answer(command, script)),

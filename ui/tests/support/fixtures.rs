@@ -125,6 +125,7 @@ fn shape(
         vocab_size: vocab,
         context_length: 8192,
         tie_word_embeddings: true,
+        is_gguf: false,
         linears: Quant::None,
         experts: None,
     }
@@ -150,6 +151,9 @@ pub fn run(name: &str, status: RunStatus, hours_ago: u64, step: usize) -> RunEnt
         doing: None,
         queue_position: (status == RunStatus::Queued).then_some(0),
         held_here: status == RunStatus::Running,
+        device: "auto".into(),
+        runs_on: (status == RunStatus::Running).then(|| "cpu".into()),
+        sweep: None,
     }
 }
 
@@ -161,6 +165,16 @@ pub fn runs() -> Vec<RunEntry> {
         run("house-style", RunStatus::Stopped, 50, 320),
         run("first-try", RunStatus::Failed, 120, 311),
     ]
+}
+
+fn origins() -> serde_json::Value {
+    let hash = "1f3a5c7e9b2d4f60";
+    serde_json::json!({
+        "lathe": "0.1.0", "template_hash": hash,
+        "base": {"storage": "BF16", "weights_hash": hash, "config_hash": hash},
+        "data": [{"path": "/home/ada/data/support_chats.jsonl", "sha256": hash, "size_bytes": 48_000, "rows": 120}],
+        "metrics": {"step": 300, "loss": 0.727, "eval_loss": 0.81, "perplexity": 2.25, "token_accuracy": 0.79},
+    })
 }
 
 pub fn adapters() -> Vec<AdapterEntry> {
@@ -181,12 +195,14 @@ pub fn adapters() -> Vec<AdapterEntry> {
         notes: notes.into(),
         tags: tags.iter().map(|&tag| tag.to_owned()).collect(),
         styles: Vec::new(),
+        origins: serde_json::from_value(origins()).ok(),
         problem: None,
     };
     vec![
         adapter("pirate", 8, 26, &["demo"], "Talks like a pirate; answers stay right"),
         AdapterEntry {
             styles: Style::terse_and_detailed(),
+            origins: None,
             ..adapter("house-style-draft", 16, 300, &[], "")
         },
     ]

@@ -1,8 +1,8 @@
 //! Runs with their histories.
 
 use lathe_protocol::{
-    Command, CommandBody, EvalMetrics, EventBody, LogLevel, LogLine, LoraConfig, MetricPoint, RunConfig,
-    RunDetails, RunEntry, RunStatus, SampleText, StepMetrics,
+    Command, CommandBody, EvalMetrics, EventBody, LogLevel, LogLine, LoraConfig, MetricPoint,
+    PreferenceMetrics, RunConfig, RunDetails, RunEntry, RunStatus, SampleText, StepMetrics,
 };
 
 use super::{NOW_SECS, Script, ScriptedLink, fixtures};
@@ -32,12 +32,21 @@ pub fn step(step: usize, total: usize, seed: usize) -> StepMetrics {
         memory_bytes: step
             .is_multiple_of(5)
             .then(|| (1_480_000_000.0 + 60_000_000.0 * (progress * 3.0).min(1.0)) as u64),
+        preference: None,
     }
 }
 
 pub fn eval(step: usize, total: usize, seed: usize) -> EvalMetrics {
     let loss = 0.86 + 0.08 * (seed % 3) as f64 + 1.4 * (-7.0 * step as f64 / total as f64).exp();
-    EvalMetrics { step, loss, perplexity: loss.exp(), token_accuracy: 0.71, loss_tokens: 9800, rows: 60 }
+    EvalMetrics {
+        step,
+        loss,
+        perplexity: loss.exp(),
+        token_accuracy: 0.71,
+        loss_tokens: 9800,
+        rows: 60,
+        preference: None,
+    }
 }
 
 /// `entry` with a history of `entry.step` steps.
@@ -90,6 +99,30 @@ pub fn details(entry: RunEntry, seed: usize) -> RunDetails {
     }
 }
 
+/// What `details` of a run on pairs have beside.
+fn prefer(details: &mut RunDetails) {
+    let total = details.run.total_steps as f64;
+    let of = |step: usize, held_out: f64| {
+        let learned = 1.0 - (-6.0 * step as f64 / total).exp();
+        let margin = 2.4 * learned * held_out + 0.5 * noise(step, 3);
+        let (accuracy, chosen) =
+            ((0.5 + 0.46 * learned * held_out + 0.08 * noise(step, 5)).clamp(0.0, 1.0), 0.3 * learned);
+        PreferenceMetrics {
+            chosen_reward: chosen,
+            rejected_reward: chosen - margin,
+            accuracy,
+            margin,
+            odds: None,
+        }
+    };
+    for point in &mut details.steps {
+        point.step.preference = Some(of(point.step.step, 1.0));
+    }
+    for eval in &mut details.evals {
+        eval.preference = Some(of(eval.step, 0.9));
+    }
+}
+
 /// A long run under way.
 pub fn long(steps: usize, total_steps: usize) -> RunEntry {
     RunEntry { total_steps, ..fixtures::run("support-tone", RunStatus::Running, 1, steps) }
@@ -99,6 +132,9 @@ pub fn long(steps: usize, total_steps: usize) -> RunEntry {
 pub fn of_id(id: &str, all: &[RunEntry]) -> Option<RunDetails> {
     let seed = all.iter().position(|run| run.id == id)?;
     let mut details = details(all[seed].clone(), seed);
+    if details.run.name.ends_with("dpo") {
+        prefer(&mut details);
+    }
     details.config.learning_rate = [2e-4, 1e-4, 2e-4, 5e-4, 2e-4][seed % 5];
     details.config.lora = LoraConfig { r: 8 << (seed % 2), ..LoraConfig::default() };
     Some(details)

@@ -1,12 +1,20 @@
 //! Data and answers for the wizard's tests.
 
+use egui::{Key, Modifiers, Theme, Vec2};
+use egui_kittest::{
+    Harness,
+    kittest::{NodeT as _, Queryable as _},
+};
 use lathe_protocol::{
     ColumnView, Command, CommandBody, DataReport, DatasetShape, EventBody, FileReport, FolderEntry,
-    FolderView, LengthStats, Place, ReplyChannel, Role, RowPlace, RowView, SimilarRows, TokenView,
+    FolderView, LengthStats, Place, RejectedView, ReplyChannel, Role, RowPlace, RowView, SimilarRows,
+    TokenView, TrainRequest,
 };
 
-use super::{Script, fixtures};
+use super::{Script, ScriptedLink, Window, fixtures, window_of_size};
 
+pub const MODEL: &str = "HuggingFaceTB/SmolLM2-135M-Instruct";
+pub const RUN: &str = "2026-11-21-1200-beef";
 pub const FOLDER: &str = "/home/ada/data";
 pub const DATA: &str = "/home/ada/data/support_chats.jsonl";
 
@@ -59,6 +67,39 @@ pub fn folder() -> FolderView {
     }
 }
 
+/// Of a file of pairs.
+pub fn preference_report() -> DataReport {
+    let report = report();
+    DataReport {
+        shape: DatasetShape::Preference,
+        columns: vec![
+            column("prompt", Some("prompt"), "My parcel has not arrived yet"),
+            column("chosen", Some("chosen"), "I am sorry to hear that."),
+            column("rejected", Some("rejected"), "Not our fault."),
+        ],
+        roles: ["chosen", "rejected", "prompt"].map(String::from).to_vec(),
+        rejected_lengths: Some(report.lengths.clone()),
+        mask_source: "what follows the prompt, on both sides".into(),
+        warnings: Vec::new(),
+        ..report
+    }
+}
+
+/// A row with a rejected side of its own.
+pub fn pair_view(row: usize) -> RowView {
+    let chosen = row_view(row);
+    let mut tokens: Vec<TokenView> = chosen.tokens.iter().filter(|token| !token.loss).cloned().collect();
+    let answer = [" Not", " our", " fault", ":", " ask", " the", " carrier", ".", "<|im_end|>"];
+    tokens.extend(answer.map(|text| TokenView {
+        id: 7,
+        text: text.into(),
+        loss: true,
+        role: Some(Role::Assistant),
+        channel: None,
+    }));
+    RowView { rejected: Some(RejectedView { tokens, truncated_tokens: 0 }), ..chosen }
+}
+
 pub fn report() -> DataReport {
     DataReport {
         shape: DatasetShape::Messages,
@@ -82,6 +123,7 @@ pub fn report() -> DataReport {
                 12, 64, 131, 188, 205, 171, 128, 92, 61, 44, 31, 22, 14, 11, 8, 6, 4, 3, 2, 1, 1, 0, 0, 1,
             ],
         },
+        rejected_lengths: None,
         max_seq_len: 1024,
         truncated_rows: 14,
         rows_nothing_to_learn: 2,
@@ -167,5 +209,79 @@ pub fn row_view(row: usize) -> RowView {
     ];
     say(assistant, Some(ReplyChannel::Answer), true, &answer);
     say(assistant, Some(ReplyChannel::Answer), true, &[" Thanks", " for", " your", " patience", "."]);
-    RowView { place: RowPlace { row, line: row + 1, file: None }, tokens, truncated_tokens: 5 }
+    let place = RowPlace { row, line: row + 1, file: None };
+    RowView { place, tokens, truncated_tokens: 5, rejected: None }
+}
+
+/// The wizard over a host that answers as `first` says, then as usual.
+pub fn open_with(
+    theme: Theme,
+    size: Vec2,
+    mut first: impl FnMut(&Command, &mut Script) -> bool + 'static,
+) -> (Harness<'static, Window>, ScriptedLink) {
+    let link = ScriptedLink::new(move |command, script| {
+        if !first(command, script) {
+            answer(command, script);
+        }
+    });
+    let mut harness = window_of_size(link.clone(), theme, size);
+    harness.input_mut().system_theme = Some(theme);
+    enter(&mut harness);
+    (harness, link)
+}
+
+pub fn enter(harness: &mut Harness<'_, Window>) {
+    harness.key_press_modifiers(Modifiers::COMMAND, Key::N);
+    settle(harness);
+}
+
+pub fn settle(harness: &mut Harness<'_, Window>) {
+    harness.run_ok();
+    harness.run_steps(4);
+}
+
+pub fn click(harness: &mut Harness<'_, Window>, label: &str) {
+    harness.get_by_label(label).scroll_to_me();
+    settle(harness);
+    harness.get_by_label(label).click();
+    settle(harness);
+}
+
+pub fn choose_data(harness: &mut Harness<'_, Window>) {
+    click(harness, "Browse…");
+    click(harness, "support_chats.jsonl");
+    click(harness, "Choose");
+}
+
+/// From the first step to the last.
+pub fn fill_in(harness: &mut Harness<'_, Window>) {
+    click(harness, MODEL);
+    click(harness, "Continue");
+    choose_data(harness);
+    click(harness, "Continue");
+    click(harness, "Thorough");
+    click(harness, "Continue");
+}
+
+pub fn is_enabled(harness: &Harness<'_, Window>, label: &str) -> bool {
+    !harness.get_by_label(label).accesskit_node().is_disabled()
+}
+
+pub fn sent_requests(link: &ScriptedLink) -> Vec<TrainRequest> {
+    let script = link.script.borrow();
+    let requests = script.sent.iter().filter_map(|command| match &command.body {
+        CommandBody::Train(request) => Some((**request).clone()),
+        _ => None,
+    });
+    requests.collect()
+}
+
+pub fn train_started(command: &Command, script: &mut Script) -> bool {
+    if matches!(command.body, CommandBody::Train(_)) {
+        let started =
+            EventBody::RunStarted { run: RUN.into(), name: "tone".into(), out_dir: "/runs/x".into() };
+        script.answer(command.job, started);
+        return true;
+    }
+    false
 }

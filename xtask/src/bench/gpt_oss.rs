@@ -21,13 +21,30 @@ use super::{
 };
 use crate::repo;
 
-const NUM_LAYERS: usize = 2;
-const HIDDEN: usize = 2880;
-const NUM_EXPERTS: usize = 32;
-const NUM_HEADS: usize = 64;
-const NUM_KV_HEADS: usize = 8;
+/// Of a model of random weights.
+pub struct Dims {
+    num_layers: usize,
+    /// Also the experts' inner width.
+    hidden: usize,
+    num_experts: usize,
+    num_heads: usize,
+    num_kv_heads: usize,
+    vocab_size: usize,
+}
+
+const REAL_LAYERS: Dims = Dims {
+    num_layers: 2,
+    hidden: 2880,
+    num_experts: 32,
+    num_heads: 64,
+    num_kv_heads: 8,
+    vocab_size: 201_088,
+};
+/// Trained in seconds, and yet larger than the process around it.
+pub const TINY: Dims =
+    Dims { num_layers: 6, hidden: 768, num_experts: 8, num_heads: 16, num_kv_heads: 4, vocab_size: 32_768 };
 const HEAD_DIM: usize = 64;
-const VOCAB_SIZE: usize = 201_088;
+const EXPERTS_PER_TOKEN: usize = 4;
 const MAX_SEQ_LEN: usize = 256;
 
 /// Memory as a multiple of the model's file.
@@ -44,8 +61,8 @@ struct Measurement {
 pub fn measure(setup: &Setup) -> Result<Vec<Row>> {
     let lathe = process::build_lathe()?;
     let model = setup.scratch.path().join("gpt-oss");
-    let file_bytes = write_model(&model)?;
-    println!("{} of 24 layers, random weights, {:.2} GB", NUM_LAYERS, file_bytes as f64 / 1e9);
+    let file_bytes = write_model(&model, &REAL_LAYERS)?;
+    println!("{} of 24 layers, random weights, {:.2} GB", REAL_LAYERS.num_layers, file_bytes as f64 / 1e9);
     let data = setup.scratch.path().join("rows.jsonl");
     repo::write(&data, rows())?;
     let measured = setup
@@ -110,20 +127,22 @@ fn run(setup: &Setup, lathe: &Path, model: &Path, data: &Path, file_bytes: f64) 
 }
 
 fn shape() -> ModelShape {
+    let Dims { num_layers, hidden, num_experts, num_heads, num_kv_heads, vocab_size } = REAL_LAYERS;
     ModelShape {
-        num_layers: NUM_LAYERS,
-        hidden_size: HIDDEN,
-        intermediate_size: HIDDEN,
-        num_attention_heads: NUM_HEADS,
-        num_key_value_heads: NUM_KV_HEADS,
+        num_layers,
+        hidden_size: hidden,
+        intermediate_size: hidden,
+        num_attention_heads: num_heads,
+        num_key_value_heads: num_kv_heads,
         head_dim: HEAD_DIM,
-        vocab_size: VOCAB_SIZE,
+        vocab_size,
         context_length: 131_072,
         tie_word_embeddings: false,
+        is_gguf: false,
         linears: Quant::None,
         experts: Some(ExpertsShape {
-            num_experts: NUM_EXPERTS,
-            experts_per_token: 4,
+            num_experts,
+            experts_per_token: EXPERTS_PER_TOKEN,
             format: ExpertFormat::Mxfp4,
         }),
     }
@@ -138,27 +157,28 @@ fn rows() -> String {
 }
 
 /// A model folder of random weights; its size in bytes.
-fn write_model(folder: &Path) -> Result<u64> {
+pub fn write_model(folder: &Path, size: &Dims) -> Result<u64> {
     fs::create_dir_all(folder)?;
     let starter = repo::root().join("resources/starter");
     for name in ["tokenizer.json", "tokenizer_config.json"] {
         fs::copy(starter.join(name), folder.join(name))?;
     }
     fs::copy(repo::root().join("chat_templates/chatml.jinja"), folder.join("chat_template.jinja"))?;
-    repo::write(&folder.join("config.json"), config().to_string())?;
+    repo::write(&folder.join("config.json"), config(size).to_string())?;
     let weights: PathBuf = folder.join("model.safetensors");
-    serialize_to_file(tensors(), None, &weights)?;
+    serialize_to_file(tensors(size), None, &weights)?;
     Ok(fs::metadata(weights)?.len())
 }
 
-fn config() -> Value {
+fn config(size: &Dims) -> Value {
+    let Dims { num_layers, hidden, num_experts, num_heads, num_kv_heads, vocab_size } = *size;
     let layer_types: Vec<&str> =
-        ["sliding_attention", "full_attention"].into_iter().cycle().take(NUM_LAYERS).collect();
+        ["sliding_attention", "full_attention"].into_iter().cycle().take(num_layers).collect();
     json!({
-        "architectures": ["GptOssForCausalLM"], "model_type": "gpt_oss", "num_hidden_layers": NUM_LAYERS,
-        "hidden_size": HIDDEN, "intermediate_size": HIDDEN, "head_dim": HEAD_DIM,
-        "num_attention_heads": NUM_HEADS, "num_key_value_heads": NUM_KV_HEADS, "attention_bias": true,
-        "num_local_experts": NUM_EXPERTS, "num_experts_per_tok": 4, "vocab_size": VOCAB_SIZE,
+        "architectures": ["GptOssForCausalLM"], "model_type": "gpt_oss", "num_hidden_layers": num_layers,
+        "hidden_size": hidden, "intermediate_size": hidden, "head_dim": HEAD_DIM,
+        "num_attention_heads": num_heads, "num_key_value_heads": num_kv_heads, "attention_bias": true,
+        "num_local_experts": num_experts, "num_experts_per_tok": EXPERTS_PER_TOKEN, "vocab_size": vocab_size,
         "layer_types": layer_types, "sliding_window": 128, "max_position_embeddings": 131_072,
         "rms_norm_eps": 1e-5, "rope_theta": 150_000, "swiglu_limit": 7.0, "tie_word_embeddings": false,
         "rope_scaling": {
@@ -169,36 +189,37 @@ fn config() -> Value {
     })
 }
 
-fn tensors() -> Vec<(String, Random)> {
-    let (q, kv) = (NUM_HEADS * HEAD_DIM, NUM_KV_HEADS * HEAD_DIM);
+fn tensors(size: &Dims) -> Vec<(String, Random)> {
+    let Dims { num_layers, hidden, num_experts, num_heads, num_kv_heads, vocab_size } = *size;
+    let (q, kv) = (num_heads * HEAD_DIM, num_kv_heads * HEAD_DIM);
     let mut tensors = Vec::new();
     let mut add = |name: String, shape: &[usize], kind: Kind| {
         let seed = tensors.len() as u64;
         tensors.push((name, Random { shape: shape.to_vec(), kind, seed }));
     };
     for name in ["model.embed_tokens.weight", "lm_head.weight"] {
-        add(name.into(), &[VOCAB_SIZE, HIDDEN], Kind::Weights);
+        add(name.into(), &[vocab_size, hidden], Kind::Weights);
     }
-    add("model.norm.weight".into(), &[HIDDEN], Kind::Ones);
-    for layer in 0..NUM_LAYERS {
+    add("model.norm.weight".into(), &[hidden], Kind::Ones);
+    for layer in 0..num_layers {
         let mut add =
             |name: &str, shape: &[usize], kind| add(format!("model.layers.{layer}.{name}"), shape, kind);
-        add("input_layernorm.weight", &[HIDDEN], Kind::Ones);
-        add("post_attention_layernorm.weight", &[HIDDEN], Kind::Ones);
-        add("self_attn.sinks", &[NUM_HEADS], Kind::Weights);
+        add("input_layernorm.weight", &[hidden], Kind::Ones);
+        add("post_attention_layernorm.weight", &[hidden], Kind::Ones);
+        add("self_attn.sinks", &[num_heads], Kind::Weights);
         for (name, outputs, inputs) in
-            [("q_proj", q, HIDDEN), ("k_proj", kv, HIDDEN), ("v_proj", kv, HIDDEN), ("o_proj", HIDDEN, q)]
+            [("q_proj", q, hidden), ("k_proj", kv, hidden), ("v_proj", kv, hidden), ("o_proj", hidden, q)]
         {
             add(&format!("self_attn.{name}.weight"), &[outputs, inputs], Kind::Weights);
             add(&format!("self_attn.{name}.bias"), &[outputs], Kind::Weights);
         }
-        add("mlp.router.weight", &[NUM_EXPERTS, HIDDEN], Kind::Weights);
-        add("mlp.router.bias", &[NUM_EXPERTS], Kind::Weights);
-        for (name, outputs) in [("gate_up_proj", 2 * HIDDEN), ("down_proj", HIDDEN)] {
+        add("mlp.router.weight", &[num_experts, hidden], Kind::Weights);
+        add("mlp.router.bias", &[num_experts], Kind::Weights);
+        for (name, outputs) in [("gate_up_proj", 2 * hidden), ("down_proj", hidden)] {
             let name = format!("mlp.experts.{name}");
-            add(&format!("{name}_blocks"), &[NUM_EXPERTS, outputs, HIDDEN / 32, 16], Kind::Codes);
-            add(&format!("{name}_scales"), &[NUM_EXPERTS, outputs, HIDDEN / 32], Kind::Scales);
-            add(&format!("{name}_bias"), &[NUM_EXPERTS, outputs], Kind::Weights);
+            add(&format!("{name}_blocks"), &[num_experts, outputs, hidden / 32, 16], Kind::Codes);
+            add(&format!("{name}_scales"), &[num_experts, outputs, hidden / 32], Kind::Scales);
+            add(&format!("{name}_bias"), &[num_experts, outputs], Kind::Weights);
         }
     }
     tensors

@@ -4,6 +4,7 @@ mod data;
 mod decode;
 mod gpt_oss;
 mod load;
+mod memory;
 mod process;
 mod table;
 mod train;
@@ -29,6 +30,8 @@ enum Part {
     Data,
     /// Memory of a gpt-oss with the real shapes of its layers
     GptOss,
+    /// Peak memory of a training step beside its prediction, over a grid of configurations
+    Memory,
     All,
 }
 
@@ -81,6 +84,7 @@ pub fn bench(args: &Args) -> Result<()> {
         (Part::Load, "load", load::measure),
         (Part::Data, "data", data::measure),
         (Part::GptOss, "gpt-oss", gpt_oss::measure),
+        (Part::Memory, "memory", memory::measure),
     ] {
         if *part != Part::All && *part != this {
             continue;

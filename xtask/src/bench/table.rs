@@ -24,6 +24,8 @@ pub enum Goal {
     TimesOrMore(f64),
     /// Times the peer's, at most.
     TimesOrLess(f64),
+    /// Of the peer's, by this share more or less.
+    Within(f64),
     /// In the row's own unit.
     OrLess(f64),
     /// Told, not aimed at.
@@ -35,6 +37,7 @@ impl Goal {
         match self {
             Self::TimesOrMore(ratio) => format!("≥ {ratio}×"),
             Self::TimesOrLess(ratio) => format!("≤ {ratio}×"),
+            Self::Within(share) => format!("± {:.0} %", share * 100.0),
             Self::OrLess(value) => format!("≤ {value} {unit}"),
             Self::None => "–".into(),
         }
@@ -44,6 +47,7 @@ impl Goal {
         match self {
             Self::TimesOrMore(goal) => ratio.map(|ratio| ratio >= goal),
             Self::TimesOrLess(goal) => ratio.map(|ratio| ratio <= goal),
+            Self::Within(share) => ratio.map(|ratio| (ratio - 1.0).abs() <= share),
             Self::OrLess(goal) => Some(lathe <= goal),
             Self::None => None,
         }
@@ -145,6 +149,7 @@ mod tests {
             row(Ok(2.0), Err("not installed".into()), Goal::TimesOrLess(0.5)),
             "| speed | 2.00 tok/s | not installed | peft | – | ≤ 0.5× |  |"
         );
+        assert!(row(Ok(94.0), Ok(100.0), Goal::Within(0.05)).ends_with("| 0.94× | ± 5 % | missed |"));
         assert!(row(Ok(2.0), Err(String::new()), Goal::OrLess(1.5)).ends_with("| ≤ 1.5 tok/s | missed |"));
     }
 

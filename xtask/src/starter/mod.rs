@@ -22,7 +22,7 @@ use lathe_engine::{
     model::{Model, ModelConfig},
     train::{self, Surroundings, trainables},
 };
-use lathe_protocol::{EventBody, Method, RunConfig, TrainJob};
+use lathe_protocol::{EventBody, Machine, Method, RunConfig, TrainJob};
 use rand::SeedableRng as _;
 use rand_distr::Distribution as _;
 use serde_json::Value;
@@ -128,9 +128,11 @@ fn stage(model: &Path, out: &Path, data: &Path, eval_data: &Path, config: RunCon
         init_adapter: None,
         resume: true,
         device: "cpu".into(),
+        force: false,
+        machine: Machine::default(),
         cache: out.join("cache").display().to_string(),
     };
-    let world = Surroundings { clock: &|| started.elapsed().as_secs_f64(), stop: &stop };
+    let world = Surroundings { clock: &|| started.elapsed().as_secs_f64(), stop: &stop, audience: None };
     let mut total_steps = 0;
     train::run(&job, &world, &mut |event| {
         let seconds = started.elapsed().as_secs();

@@ -6,41 +6,50 @@ use super::{
     Wish,
     engine::Standing,
     messages::READABLE_WIDTH,
+    run,
     view::{Shown, View},
 };
 use crate::{
-    theme::{self, RADIUS, colors, icons},
-    widgets::{Button, error_box},
+    Store,
+    theme::{self, RADIUS, Tone, colors, icons},
+    widgets::{Button, error_box, notice},
 };
 
 const MAX_LINES: f32 = 8.0;
 
 /// Where a question is written; Enter sends it, Shift+Enter begins a line.
-pub(super) fn ui(ui: &mut Ui, view: &mut View, shown: &Shown) {
+pub(super) fn ui(ui: &mut Ui, view: &mut View, shown: &Shown, store: &Store) {
     ui.vertical_centered(|ui| {
         ui.set_max_width(READABLE_WIDTH.min(ui.available_width()));
         ui.with_layout(Layout::top_down(Align::Min), |ui| {
-            for engine in &shown.engines[..shown.record.lanes.len()] {
-                if let Standing::Failed(error) = &engine.standing {
+            for (index, lane) in shown.record.lanes.iter().enumerate() {
+                for warning in &shown.engines[index].warnings {
+                    notice(ui, Tone::Warning, warning);
+                }
+                if lane.run.is_some() {
+                    run::succession(ui, view, index, lane, store);
+                } else if let Standing::Failed(error) = &shown.engines[index].standing {
                     error_box(ui, error);
                     if Button::secondary("Load again").icon(icons::ARROW_CLOCKWISE).clicked(ui) {
                         view.wish(Wish::Load);
                     }
                 }
             }
-            field(ui, view, shown);
+            field(ui, view, shown, store);
         });
     });
 }
 
-fn field(ui: &mut Ui, view: &mut View, shown: &Shown) {
+fn field(ui: &mut Ui, view: &mut View, shown: &Shown, store: &Store) {
     let colors = colors(ui);
     let writing = shown.is_writing();
     let undisturbed = view.editing.is_none() && ui.memory(|memory| memory.top_modal_layer().is_none());
     if writing && undisturbed && ui.input(|input| input.key_pressed(Key::Escape)) {
         view.wish(Wish::Stop);
     }
-    let may_send = !writing && !shown.is_writing_elsewhere() && !view.text.trim().is_empty();
+    let somebody_answers = shown.record.lanes.iter().all(|lane| run::answers(lane, store));
+    let may_send =
+        !writing && !shown.is_writing_elsewhere() && somebody_answers && !view.text.trim().is_empty();
     let focused = ui.memory(|memory| memory.has_focus(text_id()));
     let border = if focused { colors.accent } else { colors.border_strong };
     let send = Frame::new()

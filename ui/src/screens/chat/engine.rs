@@ -1,4 +1,7 @@
-use lathe_protocol::{ChatLane, ChatStats, CommandBody, ErrorInfo, Event, EventBody, JobId, ReplyDelta};
+use lathe_protocol::{
+    AnsweredBy, ChatLane, ChatStats, CommandBody, ErrorInfo, Event, EventBody, JobId, LogLevel, ReplyDelta,
+    RunLane, Style,
+};
 
 use crate::{Outbox, Progress};
 
@@ -13,6 +16,8 @@ pub enum Standing {
         supports_thinking: bool,
         supports_effort: bool,
         context_length: usize,
+        /// Those of an adapter in training.
+        styles: Vec<Style>,
     },
     /// Its job failed, and no reply was there to carry the error.
     Failed(ErrorInfo),
@@ -28,6 +33,8 @@ pub struct Target {
 /// What an engine's job said about the answer being written.
 #[derive(Debug)]
 pub enum Heard {
+    /// Of a run in training.
+    Started(AnsweredBy),
     Delta(ReplyDelta),
     Done(ChatStats),
     Failed(ErrorInfo),
@@ -35,12 +42,16 @@ pub enum Heard {
     Ended,
 }
 
-/// One loaded model with its adapters, and the reply it is writing.
+/// One loaded model with its adapters, or a run in training, and the reply it is writing.
 #[derive(Debug, Default)]
 pub struct Engine {
     job: Option<JobId>,
     model: String,
     adapters: Vec<String>,
+    forced: bool,
+    /// What the worker has to say of the adapters.
+    pub warnings: Vec<String>,
+    run: Option<RunLane>,
     pub standing: Standing,
     pub writing: Option<Target>,
     /// A reply to ask for once the model is loaded.
@@ -50,7 +61,13 @@ pub struct Engine {
 impl Engine {
     /// Whether it holds (or is loading) what the lane wants.
     pub fn serves(&self, lane: &ChatLane) -> bool {
-        self.job.is_some() && self.model == lane.model && self.adapters == lane.adapters
+        let Self { job, model, adapters, forced, run, .. } = self;
+        job.is_some()
+            && (model, adapters, forced, run) == (&lane.model, &lane.adapters, &lane.forced, &lane.run)
+    }
+
+    pub fn is_job(&self, job: JobId) -> bool {
+        self.job == Some(job)
     }
 
     pub fn load(&mut self, lane: &ChatLane, out: &mut Outbox) {
@@ -60,10 +77,16 @@ impl Engine {
         self.unload(out);
         self.model.clone_from(&lane.model);
         self.adapters.clone_from(&lane.adapters);
-        self.job = Some(out.ask(CommandBody::Chat {
-            model: lane.model.clone(),
-            adapters: lane.adapters.clone(),
-            device: "auto".into(),
+        self.forced = lane.forced;
+        self.run.clone_from(&lane.run);
+        self.job = Some(out.ask(match &lane.run {
+            Some(run) => CommandBody::TalkToRun { run: run.id.clone(), base: run.base },
+            None => CommandBody::Chat {
+                model: lane.model.clone(),
+                adapters: lane.adapters.clone(),
+                device: "auto".into(),
+                force: lane.forced,
+            },
         }));
         self.standing = Standing::Loading(None);
     }
@@ -75,6 +98,7 @@ impl Engine {
         }
         self.standing = Standing::NotLoaded;
         self.waiting = None;
+        self.warnings.clear();
         self.writing.take()
     }
 
@@ -110,14 +134,30 @@ impl Engine {
                     Standing::Loading(Some(Progress { what: what.clone(), done: *done, total: *total }));
                 return None;
             }
-            &EventBody::ChatReady { load_seconds, supports_thinking, supports_effort, context_length } => {
-                self.standing =
-                    Standing::Ready { load_seconds, supports_thinking, supports_effort, context_length };
+            EventBody::ChatReady {
+                load_seconds,
+                supports_thinking,
+                supports_effort,
+                context_length,
+                styles,
+            } => {
+                self.standing = Standing::Ready {
+                    load_seconds: *load_seconds,
+                    supports_thinking: *supports_thinking,
+                    supports_effort: *supports_effort,
+                    context_length: *context_length,
+                    styles: styles.clone(),
+                };
                 if let Some(request) = self.waiting.take() {
                     out.send(event.job, request);
                 }
                 return None;
             }
+            EventBody::Log { level: LogLevel::Warn, message } => {
+                self.warnings.push(message.clone());
+                return None;
+            }
+            EventBody::ReplyStarted(by) => Heard::Started(*by),
             EventBody::Reply(delta) => Heard::Delta(delta.clone()),
             EventBody::ReplyDone(stats) => Heard::Done(*stats),
             EventBody::ReplyFailed { error } => Heard::Failed(error.clone()),
@@ -136,7 +176,7 @@ impl Engine {
             _ => return None,
         };
         let target = match heard {
-            Heard::Delta(_) => self.writing.clone(),
+            Heard::Started(_) | Heard::Delta(_) => self.writing.clone(),
             _ => self.writing.take(),
         };
         target.map(|target| (target, heard))

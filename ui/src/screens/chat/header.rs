@@ -5,16 +5,23 @@ use super::{
     Wish,
     engine::{Engine, Standing},
     messages::side_by_side,
+    run,
     view::View,
 };
 use crate::{
-    format,
+    Store, format,
     theme::{self, Tone, icons, size, space},
     widgets::{dot, icon_button},
 };
 
 /// The conversation's title, and where its model stands.
-pub(super) fn ui(ui: &mut Ui, view: &mut View, record: &mut ChatRecord, engines: &[Engine; 2]) {
+pub(super) fn ui(
+    ui: &mut Ui,
+    view: &mut View,
+    record: &mut ChatRecord,
+    engines: &[Engine; 2],
+    store: &Store,
+) {
     ui.horizontal(|ui| {
         ui.set_height(42.0);
         let name = if view.list_open { "Hide the conversations" } else { "Show the conversations" };
@@ -34,6 +41,9 @@ pub(super) fn ui(ui: &mut Ui, view: &mut View, record: &mut ChatRecord, engines:
                 ui.spacing_mut().interact_size.y = 0.0;
                 title(ui, view, record);
                 let about = match &record.lanes[..] {
+                    [ChatLane { run: Some(run), .. }] => {
+                        format!("{} · {}", run.name, run::voice(run, store).to_lowercase())
+                    }
                     [lane] => format!("{} · {}", format::file_name(&lane.model), adapters_of(lane)),
                     _ => "Two models side by side".to_owned(),
                 };
@@ -46,7 +56,7 @@ pub(super) fn ui(ui: &mut Ui, view: &mut View, record: &mut ChatRecord, engines:
     });
     if record.lanes.len() == 2 {
         ui.add_space(space::XS);
-        side_by_side(ui, |ui, lane| side(ui, &record.lanes[lane], &engines[lane]));
+        side_by_side(ui, |ui, lane| side(ui, &record.lanes[lane], &engines[lane], store));
     }
     ui.add_space(space::XS);
     ui.add(egui::Separator::default().spacing(1.0));
@@ -71,19 +81,28 @@ fn adapters_of(lane: &ChatLane) -> String {
 }
 
 /// Of two models: what tells this one from the other, and where it stands.
-fn side(ui: &mut Ui, lane: &ChatLane, engine: &Engine) {
-    let name = if lane.adapters.is_empty() { "Base model".to_owned() } else { adapters_of(lane) };
+fn side(ui: &mut Ui, lane: &ChatLane, engine: &Engine, store: &Store) {
+    let (name, of) = match &lane.run {
+        Some(run) => (run::voice(run, store).to_owned(), run.name.as_str()),
+        None if lane.adapters.is_empty() => ("Base model".to_owned(), lane.model.as_str()),
+        None => (adapters_of(lane), lane.model.as_str()),
+    };
     ui.spacing_mut().item_spacing = vec2(space::S, 0.0);
     ui.spacing_mut().interact_size.y = 0.0;
     ui.horizontal(|ui| {
         ui.label(theme::strong(name));
         ui.with_layout(Layout::right_to_left(Align::Center), |ui| standing(ui, lane, engine));
     });
-    ui.add(Label::new(theme::small(ui, format::file_name(&lane.model))).truncate());
+    ui.add(Label::new(theme::small(ui, format::file_name(of))).truncate());
 }
 
 fn standing(ui: &mut Ui, lane: &ChatLane, engine: &Engine) {
     let (tone, text) = match &engine.standing {
+        Standing::Loading(_) if lane.run.is_some() => (Tone::Warning, "Connecting…".to_owned()),
+        Standing::Ready { .. } if lane.run.is_some() && engine.serves(lane) => {
+            (Tone::Success, "Training".to_owned())
+        }
+        _ if lane.run.is_some() => (Tone::Neutral, "Not connected".to_owned()),
         _ if !engine.serves(lane) && !matches!(engine.standing, Standing::Failed(_)) => {
             (Tone::Neutral, "Not loaded".to_owned())
         }
@@ -99,7 +118,9 @@ fn standing(ui: &mut Ui, lane: &ChatLane, engine: &Engine) {
     };
     let response = ui.label(theme::small(ui, text));
     dot(ui, tone);
-    if let Standing::Ready { load_seconds, context_length, .. } = engine.standing {
+    if let Standing::Ready { load_seconds, context_length, .. } = engine.standing
+        && lane.run.is_none()
+    {
         let context = format::count(context_length as u64);
         response.on_hover_text(format!("Loaded in {load_seconds:.1} s, context of {context} tokens"));
     }

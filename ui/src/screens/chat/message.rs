@@ -102,6 +102,9 @@ fn answer(ui: &mut Ui, view: &mut View, shown: &Shown, node: &ChatNode, at: Plac
         .writing
         .as_ref()
         .is_some_and(|target| target.chat == shown.record.id && target.node == at.node);
+    if let Some(by) = node.answered_by {
+        ui.label(theme::small(ui, by.to_string())).on_hover_text("Whose answer it is: the run's as of then");
+    }
     if let Some(thinking) = &message.thinking
         && shown.record.thinking == Thinking::Show
     {
@@ -119,6 +122,9 @@ fn answer(ui: &mut Ui, view: &mut View, shown: &Shown, node: &ChatNode, at: Plac
         match &engine.standing {
             Standing::Loading(Some(progress)) => progress_line(ui, progress),
             Standing::Loading(None) => spinner_line(ui, "Loading the model"),
+            _ if shown.record.lanes[at.lane].run.is_some() && node.answered_by.is_none() => {
+                spinner_line(ui, "Answers after this step");
+            }
             _ if tree::is_empty_answer(node) => spinner_line(ui, "Reading the conversation"),
             _ => spinner_line(ui, ""),
         }
@@ -196,7 +202,7 @@ fn copy_button(ui: &mut Ui, text: &str) {
 fn speed_line(stats: &ChatStats, max_tokens: usize) -> String {
     let ChatStats { load_seconds, ttft_seconds, output_tokens, tokens_per_second, finished, .. } = *stats;
     let tokens = format::plural(output_tokens, "token");
-    let (first, load) = (format::short_secs(ttft_seconds), format::short_secs(load_seconds));
+    let first = format::short_secs(ttft_seconds);
     let speed = if tokens_per_second < 100.0 {
         format!("{tokens_per_second:.1}")
     } else {
@@ -212,5 +218,9 @@ fn speed_line(stats: &ChatStats, max_tokens: usize) -> String {
     if !finished {
         line.push_str(if output_tokens >= max_tokens { " · cut at the token limit" } else { " · stopped" });
     }
-    line + &format!(" · loaded in {load} (not counted)")
+    // A run in training is loaded already.
+    if load_seconds == 0.0 {
+        return line;
+    }
+    line + &format!(" · loaded in {} (not counted)", format::short_secs(load_seconds))
 }

@@ -65,7 +65,9 @@ fn turn(ui: &mut Ui, view: &mut View, shown: &Shown, paths: &[Vec<usize>], depth
     };
     let same = |a: &Place, b: &Place| {
         let (a, b) = (&lanes[0].nodes[a.node], &lanes[1].nodes[b.node]);
-        a.message == b.message && a.stats == b.stats && (a.message.role == Role::User || a.stats.is_some())
+        a.message == b.message
+            && (a.stats, a.answered_by) == (b.stats, b.answered_by)
+            && (a.message.role == Role::User || a.stats.is_some())
     };
     match (place(0), (lanes.len() > 1).then(|| place(1)).flatten()) {
         (Some(left), Some(right)) if !same(&left, &right) => {

@@ -7,6 +7,7 @@ mod list;
 mod message;
 mod messages;
 mod panel;
+mod run;
 mod tree;
 mod turn;
 mod view;
@@ -15,8 +16,8 @@ use std::collections::HashMap;
 
 use egui::{Key, KeyboardShortcut, Modifiers, Ui};
 use lathe_protocol::{
-    ChatEntry, ChatLane, ChatRecord, CommandBody, ErrorInfo, Event, EventBody, JobId, SamplingParams,
-    Thinking,
+    ChatEntry, ChatLane, ChatRecord, CommandBody, ErrorCode, ErrorInfo, Event, EventBody, JobId, Method,
+    RunLane, SamplingParams, Thinking,
 };
 
 use self::{
@@ -69,6 +70,7 @@ enum Wish {
     },
     Load,
     Unload,
+    GoToRun(String),
     /// A lane has another model or adapter.
     Lane(usize, ChatLane),
     Compare(bool),
@@ -81,6 +83,13 @@ enum Wish {
 enum Question {
     Remove(String),
     DropLane,
+    /// Whether the lane's adapters are wanted though they are of another base.
+    Force {
+        chat: String,
+        lane: usize,
+        /// The answer that waits for it.
+        node: Option<usize>,
+    },
 }
 
 #[derive(Default)]
@@ -107,8 +116,8 @@ pub struct Chat {
 }
 
 impl Chat {
-    /// A new conversation with this model.
-    pub fn begin(&mut self, model: String, adapters: Vec<String>, store: &Store, out: &mut Outbox) {
+    /// A new conversation.
+    pub fn begin(&mut self, lane: ChatLane, store: &Store, out: &mut Outbox) {
         self.keep_changes(store, out);
         self.created += 1;
         let id = format!("{}-{}", store.now_secs as u64, self.created);
@@ -120,10 +129,10 @@ impl Chat {
             sampling: SamplingParams::default(),
             thinking: Thinking::default(),
             effort: None,
-            lanes: vec![ChatLane { model, adapters, ..ChatLane::default() }],
+            lanes: vec![lane],
         };
         self.records.insert(id.clone(), record);
-        self.show(id);
+        self.show(id, store, out);
     }
 
     pub fn enter(&mut self, out: &mut Outbox) {
@@ -150,7 +159,7 @@ impl Chat {
         if opened && let Some(record) = self.opening.value.take() {
             let id = record.id.clone();
             self.records.insert(id.clone(), record);
-            self.show(id.clone());
+            self.show(id.clone(), store, out);
             if let Some((_, title)) = self.view.rename_when_open.take_if(|(chat, _)| *chat == id) {
                 self.rename(id, title, store, out);
             }
@@ -165,7 +174,12 @@ impl Chat {
             self.saved(event);
         }
         for lane in 0..self.engines.len() {
-            if let Some((target, heard)) = self.engines[lane].apply(event, out) {
+            let is_own = self.engines[lane].is_job(event.job);
+            let heard = self.engines[lane].apply(event, out);
+            if let (true, EventBody::Failed { error }) = (is_own, &event.body) {
+                self.ask_to_force(lane, heard.as_ref().map(|(target, _)| target), error);
+            }
+            if let Some((target, heard)) = heard {
                 self.hear(lane, &target, heard, store, out);
             }
         }
@@ -191,7 +205,7 @@ impl Chat {
         };
         let list_is_known = self.list.value.is_some() || !self.list.is_waiting();
         if self.current.is_none() && list_is_known && !self.opening.is_waiting() {
-            self.begin(model, Vec::new(), store, out);
+            self.begin(ChatLane { model, ..ChatLane::default() }, store, out);
         }
         self.draw(ui, store);
         self.ask_question(ui, store, out);
@@ -209,7 +223,7 @@ impl Chat {
         named.or_else(|| usable().next()).map(|model| model.name.clone())
     }
 
-    fn show(&mut self, id: String) {
+    fn show(&mut self, id: String, store: &Store, out: &mut Outbox) {
         // A conversation nothing was said in is not kept.
         if let Some(left) = self.current.replace(id)
             && self.current.as_ref() != Some(&left)
@@ -218,6 +232,12 @@ impl Chat {
             self.records.remove(&left);
         }
         self.view.turn_over();
+        // A run in training is loaded already, and tells what it can be asked.
+        if self.record().is_some_and(|record| {
+            record.lanes.iter().all(|lane| lane.run.is_some() && run::answers(lane, store))
+        }) {
+            self.load(out);
+        }
     }
 
     fn record(&mut self) -> Option<&mut ChatRecord> {
@@ -230,6 +250,9 @@ impl Chat {
         match self.question.take() {
             Some((Question::Remove(chat), _)) if answer == Answer::Yes => self.remove(&chat, store, out),
             Some((Question::DropLane, _)) if answer == Answer::Yes => self.drop_lane(store, out),
+            Some((Question::Force { chat, lane, node }, _)) if answer == Answer::Yes => {
+                self.force(&chat, (lane, node), store, out);
+            }
             _ => {}
         }
     }
@@ -244,7 +267,8 @@ impl Chat {
                     model: self.usual_model(store).unwrap_or_default(),
                     ..ChatLane::default()
                 });
-                self.begin(lane.model, lane.adapters, store, out);
+                let ChatLane { model, adapters, .. } = lane;
+                self.begin(ChatLane { model, adapters, ..ChatLane::default() }, store, out);
             }
             Wish::Open(chat) => self.open(chat, store, out),
             Wish::Rename { chat, title } => self.rename(chat, title, store, out),
@@ -268,6 +292,7 @@ impl Chat {
                     engine.unload(out);
                 }
             }
+            Wish::GoToRun(run) => out.go(Route::Run(run)),
             Wish::Lane(index, lane) => self.change_lane(index, &lane, ui, out),
             Wish::Compare(on) => self.compare(on, store, ui, out),
             Wish::Changed => self.changed_at = Some(ui.input(|input| input.time)),
@@ -279,7 +304,7 @@ impl Chat {
         self.keep_changes(store, out);
         if self.records.contains_key(&chat) {
             self.opening.clear(out);
-            self.show(chat);
+            self.show(chat, store, out);
         } else {
             self.opening.ask(out, CommandBody::ChatsShow { chat });
         }
@@ -305,11 +330,16 @@ impl Chat {
             // The new one may not know efforts, and says so once it is loaded.
             record.effort = None;
         }
-        record.lanes[index] = lane.clone();
+        let is_same =
+            (&record.lanes[index].model, &record.lanes[index].adapters) == (&lane.model, &lane.adapters);
+        record.lanes[index] = ChatLane { forced: lane.forced && is_same, ..lane.clone() };
         self.changed_at = Some(ui.input(|input| input.time));
         // A style is nothing that is loaded.
         if !self.engines[index].serves(lane) {
             self.engines[index].unload(out);
+            if lane.run.is_some() {
+                self.engines[index].load(lane, out);
+            }
         }
     }
 
@@ -317,7 +347,10 @@ impl Chat {
         let Some(record) = self.record() else { return };
         let first = record.lanes[0].clone();
         if on && record.lanes.len() == 1 {
-            let adapters = if first.adapters.is_empty() {
+            // A run that trains every weight is compared with the model it began as.
+            let has_base = |run: &RunLane| store.run(&run.id).is_none_or(|run| run.method != Method::Full);
+            let run = first.run.clone().filter(has_base).map(|run| RunLane { base: !run.base, ..run });
+            let adapters = if first.adapters.is_empty() && first.run.is_none() {
                 let fits = |base: &Option<String>| base.as_deref() == Some(&*first.model);
                 let adapter =
                     store.adapters().iter().find(|one| one.problem.is_none() && fits(&one.base_model));
@@ -325,7 +358,7 @@ impl Chat {
             } else {
                 Vec::new()
             };
-            record.lanes.push(ChatLane { adapters, style: None, ..first });
+            record.lanes.push(ChatLane { adapters, forced: false, run, style: None, ..first });
             self.changed_at = Some(ui.input(|input| input.time));
         } else if !on && record.lanes.len() == 2 {
             if record.lanes[1].nodes == first.nodes {
@@ -338,6 +371,33 @@ impl Chat {
                 yes: "Delete the right side".into(),
             };
             self.question = Some((Question::DropLane, confirm));
+        }
+    }
+
+    /// Asks before adapters of another base are used all the same.
+    fn ask_to_force(&mut self, lane: usize, waiting: Option<&Target>, error: &ErrorInfo) {
+        let (Some(chat), ErrorCode::OtherBase) = (self.current.clone(), error.code) else { return };
+        let confirm = Confirm {
+            title: "Use the adapter all the same?".into(),
+            text: format!(
+                "{}. Its answers may make no sense. That it was wanted is kept with the conversation.",
+                error.message
+            ),
+            yes: "Use it".into(),
+        };
+        let node = waiting.filter(|target| target.chat == chat).map(|target| target.node);
+        self.question = Some((Question::Force { chat, lane, node }, confirm));
+    }
+
+    fn force(&mut self, chat: &str, (lane, node): (usize, Option<usize>), store: &Store, out: &mut Outbox) {
+        let Some(record) = self.record().filter(|record| record.id == chat) else { return };
+        let Some(forced) = record.lanes.get_mut(lane) else { return };
+        forced.forced = true;
+        if let Some(node) = node {
+            self.answer(Some((lane, node)), store, out);
+        } else {
+            self.load(out);
+            self.save_current(store, out);
         }
     }
 

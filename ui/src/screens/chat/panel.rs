@@ -2,11 +2,12 @@ use egui::{
     Align, ComboBox, DragValue, Frame, Label, Layout, Margin, Role, ScrollArea, Slider, TextEdit, Ui,
     WidgetInfo,
 };
-use lathe_protocol::{AdapterEntry, ChatLane, ChatRecord, SamplingParams, Style, Thinking};
+use lathe_protocol::{AdapterEntry, ChatLane, ChatRecord, SamplingParams, Thinking};
 
 use super::{
     Wish,
     engine::{Engine, Standing},
+    run,
     view::View,
 };
 use crate::{
@@ -102,7 +103,7 @@ fn models(ui: &mut Ui, view: &mut View, record: &ChatRecord, engines: &[Engine; 
                 (true, _) => "Right ",
             };
             let mut changed = lane.clone();
-            pickers(ui, side, &mut changed, store);
+            pickers(ui, side, &mut changed, &engines[index], store);
             if changed != *lane {
                 view.wish(Wish::Lane(index, changed));
             }
@@ -113,6 +114,9 @@ fn models(ui: &mut Ui, view: &mut View, record: &ChatRecord, engines: &[Engine; 
         }
     });
     ui.label(theme::small(ui, "The same message goes to two models, or to one with and without an adapter."));
+    if record.lanes.iter().all(|lane| lane.run.is_some()) {
+        return;
+    }
     ui.add_space(space::XS);
     let loaded = record.lanes.iter().zip(engines).all(|(lane, engine)| engine.serves(lane));
     if loaded {
@@ -128,10 +132,14 @@ fn models(ui: &mut Ui, view: &mut View, record: &ChatRecord, engines: &[Engine; 
     }
 }
 
-fn pickers(ui: &mut Ui, side: &str, lane: &mut ChatLane, store: &Store) {
+fn pickers(ui: &mut Ui, side: &str, lane: &mut ChatLane, engine: &Engine, store: &Store) {
     let sentence_case = |word: &str| {
         if side.is_empty() { word.to_owned() } else { format!("{side}{}", word.to_lowercase()) }
     };
+    if let Some(run) = &mut lane.run {
+        run::picker(ui, &sentence_case("Run in training"), run, store);
+        return style_choice(ui, &sentence_case("Style"), lane, engine, store);
+    }
     let name = sentence_case("Model");
     ui.label(theme::strong(&name));
     model_choice(ui, &name, lane, store);
@@ -142,20 +150,21 @@ fn pickers(ui: &mut Ui, side: &str, lane: &mut ChatLane, store: &Store) {
     if lane.adapters != adapters {
         lane.style = None;
     }
-    style_choice(ui, &sentence_case("Style"), lane, store);
+    style_choice(ui, &sentence_case("Style"), lane, engine, store);
 }
 
 /// The ways of answering that the lane's adapters were trained in.
-fn style_choice(ui: &mut Ui, name: &str, lane: &mut ChatLane, store: &Store) {
+fn style_choice(ui: &mut Ui, name: &str, lane: &mut ChatLane, engine: &Engine, store: &Store) {
+    let styles = run::styles(lane, engine, store);
     let mut options = vec![(None, "Usual".to_owned())];
-    options.extend(store.styles_of(lane).map(|style| (Some(style.name.clone()), style.name.clone())));
+    options.extend(styles.iter().map(|style| (Some(style.name.clone()), style.name.clone())));
     if options.len() == 1 {
         return;
     }
     ui.label(theme::strong(name));
     choice(ui, name, &mut lane.style, &options);
-    let chosen = store.styles_of(lane).find(|style| Some(&style.name) == lane.style.as_ref());
-    let settings = chosen.map(Style::settings).filter(|settings| !settings.is_empty());
+    let chosen = styles.iter().find(|style| Some(&style.name) == lane.style.as_ref());
+    let settings = chosen.map(|style| style.settings()).filter(|settings| !settings.is_empty());
     if let Some(settings) = settings {
         ui.label(theme::small(ui, format!("Unless set below: {settings}")));
     }

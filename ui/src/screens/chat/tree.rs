@@ -27,7 +27,7 @@ pub fn siblings(lane: &ChatLane, node: usize) -> Vec<usize> {
 
 /// Adds a message after `parent` and shows it.
 pub fn append(lane: &mut ChatLane, parent: Option<usize>, message: Message) -> usize {
-    lane.nodes.push(ChatNode { parent, message, stats: None });
+    lane.nodes.push(ChatNode { parent, message, stats: None, answered_by: None });
     let node = lane.nodes.len() - 1;
     lane.leaf = Some(node);
     node

@@ -5,7 +5,7 @@ use lathe_protocol::{
     ToolCall,
 };
 
-use super::{Chat, Target, engine::Heard, tree};
+use super::{Chat, Target, engine::Heard, run, tree};
 use crate::{Outbox, Store};
 
 /// A new conversation is called by its first question's beginning.
@@ -72,7 +72,7 @@ impl Chat {
     }
 
     /// Has one lane's node written, or the last of every lane.
-    fn answer(&mut self, only: Option<(usize, usize)>, store: &Store, out: &mut Outbox) {
+    pub(super) fn answer(&mut self, only: Option<(usize, usize)>, store: &Store, out: &mut Outbox) {
         self.load(out);
         let Self { current, records, engines, failures, .. } = self;
         let Some(record) = current.as_ref().and_then(|id| records.get_mut(id)) else { return };
@@ -83,16 +83,20 @@ impl Chat {
                 None => lane.leaf.unwrap_or_default(),
             };
             failures.remove(&(record.id.clone(), index, node));
+            if let Some(answer) = lane.nodes.get_mut(node) {
+                answer.answered_by = None;
+            }
             if let Some(question) = lane.nodes.get(node).and_then(|answer| answer.parent) {
                 lane.nodes[question].message.style.clone_from(&lane.style);
             }
             let mut messages = tree::prompt(&record.system, lane, node);
             // What was asked in a style of another adapter is history without one.
-            let knows = |name: &String| store.styles_of(lane).any(|style| style.name == *name);
+            let styles = run::styles(lane, &engines[index], store);
+            let knows = |name: &String| styles.iter().any(|style| style.name == *name);
             for message in &mut messages {
                 message.style.take_if(|name| !knows(name));
             }
-            let style = store.styles_of(lane).find(|style| Some(&style.name) == lane.style.as_ref());
+            let style = styles.iter().find(|style| Some(&style.name) == lane.style.as_ref());
             let request = CommandBody::Reply {
                 messages,
                 sampling: style
@@ -139,6 +143,10 @@ impl Chat {
                     }
                     ReplyChannel::ToolCall => tool_texts[lane].push_str(&text),
                 }
+                return;
+            }
+            Heard::Started(by) => {
+                node.answered_by = Some(by);
                 return;
             }
             Heard::Done(stats) => node.stats = Some(stats),

@@ -113,7 +113,7 @@ impl Chat {
             part(ui, rect, &mut |ui| panel::ui(ui, view, record, engines, store));
         }
         part(ui, middle, &mut |ui| {
-            header::ui(ui, view, record, engines);
+            header::ui(ui, view, record, engines, store);
             if let Some(error) = &opening.error {
                 error_box(ui, error);
             }
@@ -128,7 +128,7 @@ impl Chat {
                 .resizable(false)
                 .show_separator_line(false)
                 .frame(Frame::new().inner_margin(Margin { bottom: space::M as i8, ..Margin::ZERO }))
-                .show(ui, |ui| composer::ui(ui, view, &shown));
+                .show(ui, |ui| composer::ui(ui, view, &shown, store));
             messages::ui(ui, view, &shown);
         });
     }

@@ -63,6 +63,9 @@ pub struct RunCharts {
     norm: Noisy,
     speed: Noisy,
     memory: Chart,
+    /// Of pairs.
+    margin: Noisy,
+    accuracy: Noisy,
     smoothing: f64,
 }
 
@@ -78,6 +81,8 @@ impl RunCharts {
             norm: Noisy::new("Gradient norm", 4, format::number),
             speed: Noisy::new("Tokens/s", 5, |speed| format::count(speed.max(0.0).round() as u64)),
             memory: Chart::single("Memory, MiB", 7, |mib| format::count(mib.max(0.0).round() as u64)),
+            margin: of_pairs("Reward margin", format::number),
+            accuracy: of_pairs("Chosen preferred", |share| format!("{:.0} %", share * 100.0)),
             smoothing: (1.0 - 1.0 / (view.total_steps as f64 * SMOOTHING_WINDOW).max(1.0))
                 .clamp(0.6, MAX_SMOOTHING),
         };
@@ -96,6 +101,10 @@ impl RunCharts {
         self.rate.series[0].push(x, step.lr);
         self.norm.push(x, step.grad_norm, self.smoothing);
         self.speed.push(x, step.tokens_per_second, self.smoothing);
+        if let Some(preference) = &step.preference {
+            self.margin.push(x, preference.margin, self.smoothing);
+            self.accuracy.push(x, preference.accuracy, self.smoothing);
+        }
         if let Some(bytes) = step.memory_bytes {
             self.memory.series[0].push(x, bytes as f64 / MIB);
         }
@@ -107,7 +116,12 @@ impl RunCharts {
     }
 
     pub fn add_eval(&mut self, eval: &EvalMetrics) {
-        self.loss.chart.series[EVAL].push(eval.step as f64, eval.loss);
+        let x = eval.step as f64;
+        self.loss.chart.series[EVAL].push(x, eval.loss);
+        if let Some(preference) = &eval.preference {
+            self.margin.chart.series[EVAL].push(x, preference.margin);
+            self.accuracy.chart.series[EVAL].push(x, preference.accuracy);
+        }
     }
 
     /// Shown as the charts were that these replace.
@@ -122,7 +136,8 @@ impl RunCharts {
 
     fn smooth(&mut self, smoothing: f64) {
         self.smoothing = smoothing;
-        for noisy in [&mut self.loss, &mut self.norm, &mut self.speed] {
+        let Self { loss, norm, speed, margin, accuracy, .. } = self;
+        for noisy in [loss, norm, speed, margin, accuracy] {
             noisy.smooth(smoothing);
         }
     }
@@ -147,13 +162,20 @@ impl RunCharts {
         if smoothing.total_cmp(&self.smoothing).is_ne() {
             self.smooth(smoothing);
         }
-        let Self { link, rate, norm, speed, memory, .. } = self;
-        let mut small: Vec<&mut Chart> = [rate, &mut norm.chart, &mut speed.chart, memory]
-            .into_iter()
-            .filter(|chart| !chart.is_empty())
-            .collect();
+        let Self { link, rate, norm, speed, memory, margin, accuracy, .. } = self;
+        let of_pairs = [&mut margin.chart, &mut accuracy.chart];
+        let small = of_pairs.into_iter().chain([rate, &mut norm.chart, &mut speed.chart, memory]);
+        let mut small: Vec<&mut Chart> = small.filter(|chart| !chart.is_empty()).collect();
         side_by_side(ui, &mut small, |ui, chart| card(ui, |ui| chart.ui(ui, link, |_, _| {})));
     }
+}
+
+/// A number of pairs, in training and of those held out.
+fn of_pairs(title: &'static str, value: fn(f64) -> String) -> Noisy {
+    let mut noisy = Noisy::new(title, 3, value);
+    noisy.chart.has_legend = true;
+    noisy.chart.series.push(Series::new("Held out", 1, Look::Marked));
+    noisy
 }
 
 /// Two in a row where there is room.

@@ -18,7 +18,11 @@ pub enum Deed {
     /// After a question.
     Remove,
     OpenFolder,
+    CopyCommand,
+    ExportLogs,
     Chat,
+    /// While it trains.
+    Talk,
 }
 
 /// The run's name, and what can be done about it.
@@ -67,6 +71,8 @@ fn deeds(ui: &mut Ui, run: &RunEntry, is_busy: bool) -> Option<Deed> {
             let pause = Button::secondary("Pause").icon(icons::PAUSE);
             let tooltip = "Writes a checkpoint and stops; the run can go on later";
             button(ui, pause.tooltip(tooltip), Deed::Stop(StopThen::Pause));
+            let talk = Button::primary("Talk to it").icon(icons::CHAT_CIRCLE);
+            button(ui, talk.tooltip("A chat that it answers between its steps"), Deed::Talk);
         }
         RunStatus::Stopped
         | RunStatus::Interrupted
@@ -93,6 +99,12 @@ fn deeds(ui: &mut Ui, run: &RunEntry, is_busy: bool) -> Option<Deed> {
     }
     if icon_button(ui, icons::FOLDER_OPEN, "Open folder").clicked() {
         deed = Some(Deed::OpenFolder);
+    }
+    if icon_button(ui, icons::TERMINAL, "Copy the command").clicked() {
+        deed = Some(Deed::CopyCommand);
+    }
+    if run.step > 0 && icon_button(ui, icons::EXPORT, "Export logs…").clicked() {
+        deed = Some(Deed::ExportLogs);
     }
     deed
 }

@@ -2,12 +2,15 @@ mod charts;
 mod diverged;
 mod head;
 mod progress;
+mod record;
 mod texts;
 
 use egui::Ui;
-use lathe_protocol::{CommandBody, Event, EventBody, Method, ResumeHow, RunDetails, RunEntry, RunStatus};
+use lathe_protocol::{
+    ChatLane, CommandBody, Event, EventBody, Method, ResumeHow, RunDetails, RunEntry, RunLane, RunStatus,
+};
 
-use self::{charts::RunCharts, head::Deed, texts::Samples};
+use self::{charts::RunCharts, head::Deed, record::Record, texts::Samples};
 pub use self::{
     charts::{side_by_side, smoothing_slider},
     progress::bar,
@@ -28,6 +31,7 @@ pub struct RunScreen {
     open: Option<OpenRun>,
     actions: RunActions,
     folder: Asked<()>,
+    record: Record,
 }
 
 /// What the watch has told so far.
@@ -70,6 +74,7 @@ impl RunScreen {
             run.clone_into(&mut self.id);
             self.open = None;
             self.watch.clear(out);
+            self.record = Record::default();
         }
         self.actions.forget(run);
         self.folder.error = None;
@@ -81,6 +86,7 @@ impl RunScreen {
     pub fn apply(&mut self, event: &Event, store: &Store, out: &mut Outbox) {
         self.actions.apply(event, out);
         self.folder.apply(event, |_| None);
+        self.record.apply(event, out);
         let Self { id, watch, open, .. } = self;
         watch.apply(event, |body| {
             match (body, &mut *open) {
@@ -99,7 +105,7 @@ impl RunScreen {
         if self.actions.take_removed().is_some_and(|removed| removed == self.id) {
             out.go(Route::Runs);
         }
-        let Self { id, watch, open, actions, folder } = self;
+        let Self { id, watch, open, actions, folder, record } = self;
         // The list is as new as the watch, and is there before it.
         let Some(run) = store.run(id).or(open.as_ref().map(|open| &open.entry)).cloned() else {
             return missing(ui, watch, out);
@@ -117,6 +123,7 @@ impl RunScreen {
                 if let Some(error) = &folder.error {
                     error_box(ui, error);
                 }
+                record.ui(ui, id, out);
                 let deed = notices(ui, &run, actions);
                 match (open, &watch.error) {
                     (Some(open), _) => open.ui(ui, &run),
@@ -136,19 +143,27 @@ impl RunScreen {
             Some(Deed::OpenFolder) => {
                 folder.ask(out, CommandBody::OpenFolder { path: run.out_dir.clone() });
             }
-            Some(Deed::Chat) => out.act(chat(&run)),
+            Some(Deed::CopyCommand) => record.copy_command(id, out),
+            Some(Deed::ExportLogs) => record.export(),
+            Some(Deed::Chat) => out.act(Action::Chat(chat(&run))),
+            Some(Deed::Talk) => out.act(Action::Chat(talk(&run))),
         }
     }
 }
 
 /// What the run has learned, to talk to: an adapter of its name, or the trained model itself.
-fn chat(run: &RunEntry) -> Action {
-    match run.method {
-        Method::Full => Action::Chat { model: run.out_dir.clone(), adapters: Vec::new() },
-        Method::Lora | Method::Qlora => {
-            Action::Chat { model: run.model.clone(), adapters: vec![run.name.clone()] }
-        }
-    }
+fn chat(run: &RunEntry) -> ChatLane {
+    let (model, adapters) = match run.method {
+        Method::Full => (run.out_dir.clone(), Vec::new()),
+        Method::Lora | Method::Qlora => (run.model.clone(), vec![run.name.clone()]),
+    };
+    ChatLane { model, adapters, ..ChatLane::default() }
+}
+
+/// What it learns, while it does.
+fn talk(run: &RunEntry) -> ChatLane {
+    let lane = RunLane { id: run.id.clone(), name: run.name.clone(), base: false };
+    ChatLane { model: run.model.clone(), run: Some(lane), ..ChatLane::default() }
 }
 
 fn missing(ui: &mut Ui, watch: &Asked<()>, out: &mut Outbox) {

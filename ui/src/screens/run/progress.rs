@@ -39,13 +39,19 @@ pub fn ui(ui: &mut Ui, run: &RunEntry, view: &RunView, loss: Option<f64>) {
     let lowest = view.evals.iter().map(|eval| eval.loss).reduce(f64::min);
     let eval = view.evals.last();
     let accuracy = eval.map_or("–".into(), |eval| format!("{:.1} %", eval.token_accuracy * 100.0));
-    let quality = [
+    let mut quality = vec![
         ("Loss, smoothed", text(loss)),
         ("Eval loss", text(eval.map(|eval| eval.loss).or(run.eval_loss))),
         ("Lowest eval loss", text(lowest)),
         ("Eval perplexity", text(eval.map(|eval| eval.perplexity))),
         ("Eval token accuracy", accuracy),
     ];
+    let of_step = view.last.and_then(|last| last.preference);
+    if let Some(preference) = eval.and_then(|eval| eval.preference).or(of_step) {
+        quality.truncate(3);
+        quality.push(("Reward margin", format::number(preference.margin)));
+        quality.push(("Chosen preferred", format!("{:.1} %", preference.accuracy * 100.0)));
+    }
     let mut pace = vec![
         ("Tokens/s", run.tokens_per_second.map_or("–".into(), |speed| format::count(speed.round() as u64))),
         ("Epoch", view.last.map_or("–".into(), |last| format!("{:.2}", last.epoch))),
@@ -55,7 +61,7 @@ pub fn ui(ui: &mut Ui, run: &RunEntry, view: &RunView, loss: Option<f64>) {
         pace.push(("Memory", format::gib(bytes)));
     }
     let width = ui.available_width() / quality.len() as f32;
-    for stats in [quality.as_slice(), &pace] {
+    for stats in [&quality, &pace] {
         ui.horizontal_top(|ui| {
             ui.spacing_mut().item_spacing.x = 0.0;
             for (name, value) in stats {

@@ -81,6 +81,7 @@ impl Wizard {
             ("ShareGPT", "conversations"),
             ("Alpaca", "instruction, output"),
             ("Prompt and completion", "prompt, completion"),
+            ("Preference", "prompt, chosen, rejected"),
             ("Text", "text, or a .txt file"),
         ] {
             ui.vertical(|ui| {
@@ -109,6 +110,24 @@ impl Wizard {
             ui,
             "LoRA leaves the model as it is and learns a small adapter beside it: megabytes instead of gigabytes, and it can be switched off.",
         );
+        let objective = self.choices.config.objective;
+        if objective.takes_pairs() {
+            topic(ui, "DPO");
+            text(
+                ui,
+                "Raises the chosen answer over the rejected one, measured against the model as it was before. Beta holds it there: a higher one, closer.",
+            );
+            topic(ui, "ORPO");
+            text(
+                ui,
+                "Learns to write the chosen answers as any training does, and pushes the rejected ones away beside it. Beta says how hard. It needs no reference.",
+            );
+            topic(ui, "Rewards");
+            text(
+                ui,
+                "While it trains, the margin says how far apart the two answers are, and the accuracy how often the chosen one is ahead.",
+            );
+        }
         topic(ui, "Rank");
         text(
             ui,
@@ -139,11 +158,18 @@ impl Wizard {
 
     fn about_starting(&self, ui: &mut Ui) {
         title(ui, "Ready?");
-        text(ui, "Start begins at once and shows the run. Queue waits until no other run is running.");
+        text(ui, "Start begins at once and shows the run. Queue waits until its device is free.");
         text(
             ui,
             "A run can be stopped at any time and resumed later; checkpoints are kept. It goes on when you leave this page.",
         );
+        if self.sweep.on {
+            topic(ui, "Sweep");
+            text(
+                ui,
+                "Runs that differ in one or two settings only. They wait in the queue, and the comparison shows which held-out loss is lowest.",
+            );
+        }
         topic(ui, "Afterwards");
         text(
             ui,

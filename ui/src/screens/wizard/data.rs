@@ -113,7 +113,7 @@ impl Wizard {
                 ui.spacing_mut().item_spacing.x = space::XL;
                 stat(ui, "Half are up to", &format::plural(lengths.p50, "token"));
                 stat(ui, "95 % are up to", &format::plural(lengths.p95, "token"));
-                stat(ui, "Longest", &format::plural(lengths.max, "token"));
+                stat(ui, "Longest", &format::plural(report.longest_row_tokens(), "token"));
                 stat(ui, "Cut rows", &format::count(*truncated_rows as u64));
                 let nothing = report.rows_nothing_to_learn + report.rows_emptied_by_truncation;
                 stat(ui, "Nothing to learn", &format::plural(nothing, "row"));

@@ -17,6 +17,8 @@ const GROUPS: [(&str, &[&str]); 6] = [
     (
         "What learns",
         &[
+            "objective",
+            "beta",
             "method",
             "quant",
             "dtype",

@@ -1,33 +1,28 @@
 use egui::Ui;
 use lathe_protocol::RunConfig;
 
-use super::{
-    Choices, Wizard,
-    preset::{PRESETS, Preset},
-};
+use super::{Choices, Wizard, preset::Preset};
 use crate::{
-    Store, fit, format,
+    Store, format,
     theme::{self, Tone, icons, size, space},
-    widgets::{
-        Button, Part, badge, card, clickable_card, columns, field, icon_button, notice, offer, section,
-        stacked_bar,
-    },
+    widgets::{Button, badge, card, clickable_card, columns, field, icon_button, offer, section},
 };
 
 const PRESET_WIDTH: f32 = 300.0;
 const PRESET_HEIGHT: f32 = 84.0;
-/// Of a line of text beside a badge.
-const LINE_HEIGHT: f32 = 22.0;
 /// Samples of the model in training, at most.
 const MOST_PROMPTS: usize = 4;
-/// Not among the rows of either sample.
+/// Not among the rows of any sample.
 const SAMPLE_PROMPT: &str = "What is the capital of Italy?";
 
 impl Wizard {
     pub(super) fn method_step(&mut self, ui: &mut Ui, store: &Store) {
         self.presets(ui);
         self.offer_sample_settings(ui);
-        section(ui, "What it takes", |ui| self.takes(ui, store));
+        section(ui, "What it takes", |ui| {
+            self.memory(ui, store);
+            self.time(ui, store);
+        });
         self.prompts(ui);
         card(ui, |ui| self.form.advanced(ui, &mut self.choices.config));
     }
@@ -36,12 +31,14 @@ impl Wizard {
         let current = Preset::of(&self.choices.config);
         ui.horizontal(|ui| {
             ui.set_min_height(24.0);
-            ui.label(theme::heading("How thoroughly?"));
+            let for_pairs = self.choices.config.objective.takes_pairs();
+            ui.label(theme::heading(if for_pairs { "By which objective?" } else { "How thoroughly?" }));
             if current.is_none() {
                 badge(ui, Tone::Accent, "Custom");
             }
         });
-        columns(ui, &PRESETS, PRESET_WIDTH, |ui, preset| {
+        let offered = Preset::offered(self.choices.config.objective.takes_pairs());
+        columns(ui, &offered, PRESET_WIDTH, |ui, preset| {
             let Preset { name, r, alpha, epochs, good_for, .. } = preset;
             let response = clickable_card(ui, name, current.as_ref() == Some(preset), |ui| {
                 ui.spacing_mut().item_spacing.y = space::XS;
@@ -64,6 +61,7 @@ impl Wizard {
         let (settings, lesson) = match data.as_deref().map(format::file_name) {
             Some("pirate.jsonl") => (RunConfig::for_the_samples(), "to talk like a pirate"),
             Some("verbosity.jsonl") => (RunConfig::for_the_verbosity_sample(), "to tell terse from detailed"),
+            Some("concise.jsonl") => (RunConfig::for_the_preference_sample(), "to prefer terse answers"),
             _ => return,
         };
         let settings = RunConfig {
@@ -83,31 +81,7 @@ impl Wizard {
         }
     }
 
-    /// Memory against what there is, and time.
-    pub(super) fn takes(&self, ui: &mut Ui, store: &Store) {
-        let config = &self.choices.config;
-        let shape = self.choices.model.as_ref().and_then(|model| fit::shape_of(model, store));
-        let Some(shape) = shape else {
-            ui.label(theme::weak(ui, "The model does not tell its sizes, so its memory cannot be predicted"));
-            return;
-        };
-        let (estimate, fit) = fit::memory(&shape, config, self.longest_row(), store);
-        let parts = estimate.parts().map(|(name, bytes)| Part { name, bytes });
-        let capacity = store.memory_bytes().unwrap_or_default();
-        ui.spacing_mut().interact_size.y = LINE_HEIGHT;
-        ui.horizontal(|ui| {
-            ui.label(theme::strong(format::gib(estimate.total())).size(size::HEADING));
-            ui.label(theme::weak(ui, format!("of {} memory", format::gib(capacity))));
-            if let Some(fit) = fit {
-                ui.with_layout(egui::Layout::right_to_left(egui::Align::Center), |ui| {
-                    badge(ui, fit.tone(), fit.word());
-                });
-            }
-        });
-        stacked_bar(ui, "Memory", &parts, capacity);
-        if matches!(fit, Some(fit::Fit::TooBig(_))) {
-            notice(ui, Tone::Warning, &less_memory(config));
-        }
+    pub(super) fn time(&self, ui: &mut Ui, store: &Store) {
         ui.add_space(space::S);
         ui.horizontal_wrapped(|ui| match self.run_time(store) {
             Some(expected) => {
@@ -167,20 +141,4 @@ impl Wizard {
 
 pub(super) fn epochs_words(epochs: f64) -> String {
     if (epochs - 1.0).abs() < f64::EPSILON { "1 epoch".into() } else { format!("{epochs} epochs") }
-}
-
-/// What makes it smaller, of what is not yet done.
-fn less_memory(config: &RunConfig) -> String {
-    let mut ways = Vec::new();
-    if config.batch_size > 1 {
-        ways.push("a smaller batch_size");
-    }
-    if config.max_seq_len > 512 {
-        ways.push("a smaller max_seq_len");
-    }
-    if !config.gradient_checkpointing {
-        ways.push("gradient_checkpointing");
-    }
-    ways.push("a smaller model");
-    format!("It will likely run out of memory. What helps: {}", ways.join(", "))
 }

@@ -6,6 +6,7 @@ mod files;
 mod form;
 mod held_out;
 mod mapping;
+mod memory;
 mod method;
 mod mixture;
 mod model;
@@ -14,16 +15,21 @@ mod preflight;
 mod preset;
 mod review;
 mod rows;
+mod sweep;
 
 use egui::{CentralPanel, Frame, Margin, Panel, ScrollArea, Ui};
-use lathe_protocol::{CommandBody, DataReport, Event, EventBody, ModelDetails, RunConfig};
+use lathe_protocol::{CommandBody, DataReport, DatasetShape, Event, EventBody, ModelDetails, RunConfig};
 
+pub(super) use self::review::device_options;
 use self::{
     files::Purpose,
     form::ConfigForm,
+    memory::Measurement,
     preflight::{Preflight, Question},
+    preset::Preset,
     review::Launch,
     rows::Rows,
+    sweep::Sweep,
 };
 use crate::{
     Action, Asked, Outbox, Picker, Route, Store, fit,
@@ -76,13 +82,23 @@ struct Choices {
     config: RunConfig,
     /// Empty means one made from model and data.
     name: String,
+    /// `auto`, `cpu` or `cuda:N`.
+    device: String,
 }
 
 impl Default for Choices {
     fn default() -> Self {
         let mut config = RunConfig { eval_ratio: held_out::USUAL_SHARE, ..RunConfig::default() };
         preset::BALANCED.apply(&mut config);
-        Self { model: None, data: None, eval_from_file: false, eval_data: None, config, name: String::new() }
+        Self {
+            model: None,
+            data: None,
+            eval_from_file: false,
+            eval_data: None,
+            config,
+            name: String::new(),
+            device: "auto".into(),
+        }
     }
 }
 
@@ -102,7 +118,9 @@ pub struct Wizard {
     rows: Rows,
     form: ConfigForm,
     picker: Option<(Purpose, Picker)>,
+    measurement: Measurement,
     launch: Launch,
+    sweep: Sweep,
 }
 
 impl Wizard {
@@ -118,6 +136,7 @@ impl Wizard {
         }
         self.preflight.apply(event);
         self.rows.apply(event);
+        self.measurement.apply(event);
         self.details.apply(event, |body| match body {
             EventBody::ModelDetails(details) => Some(details.clone()),
             _ => None,
@@ -136,7 +155,14 @@ impl Wizard {
         if let Some(launched) = self.launch.apply(event) {
             self.choices.name.clear();
             if launched.queued {
-                out.toast(Tone::Success, "The run waits in the queue");
+                let runs = if self.sweep.on { self.sweep.num_runs() } else { 1 };
+                self.sweep.on = false;
+                let text = if runs == 1 {
+                    "The run waits in the queue".into()
+                } else {
+                    format!("{runs} runs wait in the queue")
+                };
+                out.toast(Tone::Success, text);
                 out.go(Route::Runs);
             } else {
                 out.go(Route::Run(launched.run));
@@ -179,7 +205,7 @@ impl Wizard {
                         Step::Model => self.model_step(ui, store, out),
                         Step::Data => self.data_step(ui, out),
                         Step::Method => self.method_step(ui, store),
-                        Step::Review => self.review_step(ui, store),
+                        Step::Review => self.review_step(ui, store, out),
                     }
                     if !is_wide {
                         self.aside(ui, store);
@@ -223,6 +249,9 @@ impl Wizard {
                 self.details.ask(out, CommandBody::ModelsShow { model });
             }
         }
+        if let Some(shape) = self.report().map(|report| report.shape) {
+            Preset::suit(&mut self.choices.config, shape == DatasetShape::Preference);
+        }
         let question = self.question(store);
         self.preflight.follow(ui, question.as_ref(), out);
         self.rows.follow(question.as_ref(), self.preflight.report(), out);
@@ -265,12 +294,16 @@ impl Wizard {
 
     /// Tokens of the longest row, once the data is known.
     fn longest_row(&self) -> Option<usize> {
-        self.report().map(|report| report.lengths.max)
+        self.report().map(DataReport::longest_row_tokens)
     }
 
     fn run_time(&self, store: &Store) -> Option<fit::TimeEstimate> {
+        self.time_of(&self.choices.config, store)
+    }
+
+    /// Of a run with these settings.
+    fn time_of(&self, config: &RunConfig, store: &Store) -> Option<fit::TimeEstimate> {
         let (model, report) = (self.choices.model.as_ref()?, self.report()?);
-        let config = &self.choices.config;
         let epochs = if config.max_steps > 0 {
             config.max_steps as f64 / report.steps_per_epoch.max(1) as f64
         } else {

@@ -30,6 +30,7 @@ impl Question {
             grad_accum,
             seed,
             styles,
+            objective,
             ..
         } = config.clone();
         let config = RunConfig {
@@ -43,6 +44,7 @@ impl Question {
             grad_accum,
             seed,
             styles,
+            objective,
             ..RunConfig::default()
         };
         Self { model: model.into(), data: data.into(), eval_data: eval_data.cloned(), config }

@@ -1,4 +1,4 @@
-use lathe_protocol::{RunConfig, Schedule, Style};
+use lathe_protocol::{Objective, RunConfig, Schedule, Style};
 
 /// Rows a step of the optimizer learns from, unless the preset says otherwise.
 const ROWS_A_STEP: usize = 16;
@@ -9,6 +9,7 @@ const WARMUP_RATIO: f64 = 0.03;
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(super) struct Preset {
     pub name: &'static str,
+    pub objective: Objective,
     pub r: usize,
     pub alpha: f64,
     pub epochs: f64,
@@ -21,6 +22,7 @@ pub(super) struct Preset {
 
 pub(super) const QUICK: Preset = Preset {
     name: "Quick",
+    objective: Objective::Sft,
     r: 8,
     alpha: 16.0,
     epochs: 1.0,
@@ -31,6 +33,7 @@ pub(super) const QUICK: Preset = Preset {
 };
 pub(super) const BALANCED: Preset = Preset {
     name: "Balanced",
+    objective: Objective::Sft,
     r: 16,
     alpha: 32.0,
     epochs: 2.0,
@@ -41,6 +44,7 @@ pub(super) const BALANCED: Preset = Preset {
 };
 pub(super) const THOROUGH: Preset = Preset {
     name: "Thorough",
+    objective: Objective::Sft,
     r: 32,
     alpha: 64.0,
     epochs: 3.0,
@@ -51,6 +55,7 @@ pub(super) const THOROUGH: Preset = Preset {
 };
 pub(super) const VERBOSITY: Preset = Preset {
     name: "Verbosity control",
+    objective: Objective::Sft,
     r: 16,
     alpha: 32.0,
     epochs: 4.0,
@@ -60,13 +65,36 @@ pub(super) const VERBOSITY: Preset = Preset {
     has_styles: true,
     good_for: "Terse or detailed, chosen in chat; for rows with a style, as in verbosity.jsonl",
 };
-pub(super) const PRESETS: [Preset; 4] = [QUICK, BALANCED, THOROUGH, VERBOSITY];
+pub(super) const DPO: Preset = Preset {
+    name: "Preference (DPO)",
+    objective: Objective::Dpo,
+    r: 16,
+    alpha: 32.0,
+    epochs: 2.0,
+    learning_rate: 5e-5,
+    rows_a_step: 8,
+    has_styles: false,
+    good_for: "To lean towards the chosen answers and stay close to the model as it was in all else",
+};
+pub(super) const ORPO: Preset = Preset {
+    name: "Preference (ORPO)",
+    objective: Objective::Orpo,
+    r: 16,
+    alpha: 32.0,
+    epochs: 3.0,
+    learning_rate: 1e-4,
+    rows_a_step: 8,
+    has_styles: false,
+    good_for: "To learn to write the chosen answers, and not the rejected ones, in one go",
+};
+pub(super) const PRESETS: [Preset; 6] = [QUICK, BALANCED, THOROUGH, VERBOSITY, DPO, ORPO];
 
 impl Preset {
     /// Rows are not packed: with short ones, steps of so many full sequences would be too few.
     pub(super) fn apply(&self, config: &mut RunConfig) {
         (config.lora.r, config.lora.alpha, config.epochs) = (self.r, self.alpha, self.epochs);
         (config.learning_rate, config.warmup_ratio) = (self.learning_rate, WARMUP_RATIO);
+        config.objective = self.objective;
         config.styles = if self.has_styles { Style::terse_and_detailed() } else { Vec::new() };
         (config.batch_size, config.grad_accum, config.packing) = (1, self.rows_a_step, false);
         (config.schedule, config.warmup_steps, config.max_steps) = (Schedule::Cosine, 0, 0);
@@ -78,6 +106,23 @@ impl Preset {
         self.apply(&mut applied);
         (applied.batch_size, applied.grad_accum) = (config.batch_size, config.grad_accum);
         applied == *config && config.batch_size * config.grad_accum == self.rows_a_step
+    }
+
+    /// Those for pairs of answers, or those for rows of one.
+    pub(super) fn offered(for_pairs: bool) -> Vec<Self> {
+        PRESETS.into_iter().filter(|preset| preset.objective.takes_pairs() == for_pairs).collect()
+    }
+
+    /// Makes the objective one that rows of this kind can have; with it whatever else a preset set.
+    pub(super) fn suit(config: &mut RunConfig, for_pairs: bool) {
+        if config.objective.takes_pairs() == for_pairs {
+            return;
+        }
+        let suitable = if for_pairs { DPO } else { BALANCED };
+        if Self::of(config).is_some() {
+            suitable.apply(config);
+        }
+        config.objective = suitable.objective;
     }
 
     /// The one in use.
@@ -98,8 +143,23 @@ mod tests {
             assert_eq!(Preset::of(&config), Some(preset));
             (config.batch_size, config.grad_accum, config.seed) = (2, preset.rows_a_step / 2, 7);
             assert_eq!(Preset::of(&config), Some(preset));
-            config.learning_rate = 1e-4;
+            config.learning_rate = 3e-3;
             assert_eq!(Preset::of(&config), None);
         }
+    }
+
+    #[test]
+    fn the_objective_follows_the_data_and_settings_of_ones_own_stay() {
+        let mut config = RunConfig::default();
+        QUICK.apply(&mut config);
+        Preset::suit(&mut config, true);
+        assert_eq!(Preset::of(&config), Some(DPO));
+        ORPO.apply(&mut config);
+        Preset::suit(&mut config, true);
+        assert_eq!(Preset::of(&config), Some(ORPO));
+        config.learning_rate = 3e-3;
+        let own = RunConfig { objective: Objective::Sft, ..config.clone() };
+        Preset::suit(&mut config, false);
+        assert_eq!(config, own);
     }
 }

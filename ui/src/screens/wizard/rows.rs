@@ -1,7 +1,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use egui::{Role, ScrollArea, Ui, WidgetInfo};
-use lathe_protocol::{CommandBody, DataFile, DataReport, Event, EventBody, RowView, RunConfig};
+use lathe_protocol::{CommandBody, DataFile, DataReport, Event, EventBody, RejectedView, RowView, RunConfig};
 
 use super::preflight::Question;
 use crate::{
@@ -30,6 +30,8 @@ pub(super) struct Rows {
     asked: Asked<()>,
     current: usize,
     text: TokenText,
+    /// Of pairs.
+    rejected: TokenText,
 }
 
 impl Rows {
@@ -88,7 +90,7 @@ impl Rows {
     pub(super) fn ui(&mut self, ui: &mut Ui, num_rows: usize) {
         self.slider(ui, num_rows);
         let height = ui.ctx().content_rect().height() * PREVIEW_SHARE;
-        let Self { seen, asked, current, text, .. } = self;
+        let Self { seen, asked, current, text, rejected, .. } = self;
         match seen.get(current) {
             Some(row) => {
                 token_legend(ui, row);
@@ -99,7 +101,18 @@ impl Rows {
                     .auto_shrink([false, true])
                     .show(ui, |ui| {
                         ui.set_width(ui.available_width() - space::M);
-                        text.ui(ui, row);
+                        let Some(other) = row.rejected.clone() else {
+                            text.ui(ui, row);
+                            return;
+                        };
+                        let RejectedView { tokens, truncated_tokens } = other;
+                        let other = RowView { tokens, truncated_tokens, ..row.clone() };
+                        ui.columns(2, |sides| {
+                            sides[0].label(theme::strong("Chosen"));
+                            text.ui(&mut sides[0], row);
+                            sides[1].label(theme::strong("Rejected"));
+                            rejected.ui(&mut sides[1], &other);
+                        });
                     });
             }
             None if asked.is_waiting() => spinner_line(ui, "Reading the rows"),
