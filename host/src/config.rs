@@ -297,7 +297,10 @@ fn as_data(given: Given<'_>, old: &Value) -> Option<Value> {
         return serde_json::from_value::<Vec<DataFile>>(tables.clone()).is_ok().then(|| tables.clone());
     }
     let known: Vec<DataFile> = serde_json::from_value(old.clone()).ok()?;
-    serde_json::to_value(DataFile::from_texts(&as_list(given, names)?, &known)).ok()
+    let files = DataFile::from_texts(&as_list(given, names)?, &known);
+    // JSON has no other numbers.
+    let are_numbers = files.iter().all(|file| file.weight.is_finite());
+    are_numbers.then(|| serde_json::to_value(files).ok()).flatten()
 }
 
 /// Names between commas, brackets and quotes or not. A regular expression is one, whatever it holds.

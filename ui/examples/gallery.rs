@@ -1,7 +1,7 @@
 //! Every widget in every state, in both themes: `cargo run --release -p lathe-ui --example gallery`.
 
 use eframe::egui::{self, Panel, Ui};
-use lathe_protocol::{ErrorCode, ErrorInfo, ReplyChannel, Role, RowView, RunStatus, TokenView};
+use lathe_protocol::{ErrorCode, ErrorInfo, ReplyChannel, Role, RowPlace, RowView, RunStatus, TokenView};
 use lathe_ui::{
     Progress, format,
     theme::{self, Tone, icons, space},
@@ -95,7 +95,8 @@ fn row() -> RowView {
         token(" Under the blue pot.", Role::Assistant, true, Some(ReplyChannel::Answer)),
         token(" Look", Role::Assistant, true, Some(ReplyChannel::Answer)),
     ];
-    RowView { row: 0, line: 1, tokens, truncated_tokens: 1, rejected: None }
+    let place = RowPlace { row: 0, line: 1, file: None };
+    RowView { place, tokens, truncated_tokens: 1, rejected: None }
 }
 
 fn chart() -> Chart {
