@@ -181,7 +181,8 @@ fn a_run_that_ended_offers_what_it_learned() {
         Some(&CommandBody::Chat {
             model: test.run.model.clone(),
             adapters: vec![RUN.into()],
-            device: "auto".into()
+            device: "auto".into(),
+            force: false,
         })
     );
     assert!(test.sees("step 120 of 500 · adapter"), "old answers keep their step");
