@@ -57,6 +57,8 @@ pub enum CommandLine {
     Data(Data),
     /// Fine-tune a model
     Train(Box<Train>),
+    /// Fine-tune once for each combination of settings, and compare
+    Sweep(Box<Sweep>),
     /// Past and present runs
     #[command(subcommand)]
     Runs(Runs),
@@ -141,8 +143,9 @@ pub enum Data {
     },
 }
 
+/// What a run, or every run of a sweep, is made of.
 #[derive(Debug, Args)]
-pub struct Train {
+pub struct TrainArgs {
     #[arg(long, value_name = "M", required_unless_present = "resume")]
     pub model: Option<String>,
     /// JSONL, JSON, CSV or text
@@ -153,12 +156,6 @@ pub struct Train {
     pub eval_data: Option<String>,
     #[command(flatten)]
     pub config: ConfigArgs,
-    /// Folder for adapter and checkpoints [default: one in the data folder]
-    #[arg(long, value_name = "DIR", required_if_eq("resume", "true"))]
-    pub out: Option<PathBuf>,
-    /// Continue the run in --out from its newest checkpoint
-    #[arg(long)]
-    pub resume: bool,
     /// Start from an adapter's weights
     #[arg(long, value_name = "A", conflicts_with = "resume")]
     pub init_adapter: Option<String>,
@@ -172,9 +169,40 @@ pub struct Train {
     /// Optimizer steps, whatever `epochs` says
     #[arg(long, value_name = "N")]
     pub max_steps: Option<usize>,
-    /// Name of the run and its adapter [default: made of model and data]
+    /// Name of the run and its adapter, or of the sweep [default: made of model and data]
     #[arg(long)]
     pub name: Option<String>,
+}
+
+#[derive(Debug, Args)]
+pub struct Train {
+    #[command(flatten)]
+    pub args: TrainArgs,
+    /// Folder for adapter and checkpoints [default: one in the data folder]
+    #[arg(long, value_name = "DIR", required_if_eq("resume", "true"))]
+    pub out: Option<PathBuf>,
+    /// Continue the run in --out from its newest checkpoint
+    #[arg(long)]
+    pub resume: bool,
+    /// Leave the run to the queue, which the window works off, and `lathe runs work`
+    #[arg(long)]
+    pub queue: bool,
+}
+
+#[derive(Debug, Args)]
+pub struct Sweep {
+    #[command(flatten)]
+    pub args: TrainArgs,
+    /// A config key and its values, e.g. learning_rate=1e-4,3e-4; one key or two. Values with commas stand between bars:
+    /// "lora.targets=q_proj,v_proj | all-linear"
+    #[arg(long, value_name = "KEY=A,B,…", required_unless_present = "resume", conflicts_with = "resume")]
+    pub grid: Vec<String>,
+    /// Go on with a sweep that was stopped
+    #[arg(long, value_name = "NAME")]
+    pub resume: Option<String>,
+    /// Do not ask for more than 64 runs
+    #[arg(long)]
+    pub yes: bool,
 }
 
 #[derive(Debug, Subcommand)]
@@ -223,6 +251,21 @@ pub enum Runs {
         #[arg(long)]
         discard: bool,
     },
+    /// Runs side by side: settings that differ, held-out loss, time, speed
+    Compare {
+        /// Runs, or a sweep's name
+        #[arg(value_name = "RUN", required = true)]
+        runs: Vec<String>,
+    },
+    /// Give a queued run another place or device
+    Move {
+        run: String,
+        /// up, down, first, last, a place from 1, or a device: auto, cpu, cuda:N
+        #[arg(value_name = "WHERE")]
+        to: String,
+    },
+    /// Start queued runs, each when its device is free, until there are none
+    Work,
     /// Remove a run, its folder and its checkpoints; its adapter stays in the library
     Rm { run: String },
 }

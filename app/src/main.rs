@@ -1,5 +1,6 @@
 //! `lathe`: the command line, and the worker that it re-executes itself as.
 
+mod board;
 mod chart;
 mod cli;
 mod commands;

@@ -13,6 +13,9 @@ use crate::{cli::Global, note, output::Output};
 /// How often Ctrl-C (or SIGTERM) came.
 static INTERRUPTS: AtomicUsize = AtomicUsize::new(0);
 
+/// Said at the first Ctrl-C of a run.
+pub const STOPPING: &str = "stopping after this step and saving; once more ends it at once, unsaved";
+
 const WAIT: Duration = Duration::from_millis(50);
 
 /// What Ctrl-C does to a job.
@@ -83,15 +86,21 @@ impl Session {
 
     /// What happened to the job of late, logs apart. Waits a moment if nothing did.
     pub fn events(&mut self, job: JobId) -> Vec<EventBody> {
-        let mut bodies = Vec::new();
-        for Event { job: of, body } in self.host.wait(WAIT) {
-            match body {
-                EventBody::Log { level, message } => self.log(level, &message),
-                body if of == job => bodies.push(body),
-                _ => {}
+        let events = self.all_events().into_iter().filter(|event| event.job == job);
+        events.map(|event| event.body).collect()
+    }
+
+    /// Like [`Self::events`], of every job.
+    pub fn all_events(&mut self) -> Vec<Event> {
+        let mut events = self.host.wait(WAIT);
+        events.retain(|event| match &event.body {
+            EventBody::Log { level, message } => {
+                self.log(*level, message);
+                false
             }
-        }
-        bodies
+            _ => true,
+        });
+        events
     }
 
     fn log(&self, level: LogLevel, message: &str) {
@@ -124,7 +133,7 @@ impl Session {
             while stops < wanted.min(2) {
                 stops += 1;
                 if on_interrupt == OnInterrupt::Save && stops == 1 {
-                    note!("stopping after this step and saving; once more ends it at once, unsaved");
+                    note!("{STOPPING}");
                 }
                 self.send(job, CommandBody::Stop);
             }

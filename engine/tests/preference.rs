@@ -42,6 +42,8 @@ fn job(data: &Path, config: RunConfig, out_dir: &Path) -> TrainJob {
         config,
         resume: false,
         device: "cpu".into(),
+        force: false,
+        machine: lathe_protocol::Machine::default(),
     }
 }
 

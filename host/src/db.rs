@@ -124,6 +124,12 @@ const MIGRATIONS: &[&str] = &[
     ) STRICT;
     CREATE INDEX replies_of_question ON replies (question);
 ",
+    // device: `auto`, `cpu` or `cuda:N`, as it was asked for. runs_on: the one it has or had. sweep: JSON.
+    "
+    ALTER TABLE runs ADD COLUMN device TEXT NOT NULL DEFAULT 'auto';
+    ALTER TABLE runs ADD COLUMN runs_on TEXT;
+    ALTER TABLE runs ADD COLUMN sweep TEXT;
+",
     // force: it starts from an adapter of another base all the same.
     "ALTER TABLE runs ADD COLUMN force INTEGER NOT NULL DEFAULT 0;",
 ];

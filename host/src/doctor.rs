@@ -139,7 +139,7 @@ fn starter(paths: &Paths) -> DoctorCheck {
 }
 
 fn machine(paths: &Paths) -> [DoctorCheck; 2] {
-    let machine = hardware::detect(paths);
+    let machine = hardware::detect(paths, &[]);
     let cores = machine.logical_cores;
     let fast = machine.cpu_features.iter().any(|feature| feature == "avx2" || feature == "neon");
     let threads = format!("{cores} {}", if cores == 1 { "thread" } else { "threads" });

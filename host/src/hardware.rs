@@ -7,27 +7,15 @@ use crate::Paths;
 
 const GIB: f64 = (1u64 << 30) as f64;
 
-/// Where knowledge about GPUs comes from.
-enum GpuSource {
-    /// This version asks no driver; NVML comes with the CUDA build.
-    None,
-}
-
-impl GpuSource {
-    /// The GPUs, or why there are none.
-    fn gpus(&self) -> (Vec<Gpu>, Option<String>) {
-        match self {
-            Self::None => {
-                let driver = Path::new("/proc/driver/nvidia/version").exists() || nvidia_smi_exists();
-                let note = if driver {
-                    "An NVIDIA driver is installed, but this version computes on the CPU only; GPU support comes with a later one"
-                } else {
-                    "No NVIDIA driver found; this version computes on the CPU"
-                };
-                (Vec::new(), Some(note.into()))
-            }
-        }
-    }
+/// Why there are no GPUs: this version asks no driver; NVML comes with the CUDA build.
+fn gpu_note() -> String {
+    let driver = Path::new("/proc/driver/nvidia/version").exists() || nvidia_smi_exists();
+    let note = if driver {
+        "An NVIDIA driver is installed, but this version computes on the CPU only; GPU support comes with a later one"
+    } else {
+        "No NVIDIA driver found; this version computes on the CPU"
+    };
+    note.into()
 }
 
 /// What a run is computed on.
@@ -47,7 +35,7 @@ fn cpu(system: Option<&System>) -> String {
 }
 
 /// This machine, as far as it matters for models.
-pub(crate) fn detect(paths: &Paths) -> Hardware {
+pub(crate) fn detect(paths: &Paths, gpus: &[Gpu]) -> Hardware {
     let system = System::new_with_specifics(
         RefreshKind::nothing()
             .with_cpu(CpuRefreshKind::nothing())
@@ -58,7 +46,6 @@ pub(crate) fn detect(paths: &Paths) -> Hardware {
     let (ram_total_bytes, ram_available_bytes) = system.as_ref().map_or((0, 0), memory);
     let logical_cores = std::thread::available_parallelism().map_or(1, usize::from);
     let (disk_total_bytes, disk_free_bytes) = disk_of(&paths.data_dir);
-    let (gpus, gpu_note) = GpuSource::None.gpus();
     Hardware {
         os: os(),
         cpu: cpu(system.as_ref()),
@@ -70,8 +57,8 @@ pub(crate) fn detect(paths: &Paths) -> Hardware {
         data_dir: paths.data_dir.display().to_string(),
         disk_total_bytes,
         disk_free_bytes,
-        gpus,
-        gpu_note,
+        gpus: gpus.to_vec(),
+        gpu_note: gpus.is_empty().then(gpu_note),
         advice: advice(ram_total_bytes, disk_free_bytes),
     }
 }
@@ -151,12 +138,12 @@ mod tests {
     fn this_machine_is_described() {
         let dir = tempfile::tempdir().unwrap();
         let paths = Paths::in_folder(&dir.path().join("not/yet/there"));
-        let hardware = detect(&paths);
+        let hardware = detect(&paths, &[]);
         assert!(hardware.logical_cores >= 1 && hardware.physical_cores <= hardware.logical_cores);
         assert!(hardware.ram_total_bytes > 1 << 28);
         assert!(hardware.ram_available_bytes <= hardware.ram_total_bytes);
         assert!(hardware.disk_free_bytes <= hardware.disk_total_bytes);
-        assert!(hardware.gpus.is_empty() == hardware.gpu_note.is_some());
+        assert!(hardware.gpus.is_empty() && hardware.gpu_note.is_some());
         assert!(hardware.advice.len() >= 3);
     }
 

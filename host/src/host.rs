@@ -12,7 +12,7 @@ use std::{
 };
 
 use lathe_protocol::{
-    ChatJob, Command, CommandBody, DataJob, EngineLink, ErrorCode, ErrorInfo, EvalJob, Event, EventBody,
+    ChatJob, Command, CommandBody, DataJob, EngineLink, ErrorCode, ErrorInfo, EvalJob, Event, EventBody, Gpu,
     Job as WorkerJob, JobId, LogLevel, LogitsJob, Request, RunConfig,
 };
 
@@ -41,6 +41,8 @@ pub struct HostOptions {
     pub train_stop_grace: Duration,
     /// Whether queued runs are started here.
     pub runs_queue: bool,
+    /// What runs can run on beside the CPU. This version finds none by itself.
+    pub gpus: Vec<Gpu>,
     /// Called, on any thread, after every event that [`EngineLink::drain`] can give.
     pub on_event: Option<Arc<dyn Fn() + Send + Sync>>,
 }
@@ -55,6 +57,7 @@ impl HostOptions {
             stop_grace: Duration::from_secs(10),
             train_stop_grace: Duration::from_secs(110),
             runs_queue: false,
+            gpus: Vec::new(),
             on_event: None,
         }
     }
@@ -102,7 +105,7 @@ impl RunningJob {
 
 /// The host in this process. Dropping it stops its jobs and runs (a run checkpoints) and waits for them.
 pub struct Host {
-    shared: Arc<Shared>,
+    pub(crate) shared: Arc<Shared>,
     jobs: HashMap<JobId, RunningJob>,
     /// Ended for whoever asked for them; their runs go on.
     detached: Vec<RunningJob>,
@@ -274,7 +277,9 @@ impl Drop for Host {
 
 fn run(job: &mut Job, body: CommandBody) -> Result<()> {
     match body {
-        CommandBody::Hardware => job.emit(EventBody::Hardware(hardware::detect(job.host.paths()))),
+        CommandBody::Hardware => {
+            job.emit(EventBody::Hardware(hardware::detect(job.host.paths(), &job.host.options.gpus)));
+        }
         CommandBody::Doctor => doctor::check(job),
 
         CommandBody::ModelsList => job.emit(EventBody::Models { models: models::list(job.host.paths())? }),
@@ -296,6 +301,7 @@ fn run(job: &mut Job, body: CommandBody) -> Result<()> {
         CommandBody::Probe { model, config, longest_row, device } => {
             probe::probe(job, &model, config, longest_row, &device)?;
         }
+        CommandBody::Sweep(request) => runs::sweep(job, *request)?,
         CommandBody::RunsList => runs::list(job)?,
         CommandBody::RunsShow { run } => runs::show(job, &run)?,
         CommandBody::RunsReproduce { run } => runs::reproduce(job, &run)?,
@@ -305,7 +311,10 @@ fn run(job: &mut Job, body: CommandBody) -> Result<()> {
         CommandBody::RunsResume { run, how, start } => runs::resume(job, &run, how, start)?,
         CommandBody::RunsStop { run, then } => runs::stop(job, &run, then)?,
         CommandBody::RunsMove { run, position } => runs::move_queued(job, &run, position)?,
+        CommandBody::RunsAssign { run, device } => runs::assign(job, &run, &device)?,
         CommandBody::RunsRemove { run } => runs::remove(job, &run)?,
+        CommandBody::SweepResume { sweep } => runs::resume_sweep(job, &sweep)?,
+        CommandBody::QueueWork { sweep } => runs::work(job, sweep.as_deref())?,
 
         CommandBody::AdaptersList => {
             job.emit(EventBody::Adapters { adapters: adapters::list(job.host.paths())? });
@@ -353,7 +362,7 @@ fn run(job: &mut Job, body: CommandBody) -> Result<()> {
             let model = models::resolve(paths, &model)?.path_string();
             let adapters =
                 adapters.iter().map(|adapter| adapters::resolve(paths, adapter)).collect::<Result<_>>()?;
-            let device = resolve_device(&device)?;
+            let device = runs::device_beside(&job.host, &device)?;
             simple_worker(job, WorkerJob::Chat(ChatJob { model, adapters, device, force }))?;
         }
         CommandBody::TalkToRun { run, base } => runs::talk(job, &run, base)?,
@@ -361,7 +370,7 @@ fn run(job: &mut Job, body: CommandBody) -> Result<()> {
             let paths = job.host.paths();
             let model = models::resolve(paths, &model)?.path_string();
             let adapter = adapter.map(|adapter| adapters::resolve(paths, &adapter)).transpose()?;
-            let device = resolve_device(&device)?;
+            let device = runs::device_beside(&job.host, &device)?;
             if ids.is_empty() {
                 return Err(usage("No token ids given").hint("--ids takes numbers, e.g. --ids 1,2,3"));
             }
@@ -370,7 +379,7 @@ fn run(job: &mut Job, body: CommandBody) -> Result<()> {
         }
         CommandBody::Eval { model, adapter, data, config, device, force } => {
             let adapter = adapter.map(|adapter| adapters::resolve(job.host.paths(), &adapter)).transpose()?;
-            let device = resolve_device(&device)?;
+            let device = runs::device_beside(&job.host, &device)?;
             let data = data_job(job, &model, &data, config)?;
             simple_worker(job, WorkerJob::Eval(EvalJob { data, adapter, device, force }))?;
         }
@@ -404,19 +413,4 @@ pub(crate) fn data_path(data: &str) -> Result<String> {
     let near = crate::error::near(&name, folder.iter().map(String::as_str));
     Err(not_found(format!("{kind}: {}", path.display()))
         .hint(crate::error::did_you_mean(&near, "check the spelling of the path")))
-}
-
-/// `auto` and `cpu` are the CPU; this build knows no other device.
-pub(crate) fn resolve_device(device: &str) -> Result<String> {
-    let is_cuda =
-        device == "cuda" || device.strip_prefix("cuda:").is_some_and(|index| index.parse::<u32>().is_ok());
-    match device {
-        "auto" | "cpu" => Ok("cpu".into()),
-        _ if is_cuda => Err(ErrorInfo::new(
-            ErrorCode::Device,
-            format!("Device {device} is not available: this version computes on the CPU only"),
-        )
-        .hint("leave --device out, or say --device cpu")),
-        _ => Err(usage(format!("Unknown device {device:?}")).hint("write auto, cpu or cuda:N")),
-    }
 }

@@ -8,6 +8,7 @@ mod browse;
 mod chats;
 pub mod config;
 mod db;
+mod devices;
 mod doctor;
 mod error;
 mod files;

@@ -10,9 +10,8 @@ use crate::{
     config,
     error::Result,
     hardware,
-    host::resolve_device,
     job::Job,
-    models,
+    models, runs,
     worker::{self, Verdict},
 };
 
@@ -25,12 +24,12 @@ pub(crate) fn probe(
     device: &str,
 ) -> Result<()> {
     config::validate(&config)?;
-    let device = resolve_device(device)?;
+    let device = runs::device_beside(&job.host, device)?;
     let model = models::resolve(job.host.paths(), model)?;
     // A packed sequence is full.
     let longest_row = longest_row.filter(|_| !config.packing).unwrap_or(config.max_seq_len);
     let row_tokens = longest_row.min(config.max_seq_len);
-    let machine = hardware::detect(job.host.paths());
+    let machine = hardware::detect(job.host.paths(), &[]);
     let free_bytes = machine.ram_available_bytes;
     if let Some(shape) = models::shape(&model.path).filter(|_| free_bytes > 0) {
         let needed = training_memory(&shape, &config, row_tokens, Placement::Cpu).total();

@@ -9,8 +9,8 @@ use std::{
 };
 
 use lathe_protocol::{
-    Command, CommandBody, EngineLink as _, Event, EventBody, JobId, RunConfig, StepMetrics, TrainRequest,
-    TrainStart, TrainSummary, handshake, write_frame,
+    Command, CommandBody, EngineLink as _, Event, EventBody, Gpu, JobId, RunConfig, StepMetrics,
+    TrainRequest, TrainStart, TrainSummary, handshake, write_frame,
 };
 
 use crate::{Host, HostOptions, Paths};
@@ -65,7 +65,7 @@ impl Bench {
         Host::start(self.shell_options(script)).unwrap()
     }
 
-    fn shell_options(&self, script: &str) -> HostOptions {
+    pub(crate) fn shell_options(&self, script: &str) -> HostOptions {
         let mut options =
             HostOptions::new(self.paths.clone(), "/bin/sh".into(), vec!["-c".into(), script.into()]);
         options.handshake_timeout = Duration::from_secs(5);
@@ -93,6 +93,21 @@ impl Bench {
 
 pub(crate) fn send(host: &mut Host, job: u64, body: CommandBody) {
     host.send(Command { job: JobId(job), body });
+}
+
+/// A card of so many GiB.
+pub(crate) fn gpu(index: usize, gib: u64) -> Gpu {
+    Gpu {
+        index,
+        name: "Test".into(),
+        vram_total_bytes: gib << 30,
+        vram_free_bytes: gib << 30,
+        utilization_percent: None,
+        temperature_celsius: None,
+        power_watts: None,
+        driver: None,
+        compute_capability: None,
+    }
 }
 
 /// The events of a job up to its end, which must come.

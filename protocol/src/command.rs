@@ -1,7 +1,8 @@
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    AdapterUpdate, ChatRecord, Message, RunConfig, SamplingParams, Secret, Settings, StopThen, Thinking,
+    AdapterUpdate, ChatRecord, Message, RunConfig, SamplingParams, Secret, Settings, StopThen, SweepRequest,
+    Thinking,
 };
 
 /// Chosen by whoever sends the command; every event of it carries the id back.
@@ -61,6 +62,8 @@ pub enum CommandBody {
         longest_row: Option<usize>,
         device: String,
     },
+    /// Queues the runs of a sweep, all or none, and answers with them.
+    Sweep(Box<SweepRequest>),
     RunsList,
     /// `Runs` now and whenever something about a run changes, until `Stop`.
     RunsFollow,
@@ -99,8 +102,22 @@ pub enum CommandBody {
         run: String,
         position: usize,
     },
+    /// Gives a queued run to another device, or to whichever is free (`auto`).
+    RunsAssign {
+        run: String,
+        device: String,
+    },
     RunsRemove {
         run: String,
+    },
+    /// Puts the runs of a sweep that can go on back into the queue, and answers with them.
+    SweepResume {
+        sweep: String,
+    },
+    /// Starts queued runs, each when its device is free, until there are none; of one sweep, if it is named.
+    /// `Stop` ends those under way with a checkpoint; the others stay queued.
+    QueueWork {
+        sweep: Option<String>,
     },
 
     AdaptersList,
@@ -212,6 +229,7 @@ pub struct TrainRequest {
     pub force: bool,
     /// Continue the run whose folder `out_dir` is.
     pub resume: bool,
+    /// `auto`, `cpu` or `cuda:N`.
     pub device: String,
     #[serde(default)]
     pub start: TrainStart,
@@ -251,6 +269,6 @@ pub enum TrainStart {
     Attached,
     /// Until training has started (or failed to); the host goes on with the run, `RunsWatch` tells of it.
     Detached,
-    /// The run is recorded, and started when no other is running.
+    /// The run is recorded, and started when its device is free.
     Queued,
 }

@@ -16,6 +16,7 @@ mod origins;
 mod report;
 mod settings;
 mod style;
+mod sweep;
 mod targets;
 
 pub use chat::{
@@ -48,6 +49,7 @@ pub use report::{
 };
 pub use settings::{Secret, Settings, SettingsView, Theme, TokenStatus};
 pub use style::{Style, StylesFile};
+pub use sweep::{MANY_RUNS, MAX_SWEEP_KEYS, SweepKey, SweepPlace, SweepRequest, SweepValue, sweep_points};
 pub use targets::{
     LoraTargets, REGEX_PREFIX, ends_in, indices_text, is_saved, matches_pattern, parse_layers, parse_rows,
 };

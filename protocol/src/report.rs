@@ -4,7 +4,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     Divergence, EvalMetrics, LogLevel, Method, ModelShape, Origins, ReplyChannel, Role, RunConfig,
-    SampleText, StepMetrics, Style,
+    SampleText, StepMetrics, Style, SweepPlace,
 };
 
 /// This machine.
@@ -29,6 +29,13 @@ pub struct Hardware {
     pub advice: Vec<String>,
 }
 
+impl Hardware {
+    /// What a run can run on: the GPUs, then the CPU.
+    pub fn devices(&self) -> Vec<String> {
+        self.gpus.iter().map(Gpu::device).chain(["cpu".to_owned()]).collect()
+    }
+}
+
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Gpu {
     pub index: usize,
@@ -40,6 +47,13 @@ pub struct Gpu {
     pub power_watts: Option<f64>,
     pub driver: Option<String>,
     pub compute_capability: Option<(u32, u32)>,
+}
+
+impl Gpu {
+    /// As a run names it, e.g. `cuda:0`.
+    pub fn device(&self) -> String {
+        format!("cuda:{}", self.index)
+    }
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -260,11 +274,24 @@ pub struct RunEntry {
     pub tokens_per_second: Option<f64>,
     /// What a running one prepares, e.g. `Loading the model`; none once it trains.
     pub doing: Option<String>,
-    /// Of a queued one; 0 is the next to start.
+    /// Of a queued one, among all that are queued, whatever device they wait for; 0 is the first.
     pub queue_position: Option<usize>,
     /// Whether the process that answers holds it (closing the process stops it).
     #[serde(default)]
     pub held_here: bool,
+    /// What it is to run on: `auto`, `cpu` or `cuda:N`.
+    #[serde(default = "auto")]
+    pub device: String,
+    /// What it runs on.
+    #[serde(default)]
+    pub runs_on: Option<String>,
+    /// Of one that is part of a sweep.
+    #[serde(default)]
+    pub sweep: Option<SweepPlace>,
+}
+
+fn auto() -> String {
+    "auto".into()
 }
 
 /// What becomes of a run that is stopped.

@@ -5,6 +5,7 @@
 
 mod app;
 mod catalog;
+pub mod comparison;
 mod config_keys;
 mod fit;
 pub mod format;

@@ -3,8 +3,8 @@
 use std::process::ExitCode;
 
 use lathe_protocol::{
-    CommandBody, ErrorInfo, EventBody, Hardware, Method, ModelShape, Placement, ProbeReport, Remedy,
-    RunConfig, training_memory,
+    CommandBody, ErrorCode, ErrorInfo, EventBody, Gpu, Hardware, Method, ModelShape, Placement, ProbeReport,
+    Remedy, RunConfig, training_memory,
 };
 use lathe_ui::{
     Fit,
@@ -29,12 +29,18 @@ pub fn run(session: &mut Session, model: &str, config: &ConfigArgs, probe: bool)
     let config = read_config(config)?;
     let shape = shape_of(session, model)?;
     let EventBody::Hardware(machine) = session.ask(CommandBody::Hardware)? else { return Err(unexpected()) };
+    if session.device != "auto" && !machine.devices().contains(&session.device) {
+        let message = format!("This machine has no device {}", session.device);
+        return Err(ErrorInfo::new(ErrorCode::Device, message)
+            .hint(format!("it has {}", machine.devices().join(", "))));
+    }
     let report = if probe { Some(measure(session, model, &config)?) } else { None };
     if session.out.json {
         session.out.object(&as_json(model, &shape, &config, &machine, report.as_ref()));
     } else {
         let measured = report.as_ref().map(|report| format!("\n{}", measured_text(report)));
-        session.out.text(&(as_text(model, &shape, &config, &machine) + &measured.unwrap_or_default()));
+        let predicted = as_text(model, &shape, &config, &machine, &session.device);
+        session.out.text(&(predicted + &measured.unwrap_or_default()));
     }
     Ok(ExitCode::SUCCESS)
 }
@@ -74,10 +80,9 @@ fn needed(shape: &ModelShape, config: &RunConfig, placement: Placement) -> u64 {
     training_memory(shape, config, config.max_seq_len, placement).total()
 }
 
-/// What makes a run that is too big fit this machine.
-fn remedy(shape: &ModelShape, config: &RunConfig, machine: &Hardware) -> Option<Remedy> {
-    let budget = Fit::budget(machine.ram_total_bytes);
-    Remedy::find(shape, config, config.max_seq_len, Placement::Cpu, budget)
+/// What makes a run that is too big fit a device.
+fn remedy(shape: &ModelShape, config: &RunConfig, placement: Placement, memory_bytes: u64) -> Option<Remedy> {
+    Remedy::find(shape, config, config.max_seq_len, placement, Fit::budget(memory_bytes))
 }
 
 /// The most tokens a row may have on a card; 0 if not even the shortest fit.
@@ -107,7 +112,7 @@ fn cards(shape: &ModelShape, config: &RunConfig) -> impl Iterator<Item = (u64, F
     })
 }
 
-fn as_text(model: &str, shape: &ModelShape, config: &RunConfig, machine: &Hardware) -> String {
+fn as_text(model: &str, shape: &ModelShape, config: &RunConfig, machine: &Hardware, device: &str) -> String {
     let [cpu, cuda] = [Placement::Cpu, Placement::Cuda]
         .map(|placement| training_memory(shape, config, config.max_seq_len, placement));
     let mut rows: Vec<Vec<String>> = cpu
@@ -117,7 +122,7 @@ fn as_text(model: &str, shape: &ModelShape, config: &RunConfig, machine: &Hardwa
         .map(|((name, on_cpu), (_, on_card))| vec![name.into(), gib(on_cpu), gib(on_card)])
         .collect();
     rows.push(vec!["In all".into(), gib(cpu.total()), gib(cuda.total())]);
-    let on_this = Fit::of(cpu.total(), machine.ram_total_bytes);
+    let here = here(shape, config, machine, device);
     let card_rows: Vec<Vec<String>> = cards(shape, config)
         .map(|(gigabytes, fit, longest)| {
             let fit = match fit {
@@ -128,18 +133,33 @@ fn as_text(model: &str, shape: &ModelShape, config: &RunConfig, machine: &Hardwa
             vec![format!("{gigabytes} GB"), fit, longest]
         })
         .collect();
-    let advice = match on_this {
-        Fit::TooBig(_) => format!("\n{}", Remedy::sentence(remedy(shape, config, machine))),
-        Fit::Fits | Fit::Tight => String::new(),
-    };
     format!(
-        "{}\n{}\nThis machine’s {} of RAM: {}{advice}\n\n{}",
+        "{}\n{}\n{here}\n{}",
         fields(&[("Model", model.into()), ("Run", describe(config))]),
         table(&["MEMORY", ">ON THE CPU", ">ON A GPU"], &rows),
-        gib(machine.ram_total_bytes),
-        on_this.words(cpu.total()),
         table(&["CARD", "FIT", ">LONGEST ROW, TOKENS"], &card_rows),
     )
+}
+
+/// How the run fits this machine's devices, or the one that was asked for, and what would.
+fn here(shape: &ModelShape, config: &RunConfig, machine: &Hardware, device: &str) -> String {
+    let cpu = ("cpu".to_owned(), "RAM".to_owned(), machine.ram_total_bytes, Placement::Cpu);
+    let card = |gpu: &Gpu| (gpu.device(), gpu.name.clone(), gpu.vram_total_bytes, Placement::Cuda);
+    let devices = machine.gpus.iter().map(card).chain([cpu]);
+    let lines = devices.filter(|(name, ..)| device == "auto" || name == device).map(
+        |(name, what, memory_bytes, placement)| {
+            let needed = needed(shape, config, placement);
+            let fit = Fit::of(needed, memory_bytes);
+            let advice = match fit {
+                Fit::TooBig(_) => {
+                    format!("\n{}", Remedy::sentence(remedy(shape, config, placement, memory_bytes)))
+                }
+                Fit::Fits | Fit::Tight => String::new(),
+            };
+            format!("This machine’s {name}, {} of {what}: {}{advice}\n", gib(memory_bytes), fit.words(needed))
+        },
+    );
+    lines.collect::<Vec<_>>().concat()
 }
 
 fn describe(config: &RunConfig) -> String {
@@ -180,7 +200,8 @@ fn as_json(
         })
         .collect();
     let fit = Fit::of(needed(shape, config, Placement::Cpu), machine.ram_total_bytes);
-    let remedy = matches!(fit, Fit::TooBig(_)).then(|| remedy(shape, config, machine));
+    let remedy =
+        matches!(fit, Fit::TooBig(_)).then(|| remedy(shape, config, Placement::Cpu, machine.ram_total_bytes));
     json!({
         "kind": "estimate", "model": model, "cpu": cpu, "cuda": cuda, "cards": cards,
         "ram_total_bytes": machine.ram_total_bytes, "fit": fit.word(),

@@ -167,20 +167,22 @@ pub fn runs(session: &mut Session) -> Outcome {
                 steps(run),
                 loss(run.last_loss),
                 loss(run.eval_loss),
+                run.runs_on.clone().unwrap_or_else(|| run.device.clone()),
                 ago(run.created_secs),
             ]
         })
         .collect();
-    session.out.text(&table(&["RUN", "NAME", "STATUS", ">STEP", ">LOSS", ">HELD-OUT", "STARTED"], &rows));
+    let head = ["RUN", "NAME", "STATUS", ">STEP", ">LOSS", ">HELD-OUT", "DEVICE", "STARTED"];
+    session.out.text(&table(&head, &rows));
     Ok(ExitCode::SUCCESS)
 }
 
-fn steps(run: &RunEntry) -> String {
+pub fn steps(run: &RunEntry) -> String {
     if run.total_steps == 0 { "-".into() } else { format!("{}/{}", run.step, run.total_steps) }
 }
 
 /// In a word; of a queued run with its place, which counts from 1.
-fn status(run: &RunEntry) -> String {
+pub fn status(run: &RunEntry) -> String {
     let word = match run.status {
         RunStatus::Queued => "queued",
         RunStatus::Running => "running",
@@ -274,6 +276,46 @@ pub fn run(session: &mut Session, run: String) -> Outcome {
             None => session.out.line(&format!("\nResume it: lathe runs resume {}", run.id)),
         },
     }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Gives a queued run another place or device.
+pub fn move_queued(session: &mut Session, run: String, to: &str) -> Outcome {
+    let device = ["auto", "cpu"].contains(&to) || to.starts_with("cuda");
+    let body = if device {
+        CommandBody::RunsAssign { run, device: to.to_owned() }
+    } else {
+        let EventBody::Run(details) = session.ask(CommandBody::RunsShow { run: run.clone() })? else {
+            return Err(unexpected());
+        };
+        let place = details.run.queue_position.unwrap_or_default();
+        let position = match to {
+            "up" => place.saturating_sub(1),
+            "down" => place + 1,
+            "first" => 0,
+            "last" => usize::MAX,
+            _ => match to.parse::<usize>() {
+                Ok(place) if place > 0 => place - 1,
+                _ => {
+                    return Err(ErrorInfo::new(
+                        ErrorCode::Usage,
+                        format!("Not a place in the queue: {to:?}"),
+                    )
+                    .hint("write up, down, first, last, a place from 1, auto, cpu or cuda:N"));
+                }
+            },
+        };
+        CommandBody::RunsMove { run, position }
+    };
+    let answer = session.ask(body)?;
+    if session.out.json {
+        session.out.object(&answer);
+        return Ok(ExitCode::SUCCESS);
+    }
+    let EventBody::Runs { mut runs } = answer else { return Err(unexpected()) };
+    runs.sort_by_key(|run| run.queue_position);
+    let row = |run: &RunEntry| vec![status(run), run.name.clone(), run.device.clone()];
+    session.out.text(&table(&["STATUS", "NAME", "DEVICE"], &runs.iter().map(row).collect::<Vec<_>>()));
     Ok(ExitCode::SUCCESS)
 }
 

@@ -1,9 +1,11 @@
 mod chat;
+mod compare;
 mod data;
 mod estimate;
 mod library;
 mod quickstart;
 mod record;
+mod sweep;
 mod train;
 
 use std::{path::Path, process::ExitCode};
@@ -19,6 +21,8 @@ use crate::{
     note, output,
     session::Session,
 };
+
+pub use library::status;
 
 pub type Outcome = Result<ExitCode, ErrorInfo>;
 
@@ -44,6 +48,7 @@ pub fn run(session: &mut Session, command: CommandLine) -> Outcome {
         }
 
         CommandLine::Train(args) => train::run(session, *args),
+        CommandLine::Sweep(args) => sweep::run(session, *args),
         CommandLine::Runs(Runs::List) => library::runs(session),
         CommandLine::Runs(Runs::Show { run, reproduce: true }) => record::reproduce(session, run),
         CommandLine::Runs(Runs::Show { run, reproduce: false }) => library::run(session, run),
@@ -68,6 +73,9 @@ pub fn run(session: &mut Session, command: CommandLine) -> Outcome {
             };
             library::stop(session, run, then)
         }
+        CommandLine::Runs(Runs::Compare { runs }) => compare::run(session, &runs),
+        CommandLine::Runs(Runs::Move { run, to }) => library::move_queued(session, run, &to),
+        CommandLine::Runs(Runs::Work) => sweep::work_off_queue(session),
         CommandLine::Runs(Runs::Rm { run }) => library::remove(session, CommandBody::RunsRemove { run }),
 
         CommandLine::Adapters(Adapters::List) => library::adapters(session),

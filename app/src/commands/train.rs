@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 use super::{Outcome, full_path};
 use crate::{
     append, chart,
-    cli::{ConfigArgs, Train},
+    cli::{ConfigArgs, Train, TrainArgs},
     note,
     output::{self, loss},
     progress::Training,
@@ -29,51 +29,59 @@ pub struct Trained {
 }
 
 pub fn run(session: &mut Session, args: Train) -> Outcome {
-    let Train {
-        model,
-        data,
-        eval_data,
-        config: config_args,
-        out,
-        resume,
-        init_adapter,
-        force,
-        style,
-        max_steps,
-        name,
-    } = args;
-    let mut sets = config_args.set.clone();
+    let Train { args, out, resume, queue } = args;
+    // A resumed run keeps its settings; what is given here must agree with them.
+    let kept = out.as_deref().filter(|_| resume).map(kept_config).transpose()?;
+    let request = request(args, session, kept)?;
+    config::validate(&request.config)?;
+    let start = if queue { TrainStart::Queued } else { TrainStart::Attached };
+    let out_dir = out.as_deref().map(full_path);
+    let body = CommandBody::Train(Box::new(TrainRequest { out_dir, resume, start, ..request }));
+    if !queue {
+        return finish(session, body);
+    }
+    let answer = session.ask(body)?;
+    if session.out.json {
+        session.out.object(&answer);
+    } else if let EventBody::RunStarted { run, name, .. } = answer {
+        session.out.line(&format!("Run {name} waits in the queue: {run}"));
+        session.out.line("Work it off: lathe runs work");
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// What the flags say, on the defaults or the settings that a run was begun with. Not yet validated.
+pub fn request(
+    args: TrainArgs,
+    session: &Session,
+    kept: Option<RunConfig>,
+) -> Result<TrainRequest, ErrorInfo> {
+    let TrainArgs { model, data, eval_data, config, init_adapter, force, style, max_steps, name } = args;
+    let ConfigArgs { config: file, set: mut sets } = config;
     if !style.is_empty() {
         sets.push(format!("styles={}", style.join(",")));
     }
     sets.extend(max_steps.map(|steps| format!("max_steps={steps}")));
-    let config = match &out {
-        // A resumed run keeps its settings; what is given here must agree with them.
-        Some(out) if resume => resumed_config(out, &ConfigArgs { set: sets, ..config_args })?,
-        _ => config::build(config_args.config.as_deref(), &sets)?,
-    };
-    config::validate(&config)?;
-    let request = TrainRequest {
+    Ok(TrainRequest {
         model: model.unwrap_or_default(),
         data: data.unwrap_or_default(),
         eval_data,
-        config,
-        out_dir: out.as_deref().map(full_path),
+        config: config::build_on(&kept.unwrap_or_default(), file.as_deref(), &sets)?,
+        out_dir: None,
         name,
         init_adapter,
         force,
-        resume,
+        resume: false,
         device: session.device.clone(),
         start: TrainStart::Attached,
-    };
-    finish(session, CommandBody::Train(Box::new(request)))
+    })
 }
 
 pub fn resume(session: &mut Session, run: String, how: ResumeHow) -> Outcome {
     finish(session, CommandBody::RunsResume { run, how, start: TrainStart::Attached })
 }
 
-fn resumed_config(out: &Path, args: &ConfigArgs) -> Result<RunConfig, ErrorInfo> {
+fn kept_config(out: &Path) -> Result<RunConfig, ErrorInfo> {
     let kept = out.join("run.toml");
     if !kept.exists() {
         return Err(ErrorInfo::new(
@@ -82,8 +90,7 @@ fn resumed_config(out: &Path, args: &ConfigArgs) -> Result<RunConfig, ErrorInfo>
         )
         .hint("leave --resume out to start a new run"));
     }
-    let base = config::build(Some(&kept), &[])?;
-    config::build_on(&base, args.config.as_deref(), &args.set)
+    config::build(Some(&kept), &[])
 }
 
 fn finish(session: &mut Session, body: CommandBody) -> Outcome {

@@ -1,5 +1,6 @@
 use lathe_protocol::{Divergence, ErrorCode, ErrorInfo, RunConfig, RunEntry, RunStatus, StopThen};
 use rusqlite::{Row, params};
+use serde::Serialize;
 
 use super::{Db, failed, from_word, word};
 use crate::error::Result;
@@ -48,8 +49,10 @@ impl Db {
         let RunRecord { entry, config, eval_data, init_adapter, force } = record;
         let count = self.connection.execute(
             "INSERT INTO runs (id, name, status, model, data, eval_data, init_adapter, method, out_dir, config,
-                created_secs, step, total_steps, last_loss, eval_loss, error, divergence, force, queue_position)
-             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16, ?17, ?18,
+                created_secs, step, total_steps, last_loss, eval_loss, error, divergence, device, runs_on, sweep, force,
+                queue_position)
+             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16, ?17,
+                ?18, ?19, ?20, ?21,
                 (SELECT ifnull(max(queue_position), 0) + 1 FROM runs WHERE ?3 = 'queued'))
              ON CONFLICT DO NOTHING",
             params![
@@ -69,7 +72,10 @@ impl Db {
                 entry.last_loss,
                 entry.eval_loss,
                 entry.error,
-                entry.divergence.as_ref().and_then(|divergence| serde_json::to_string(divergence).ok()),
+                json(entry.divergence.as_ref()),
+                entry.device,
+                entry.runs_on,
+                json(entry.sweep.as_ref()),
                 force,
             ],
         )?;
@@ -121,18 +127,24 @@ impl Db {
         })
     }
 
+    /// Where a queued run is to run. False if it is not queued.
+    pub(crate) fn assign(&self, id: &str, device: &str) -> Result<bool> {
+        let sql = "UPDATE runs SET device = ?2 WHERE id = ?1 AND status = 'queued'";
+        self.write(sql, params![id, device]).map(|count| count == 1)
+    }
+
     pub(crate) fn set_status(&self, id: &str, status: RunStatus, error: Option<&str>) -> Result<()> {
         let sql = "UPDATE runs SET status = ?2, error = ?3, doing = NULL WHERE id = ?1";
         self.write(sql, params![id, word(&status), error]).map(drop)
     }
 
     /// A run starts (again): whatever was asked of it before is over.
-    pub(crate) fn set_running(&self, id: &str, out_dir: &str) -> Result<()> {
+    pub(crate) fn set_running(&self, id: &str, out_dir: &str, device: &str) -> Result<()> {
         self.write(
             "UPDATE runs SET status = 'running', error = NULL, divergence = NULL, stop_then = NULL, doing = NULL,
-                chat_ready = NULL, out_dir = ?2
+                chat_ready = NULL, out_dir = ?2, runs_on = ?3
              WHERE id = ?1",
-            params![id, out_dir],
+            params![id, out_dir, device],
         )?;
         self.write("DELETE FROM questions WHERE run = ?1", [id]).map(drop)
     }
@@ -182,11 +194,16 @@ impl Db {
     }
 }
 
+fn json(value: Option<&impl Serialize>) -> Option<String> {
+    value.and_then(|value| serde_json::to_string(value).ok())
+}
+
 fn run_record(row: &Row<'_>) -> rusqlite::Result<RunRecord> {
     let status = from_word(&row.get::<_, String>("status")?).unwrap_or(RunStatus::Interrupted);
     let place: usize = row.get("place")?;
     let config: String = row.get("config")?;
     let divergence: Option<String> = row.get("divergence")?;
+    let sweep: Option<String> = row.get("sweep")?;
     Ok(RunRecord {
         entry: RunEntry {
             id: row.get("id")?,
@@ -207,6 +224,9 @@ fn run_record(row: &Row<'_>) -> rusqlite::Result<RunRecord> {
             doing: row.get("doing")?,
             queue_position: (status == RunStatus::Queued).then_some(place),
             held_here: false,
+            device: row.get("device")?,
+            runs_on: row.get("runs_on")?,
+            sweep: sweep.and_then(|sweep| serde_json::from_str(&sweep).ok()),
         },
         config: serde_json::from_str(&config).unwrap_or_default(),
         eval_data: row.get("eval_data")?,

@@ -1,6 +1,6 @@
 use lathe_protocol::{
     EvalMetrics, LogLevel, LogLine, Method, MetricPoint, OddsMetrics, PreferenceMetrics, RunConfig, RunEntry,
-    RunStatus, SampleText, StepMetrics, StopThen,
+    RunStatus, SampleText, StepMetrics, StopThen, SweepPlace, SweepValue,
 };
 
 use super::*;
@@ -26,6 +26,13 @@ fn record(id: &str, name: &str) -> RunRecord {
             doing: None,
             queue_position: None,
             held_here: false,
+            device: "cuda:1".into(),
+            runs_on: None,
+            sweep: Some(SweepPlace {
+                name: "s".into(),
+                index: 1,
+                values: vec![SweepValue { key: "lora.r".into(), value: "8".into() }],
+            }),
         },
         config: RunConfig { seed: 5, ..RunConfig::default() },
         eval_data: Some("/e.jsonl".into()),
@@ -89,7 +96,7 @@ fn a_run_and_its_metrics_come_back_as_they_went_in() {
 
     db.request_stop("a", StopThen::Keep).unwrap();
     assert_eq!(db.stop_requested("a").unwrap(), Some(StopThen::Keep));
-    db.set_running("a", "/o").unwrap();
+    db.set_running("a", "/o", "cpu").unwrap();
     assert_eq!(db.stop_requested("a").unwrap(), None);
     db.delete_run("a").unwrap();
     assert!(db.steps("a", 0).unwrap().is_empty(), "metrics go with their run");
@@ -204,7 +211,7 @@ fn the_queue_has_no_gaps_for_who_looks() {
     db.enqueue("b").unwrap();
     let place = |id: &str| db.run(id).unwrap().unwrap().entry.queue_position;
     assert_eq!(["a", "b", "c", "d"].map(place), [Some(2), Some(3), Some(0), Some(1)]);
-    db.set_running("c", "/o").unwrap();
+    db.set_running("c", "/o", "cpu").unwrap();
     assert_eq!((place("c"), place("d")), (None, Some(0)));
 }
 

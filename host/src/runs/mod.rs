@@ -8,6 +8,7 @@ mod queue;
 mod recover;
 mod reproduce;
 mod stop;
+mod sweep;
 mod talk;
 #[cfg(test)]
 mod tests;
@@ -23,10 +24,11 @@ use lathe_protocol::{ErrorCode, ErrorInfo, EventBody, RunEntry, RunStatus};
 
 pub(crate) use export::export;
 pub(crate) use folder::Provenance;
-pub(crate) use queue::{is_any_queued, move_queued, work_off_queue};
+pub(crate) use queue::{assign, device_beside, is_any_queued, move_queued, work, work_off_queue};
 pub use recover::recovery_hint;
 pub(crate) use reproduce::reproduce;
 pub(crate) use stop::stop;
+pub(crate) use sweep::{resume_sweep, sweep};
 pub(crate) use talk::talk;
 pub(crate) use train::{resume, train};
 pub(crate) use watch::{follow, show, watch};

@@ -1,8 +1,14 @@
 //! How a run that diverged or ran out of memory goes on.
 
-use lathe_protocol::{Divergence, ResumeHow, RunConfig, RunEntry};
+use std::path::Path;
 
-use crate::error::{Result, usage};
+use lathe_protocol::{Divergence, Placement, Remedy, ResumeHow, RunConfig, RunEntry, training_memory};
+
+use crate::{
+    error::{Result, usage},
+    hardware, models,
+    paths::Paths,
+};
 
 /// What `how` makes of the run's settings. They are kept, so that every later resume is the same.
 ///
@@ -41,6 +47,20 @@ const LESS_FROM_ANEW: &str =
 
 fn can_take_less_memory(config: &RunConfig) -> bool {
     config.recomputed_blocks() != Some(1)
+}
+
+/// Of a run that is predicted to take more memory than is free: what would fit.
+pub(super) fn what_fits(paths: &Paths, model: &Path, config: &RunConfig) -> Option<String> {
+    let shape = models::shape(model)?;
+    let free_bytes = hardware::detect(paths, &[]).ram_available_bytes;
+    let rows = config.max_seq_len;
+    let needed = training_memory(&shape, config, rows, Placement::Cpu).total();
+    if free_bytes == 0 || needed <= free_bytes {
+        return None;
+    }
+    let gib = |bytes: u64| bytes as f64 / (1u64 << 30) as f64;
+    let remedy = Remedy::sentence(Remedy::find(&shape, config, rows, Placement::Cpu, free_bytes));
+    Some(format!("it needs {:.1} GiB, {:.1} are free; {remedy}", gib(needed), gib(free_bytes)))
 }
 
 /// What to do when memory gave out under a run that has a checkpoint to go on from.

@@ -1,8 +1,10 @@
 #![cfg(unix)]
 
+mod devices;
 mod diverged;
 mod live;
 mod stops;
+mod sweep;
 mod talk;
 
 use std::time::{Duration, Instant};
@@ -205,7 +207,7 @@ fn a_host_that_vanished_leaves_an_interrupted_run() {
     // As a host killed by -9 leaves it: running on record, locked by nobody.
     let db = Db::open(&bench.paths.db()).unwrap();
     let id = listed(&bench)[0].id.clone();
-    db.set_running(&id, &out.display().to_string()).unwrap();
+    db.set_running(&id, &out.display().to_string(), "cpu").unwrap();
     assert_eq!(listed(&bench)[0].status, RunStatus::Interrupted);
     // Unless its worker is still saving.
     let lock = fs::File::create(out.join(".worker.lock")).unwrap();

@@ -6,7 +6,7 @@ use std::{
 
 use lathe_protocol::{
     ErrorCode, ErrorInfo, EventBody, Job as WorkerJob, LogLevel, LogLine, Method, MetricPoint, ResumeHow,
-    RunEntry, RunStatus, StopThen, TrainJob, TrainRequest, TrainStart, TrainSummary,
+    RunEntry, RunStatus, StopThen, SweepPlace, TrainJob, TrainRequest, TrainStart, TrainSummary,
 };
 
 use super::{
@@ -14,16 +14,18 @@ use super::{
     folder::{self, LockedFolder},
     naming::{made_up_name, new_id},
     open_db,
-    recover::{change, memory_hint, recovery_hint},
+    queue::free_device,
+    recover::{change, memory_hint, recovery_hint, what_fits},
     stop,
     talk::Answering,
 };
 use crate::{
     Shared, adapters, config,
     db::{Db, RunRecord},
+    devices,
     error::{Result, usage},
     files, hardware,
-    host::{data_path, resolve_device},
+    host::data_path,
     job::Job,
     models,
     paths::absolute,
@@ -41,6 +43,29 @@ pub(crate) fn train(job: &mut Job, request: TrainRequest) -> Result<()> {
         let how = ResumeHow::AsItWas;
         return resume_folder(job, &absolute(dir.as_ref()), Some(&request), how, request.start);
     }
+    let start = request.start;
+    let created = create(&job.host, request, None)?;
+    if start == TrainStart::Queued {
+        job.emit(run_started(&created.record.entry));
+        return Ok(());
+    }
+    let Created { db, folder, record, model } = created;
+    let device = free_device(&job.host, &db, &record)?;
+    let detaches = start == TrainStart::Detached;
+    ActiveRun { db, folder, record, model, device, is_new: true, detaches }.run(job)
+}
+
+/// A run that has its row and its folder, locked.
+pub(super) struct Created {
+    db: Db,
+    folder: LockedFolder,
+    pub record: RunRecord,
+    /// Folder or `.gguf` file.
+    model: String,
+}
+
+/// Makes a new run. One of a sweep may get another name than it asks for.
+pub(super) fn create(host: &Shared, request: TrainRequest, sweep: Option<SweepPlace>) -> Result<Created> {
     let TrainRequest {
         model,
         data,
@@ -55,9 +80,9 @@ pub(crate) fn train(job: &mut Job, request: TrainRequest) -> Result<()> {
         resume: _,
     } = request;
     // 1. Everything that can be known to be wrong, before anything is written.
-    let device = resolve_device(&device)?;
+    let device = devices::checked(host, &device)?;
     config::validate(&run_config)?;
-    let paths = job.host.paths().clone();
+    let paths = host.paths().clone();
     let model = models::resolve(&paths, &model)?;
     let data = data_path(&data)?;
     let eval_data = eval_data.map(|path| data_path(&path)).transpose()?;
@@ -97,6 +122,9 @@ pub(crate) fn train(job: &mut Job, request: TrainRequest) -> Result<()> {
             doing: None,
             queue_position: None,
             held_here: false,
+            device,
+            runs_on: None,
+            sweep,
         },
         config: run_config,
         eval_data,
@@ -108,7 +136,7 @@ pub(crate) fn train(job: &mut Job, request: TrainRequest) -> Result<()> {
         .write_config(&record.config)
         .and_then(|()| db.insert_run(&mut record, &|name| library.join(name).exists()))
         .and_then(|()| {
-            if name.is_some() && record.entry.name != wanted_name {
+            if name.is_some() && record.entry.sweep.is_none() && record.entry.name != wanted_name {
                 db.delete_run(&record.entry.id)?;
                 return Err(usage(format!("The name {wanted_name:?} is taken"))
                     .hint(format!("choose another with --name, e.g. {}", record.entry.name)));
@@ -119,15 +147,7 @@ pub(crate) fn train(job: &mut Job, request: TrainRequest) -> Result<()> {
         folder.undo();
         return Err(error);
     }
-
-    // 3. The run itself, if it is not for later.
-    if start == TrainStart::Queued {
-        job.emit(run_started(&record.entry));
-        return Ok(());
-    }
-    let model = model.path_string();
-    ActiveRun { db, folder, record, model, device, is_new: true, detaches: start == TrainStart::Detached }
-        .run(job)
+    Ok(Created { db, folder, record, model: model.path_string() })
 }
 
 /// Continues a run by its name or id, or starts a queued one.
@@ -148,7 +168,7 @@ fn resume_folder(
             .hint("leave --resume out to start a new run"));
     }
     folder::require_run(dir)?;
-    let mut run = reopen(job, LockedFolder::open(dir)?, request)?;
+    let mut run = reopen(job, LockedFolder::open(dir)?, request, None)?;
     run.change(how)?;
     if start == TrainStart::Queued {
         return run.enqueue(job);
@@ -157,10 +177,14 @@ fn resume_folder(
     run.run(job)
 }
 
-/// The run in a folder, if it can go on.
-pub(super) fn reopen(job: &Job, folder: LockedFolder, request: Option<&TrainRequest>) -> Result<ActiveRun> {
+/// The run in a folder, if it can go on: on `device`, or where there is room for it.
+pub(super) fn reopen(
+    job: &Job,
+    folder: LockedFolder,
+    request: Option<&TrainRequest>,
+    device: Option<String>,
+) -> Result<ActiveRun> {
     let paths = job.host.paths();
-    let device = resolve_device(request.map_or("auto", |request| &request.device))?;
     let mut record = folder.read_run()?;
     let RunRecord { entry, config: run_config, .. } = &record;
     if let Some(request) = request {
@@ -190,9 +214,14 @@ pub(super) fn reopen(job: &Job, folder: LockedFolder, request: Option<&TrainRequ
     folder.wait_for_old_worker(&mut || waiting.advance(0))?;
     let db = open_db(paths)?;
     match db.run(&record.entry.id)? {
-        Some(known) => record.entry.name = known.entry.name,
+        Some(known) => (record.entry.name, record.entry.device) = (known.entry.name, known.entry.device),
         None => record = adopt(&db, record)?,
     }
+    if let Some(request) = request.filter(|request| request.device != devices::AUTO) {
+        record.entry.device.clone_from(&request.device);
+    }
+    record.entry.device = devices::checked(&job.host, &record.entry.device)?;
+    let device = device.map_or_else(|| free_device(&job.host, &db, &record), Ok)?;
     Ok(ActiveRun { db, folder, record, model, device, is_new: false, detaches: false })
 }
 
@@ -234,6 +263,7 @@ pub(super) struct ActiveRun {
     record: RunRecord,
     /// Folder or `.gguf` file.
     model: String,
+    /// What it runs on.
     device: String,
     /// Leaves nothing behind if training never begins.
     is_new: bool,
@@ -295,6 +325,7 @@ impl ActiveRun {
         entry.status = RunStatus::Queued;
         (entry.error, entry.divergence) = (None, None);
         self.db.enqueue(&entry.id)?;
+        self.db.assign(&entry.id, &entry.device)?;
         Provenance::of(&self.record).write(&self.folder.path)?;
         job.emit(run_started(&self.record.entry));
         Ok(())
@@ -304,7 +335,12 @@ impl ActiveRun {
     pub(super) fn run(mut self, job: &mut Job) -> Result<()> {
         let RunRecord { entry, config: run_config, eval_data, init_adapter, force } = &mut self.record;
         let _active = Active::new(job, &entry.id);
+        let fits = what_fits(job.host.paths(), self.model.as_ref(), run_config);
+        if let Some(fits) = fits.filter(|_| self.device == devices::CPU) {
+            job.log(LogLevel::Warn, format!("Memory may give out: {fits}"));
+        }
         entry.status = RunStatus::Running;
+        entry.runs_on = Some(self.device.clone());
         (entry.error, entry.divergence) = (None, None);
         let work = WorkerJob::Train(Box::new(TrainJob {
             model: self.model.clone(),
@@ -319,7 +355,7 @@ impl ActiveRun {
             force: *force,
             machine: hardware::machine(),
         }));
-        self.db.set_running(&entry.id, &entry.out_dir)?;
+        self.db.set_running(&entry.id, &entry.out_dir, &self.device)?;
         Provenance::of(&self.record).write(&self.folder.path)?;
         job.emit(run_started(&self.record.entry));
         let grace = job.host.options.train_stop_grace;
@@ -419,7 +455,10 @@ impl ActiveRun {
             Err(error) if self.is_new && !seen.training => {
                 self.db.delete_run(&entry.id)?;
                 self.folder.undo();
-                return Err(error);
+                let fits = (error.code == ErrorCode::OutOfMemory)
+                    .then(|| what_fits(paths, self.model.as_ref(), &self.record.config));
+                let hint = fits.flatten().or(error.hint);
+                return Err(ErrorInfo { hint, ..error });
             }
             Err(error) if died && (seen.training || entry.step > 0) => {
                 let hint;

@@ -45,6 +45,10 @@ impl RunActions {
         self.ask(&run.id, None, CommandBody::RunsMove { run: run.id.clone(), position }, out);
     }
 
+    pub fn assign(&mut self, run: &RunEntry, device: String, out: &mut Outbox) {
+        self.ask(&run.id, None, CommandBody::RunsAssign { run: run.id.clone(), device }, out);
+    }
+
     /// Asks before a run that is queued or under way goes.
     pub fn discard(&mut self, run: &RunEntry) {
         let name = &run.name;

@@ -151,6 +151,9 @@ pub fn run(name: &str, status: RunStatus, hours_ago: u64, step: usize) -> RunEnt
         doing: None,
         queue_position: (status == RunStatus::Queued).then_some(0),
         held_here: status == RunStatus::Running,
+        device: "auto".into(),
+        runs_on: (status == RunStatus::Running).then(|| "cpu".into()),
+        sweep: None,
     }
 }
 

@@ -26,16 +26,16 @@ fn started(bench: &Bench, start: TrainStart, name: &str) -> CommandBody {
     CommandBody::Train(Box::new(request))
 }
 
-fn endless_options(bench: &Bench) -> HostOptions {
+pub(super) fn endless_options(bench: &Bench) -> HostOptions {
     let end: &[EventBody] = &[training_done(false), EventBody::Done];
     bench.options(&[loading(), training_started(), step(1)], UNTIL_STOPPED, &[("end", end)])
 }
 
-fn by_name(bench: &Bench, name: &str) -> RunEntry {
+pub(super) fn by_name(bench: &Bench, name: &str) -> RunEntry {
     listed(bench).into_iter().find(|run| run.name == name).unwrap_or_else(|| panic!("no run {name}"))
 }
 
-fn wait_for(what: &str, mut is_so: impl FnMut() -> bool) {
+pub(super) fn wait_for(what: &str, mut is_so: impl FnMut() -> bool) {
     let due = Instant::now() + Duration::from_secs(20);
     while !is_so() {
         assert!(Instant::now() < due, "waited in vain: {what}");
@@ -263,7 +263,7 @@ fn the_list_is_told_again_when_something_changed_until_it_is_stopped() {
     until(&mut other, 1, |events| events.iter().any(|event| is(event, Some(RunStatus::Stopped))));
     // As a host killed by -9 leaves it.
     let run = by_name(&bench, "seen");
-    Db::open(&bench.paths.db()).unwrap().set_running(&run.id, &run.out_dir).unwrap();
+    Db::open(&bench.paths.db()).unwrap().set_running(&run.id, &run.out_dir, "cpu").unwrap();
     until(&mut other, 1, |events| events.iter().any(|event| is(event, Some(RunStatus::Interrupted))));
     assert!(until(&mut other, 1, |_| true).is_empty());
     send(&mut other, 1, CommandBody::Stop);

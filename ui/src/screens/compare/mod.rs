@@ -1,8 +1,8 @@
-mod differences;
+mod heat;
 mod table;
 
 use egui::Ui;
-use lathe_protocol::{CommandBody, Event, EventBody, RunDetails};
+use lathe_protocol::{CommandBody, Event, EventBody, RunDetails, SweepPlace};
 
 use super::run::smoothing_slider;
 use crate::{
@@ -105,8 +105,11 @@ impl Compare {
             .map(|series| series.name.clone())
             .collect();
         let (mut losses, mut evals, mut extent) = (Vec::new(), Vec::new(), 1.0_f64);
+        let of_sweep = heat::sweep_of(&self.details().collect::<Vec<_>>()).is_some();
         for (index, details) in self.details().enumerate() {
-            let name = &details.run.name;
+            // In its sweep a run is known by its values.
+            let place = details.run.sweep.as_ref().filter(|_| of_sweep);
+            let name = &place.map_or_else(|| details.run.name.clone(), SweepPlace::text);
             let mut loss = Series::new(name, index, Look::Line);
             let mut eval = Series::new(name, index, Look::Marked);
             loss.shown = !hidden.contains(name);
@@ -136,7 +139,11 @@ impl Compare {
     }
 
     pub fn ui(&mut self, ui: &mut Ui, out: &mut Outbox) {
-        let title = format!("Compare {}", format::plural(self.runs.len(), "run"));
+        let runs = format::plural(self.runs.len(), "run");
+        let title = match heat::sweep_of(&self.details().collect::<Vec<_>>()) {
+            Some(sweep) => format!("Sweep {sweep}: {runs}"),
+            None => format!("Compare {runs}"),
+        };
         let mut goes_back = false;
         page_with(
             ui,
@@ -154,6 +161,7 @@ impl Compare {
                     spinner_line(ui, "Reading the runs' histories");
                 }
                 if self.details().next().is_some() {
+                    heat::ui(ui, &self.details().collect::<Vec<_>>(), out);
                     self.charts(ui);
                     table::ui(ui, &self.details().collect::<Vec<_>>(), self.smoothing, out);
                 }

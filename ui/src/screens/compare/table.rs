@@ -1,9 +1,10 @@
 use egui::{Label, RichText, ScrollArea, Ui};
 use lathe_protocol::RunDetails;
 
-use super::differences::differences;
 use crate::{
-    Outbox, Route, format,
+    Outbox, Route,
+    comparison::differences,
+    format,
     smoothing::Smoother,
     theme::{self, colors, size, space},
     widgets::{link, run_badge, section},

@@ -1,4 +1,4 @@
-use std::cmp::Ordering;
+use std::{cmp::Ordering, collections::BTreeSet};
 
 use lathe_protocol::{RunEntry, RunStatus};
 
@@ -119,6 +119,65 @@ impl Arrangement {
         }
         .then_with(|| b.created_secs.cmp(&a.created_secs))
     }
+}
+
+/// A row of the table.
+pub enum Row<'a> {
+    Run { run: &'a RunEntry, in_sweep: bool },
+    Sweep(Sweep<'a>),
+}
+
+/// A sweep's runs, in its order.
+pub struct Sweep<'a> {
+    pub name: &'a str,
+    pub runs: Vec<&'a RunEntry>,
+    pub is_open: bool,
+}
+
+impl Sweep<'_> {
+    /// `4 runs: 2 completed, 1 running, 1 queued`.
+    pub fn text(&self) -> String {
+        let mut counts: Vec<(&str, usize)> = Vec::new();
+        for run in &self.runs {
+            let name = status_name(run.status);
+            match counts.iter_mut().find(|(known, _)| *known == name) {
+                Some((_, count)) => *count += 1,
+                None => counts.push((name, 1)),
+            }
+        }
+        let counts: Vec<_> =
+            counts.into_iter().map(|(name, count)| format!("{count} {}", name.to_lowercase())).collect();
+        format!("{}: {}", format::plural(self.runs.len(), "run"), counts.join(", "))
+    }
+
+    pub fn lowest_eval_loss(&self) -> Option<f64> {
+        self.runs.iter().filter_map(|run| run.eval_loss).reduce(f64::min)
+    }
+}
+
+/// The runs that show, those of a sweep below its head, if that is open. The head stands where its first run would.
+pub fn grouped<'a>(shown: &[&'a RunEntry], all: &'a [RunEntry], open: &BTreeSet<String>) -> Vec<Row<'a>> {
+    let sweep_of = |run: &'a RunEntry| run.sweep.as_ref().map(|place| place.name.as_str());
+    let mut rows = Vec::new();
+    let mut done = BTreeSet::new();
+    for run in shown {
+        let Some(name) = sweep_of(run) else {
+            rows.push(Row::Run { run, in_sweep: false });
+            continue;
+        };
+        if !done.insert(name) {
+            continue;
+        }
+        let mut runs: Vec<_> = all.iter().filter(|other| sweep_of(other) == Some(name)).collect();
+        runs.sort_by_key(|run| run.sweep.as_ref().map(|place| place.index));
+        let is_open = open.contains(name);
+        rows.push(Row::Sweep(Sweep { name, runs, is_open }));
+        if is_open {
+            let its = shown.iter().filter(|other| sweep_of(other) == Some(name));
+            rows.extend(its.map(|run| Row::Run { run, in_sweep: true }));
+        }
+    }
+    rows
 }
 
 /// 0 to 1.

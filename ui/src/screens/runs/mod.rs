@@ -10,6 +10,7 @@ use lathe_protocol::{Event, ResumeHow, RunStatus};
 use self::{
     list::{Arrangement, Kind},
     queue::Wish,
+    table::Click,
 };
 use super::run_actions::RunActions;
 use crate::{
@@ -24,6 +25,8 @@ pub struct Runs {
     arrangement: Arrangement,
     /// Ids of the runs to compare.
     selected: BTreeSet<String>,
+    /// Sweeps whose runs show.
+    open_sweeps: BTreeSet<String>,
     actions: RunActions,
 }
 
@@ -96,23 +99,19 @@ impl Runs {
     }
 
     fn queue(&mut self, ui: &mut Ui, store: &Store, out: &mut Outbox) {
-        let queue = list::queue(store.runs());
-        if queue.is_empty() {
-            return;
-        }
         let actions = &mut self.actions;
-        let Some((place, wish)) = queue::ui(ui, &queue, |run| actions.is_busy(&run.id)) else { return };
-        let run = queue[place];
+        let Some((run, wish)) = queue::ui(ui, store, |run| actions.is_busy(&run.id)) else { return };
         match wish {
-            Wish::Open => out.go(Route::Run(run.id.clone())),
-            Wish::Move(position) => actions.move_to(run, position, out),
-            Wish::Start => actions.resume(run, ResumeHow::AsItWas, out),
-            Wish::Remove => actions.discard(run),
+            Wish::Open => out.go(Route::Run(run.id)),
+            Wish::Move(position) => actions.move_to(&run, position, out),
+            Wish::Assign(device) => actions.assign(&run, device, out),
+            Wish::Start => actions.resume(&run, ResumeHow::AsItWas, out),
+            Wish::Remove => actions.discard(&run),
         }
     }
 
     fn table(&mut self, ui: &mut Ui, store: &Store, out: &mut Outbox) {
-        let Self { arrangement, selected, .. } = self;
+        let Self { arrangement, selected, open_sweeps, .. } = self;
         card(ui, |ui| {
             ui.horizontal(|ui| {
                 segmented(ui, &mut arrangement.kind, &Kind::ALL);
@@ -120,15 +119,24 @@ impl Runs {
                     search(ui, &mut arrangement.search, "Filter runs");
                 });
             });
-            let rows = arrangement.of(store.runs());
+            let rows = list::grouped(&arrangement.of(store.runs()), store.runs(), open_sweeps);
             if rows.is_empty() {
                 ui.add_space(space::M);
                 ui.vertical_centered(|ui| ui.label(theme::weak(ui, "No run matches")));
                 return;
             }
-            if let Some(run) = table::ui(ui, &rows, arrangement, selected, store.now_secs) {
-                out.go(Route::Run(run));
+            match table::ui(ui, &rows, arrangement, selected, store.now_secs) {
+                Some(Click::Run(run)) => out.go(Route::Run(run)),
+                Some(Click::Compare(runs)) => out.go(Route::Compare(runs)),
+                Some(Click::Fold(sweep)) => toggle(open_sweeps, sweep),
+                None => {}
             }
         });
+    }
+}
+
+fn toggle(set: &mut BTreeSet<String>, name: String) {
+    if !set.remove(&name) {
+        set.insert(name);
     }
 }

@@ -2,16 +2,16 @@ use std::collections::BTreeSet;
 
 use egui::{Align, Checkbox, Label, Layout, RichText, Sense, Ui, WidgetInfo, vec2};
 use egui_extras::{Column as Width, TableBuilder, TableRow};
-use lathe_protocol::RunEntry;
+use lathe_protocol::{RunEntry, SweepPlace};
 
 use super::{
     super::run::bar,
-    list::{Arrangement, Column, fraction},
+    list::{Arrangement, Column, Row, Sweep, fraction},
 };
 use crate::{
     format,
     theme::{self, colors, icons, size, space},
-    widgets::{run_badge, status_tone},
+    widgets::{icon_button, link, run_badge, status_tone},
 };
 
 const ROW_HEIGHT: f32 = 54.0;
@@ -27,14 +27,24 @@ const COLUMNS: [&[Column]; 8] = [
     &[Column::Created],
 ];
 
-/// The runs, a row each. Returns the one that was clicked.
+/// What was clicked.
+pub enum Click {
+    /// A run, by its id.
+    Run(String),
+    /// A sweep's head, by its name.
+    Fold(String),
+    /// The ids of a sweep's runs.
+    Compare(Vec<String>),
+}
+
+/// The runs, a row each, and a row for each sweep.
 pub fn ui(
     ui: &mut Ui,
-    rows: &[&RunEntry],
+    rows: &[Row<'_>],
     arrangement: &mut Arrangement,
     selected: &mut BTreeSet<String>,
     now_secs: f64,
-) -> Option<String> {
+) -> Option<Click> {
     let mut clicked = None;
     ui.style_mut().interaction.selectable_labels = false;
     // The lines between rows run through.
@@ -69,12 +79,20 @@ pub fn ui(
         })
         .body(|body| {
             body.rows(ROW_HEIGHT, rows.len(), |mut row| {
-                let run = rows[row.index()];
                 row.set_overline(true);
-                row.set_selected(selected.contains(&run.id));
-                let opens = cells(&mut row, run, selected, now_secs);
-                if opens || row.response().clicked() {
-                    clicked = Some(run.id.clone());
+                match &rows[row.index()] {
+                    Row::Run { run, in_sweep } => {
+                        row.set_selected(selected.contains(&run.id));
+                        let opens = cells(&mut row, run, *in_sweep, selected, now_secs);
+                        if opens || row.response().clicked() {
+                            clicked = Some(Click::Run(run.id.clone()));
+                        }
+                    }
+                    Row::Sweep(sweep) => {
+                        let click = sweep_cells(&mut row, sweep, now_secs);
+                        let folds = row.response().clicked().then(|| Click::Fold(sweep.name.to_owned()));
+                        clicked = clicked.take().or(click).or(folds);
+                    }
                 }
             });
         });
@@ -108,8 +126,60 @@ fn head(ui: &mut Ui, column: Column, arrangement: &mut Arrangement) {
     }
 }
 
+/// A sweep's head: its name, how its runs stand, and the best eval loss.
+fn sweep_cells(row: &mut TableRow<'_, '_>, sweep: &Sweep<'_>, now_secs: f64) -> Option<Click> {
+    let mut click = None;
+    let fold = || Some(Click::Fold(sweep.name.to_owned()));
+    row.col(|ui| {
+        let (icon, verb) =
+            if sweep.is_open { (icons::CARET_DOWN, "Fold") } else { (icons::CARET_RIGHT, "Unfold") };
+        if icon_button(ui, icon, &format!("{verb} {}", sweep.name)).clicked() {
+            click = fold();
+        }
+    });
+    row.col(|ui| drop(ui.label(theme::weak(ui, "Sweep"))));
+    row.col(|ui| {
+        ui.set_max_width(ui.available_width() - space::M);
+        let response = ui.add(Label::new(theme::strong(sweep.name)).truncate().sense(Sense::click()));
+        if response.on_hover_text(sweep.name).clicked() {
+            click = fold();
+        }
+    });
+    row.col(|ui| {
+        ui.set_max_width(ui.available_width() - space::M);
+        let text = sweep.text();
+        ui.add(Label::new(theme::weak(ui, &text)).truncate()).on_hover_text(text);
+    });
+    row.col(|ui| {
+        if link(ui, "Compare").clicked() {
+            click = Some(Click::Compare(sweep.runs.iter().map(|run| run.id.clone()).collect()));
+        }
+    });
+    row.col(|_| {});
+    row.col(|ui| {
+        ui.with_layout(Layout::right_to_left(Align::Center), |ui| {
+            if let Some(loss) = sweep.lowest_eval_loss() {
+                ui.label(theme::strong(format::number(loss))).on_hover_text("The lowest of the sweep");
+            }
+        });
+    });
+    row.col(|_| {});
+    row.col(|ui| {
+        ui.add_space(space::XL);
+        let created = sweep.runs.iter().map(|run| run.created_secs).min().unwrap_or_default();
+        ui.add(Label::new(theme::weak(ui, format::ago(created, now_secs))).truncate());
+    });
+    click
+}
+
 /// True if the name was clicked, which the keyboard can do too.
-fn cells(row: &mut TableRow<'_, '_>, run: &RunEntry, selected: &mut BTreeSet<String>, now_secs: f64) -> bool {
+fn cells(
+    row: &mut TableRow<'_, '_>,
+    run: &RunEntry,
+    in_sweep: bool,
+    selected: &mut BTreeSet<String>,
+    now_secs: f64,
+) -> bool {
     let mut opens = false;
     row.col(|ui| {
         let mut is_selected = selected.contains(&run.id);
@@ -129,9 +199,17 @@ fn cells(row: &mut TableRow<'_, '_>, run: &RunEntry, selected: &mut BTreeSet<Str
     });
     row.col(|ui| {
         ui.set_max_width(ui.available_width() - space::M);
-        let name = Label::new(theme::strong(&run.name)).truncate().sense(Sense::click());
+        // In its sweep it is known by its values.
+        let place = run.sweep.as_ref().filter(|_| in_sweep);
+        let text = place.map_or_else(|| run.name.clone(), SweepPlace::text);
+        // A line each, as they differ at their ends.
+        let shown = match place {
+            Some(_) => Label::new(theme::strong(text.replace(" · ", "\n")).size(size::SMALL)).extend(),
+            None => Label::new(theme::strong(&text)).truncate(),
+        };
+        let name = shown.sense(Sense::click());
         let response = ui.add(name).on_hover_cursor(egui::CursorIcon::PointingHand);
-        response.widget_info(|| WidgetInfo::labeled(egui::Role::Link, true, &run.name));
+        response.widget_info(|| WidgetInfo::labeled(egui::Role::Link, true, &text));
         opens = response.on_hover_text(&run.name).clicked();
     });
     row.col(|ui| {

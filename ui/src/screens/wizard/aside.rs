@@ -158,11 +158,18 @@ impl Wizard {
 
     fn about_starting(&self, ui: &mut Ui) {
         title(ui, "Ready?");
-        text(ui, "Start begins at once and shows the run. Queue waits until no other run is running.");
+        text(ui, "Start begins at once and shows the run. Queue waits until its device is free.");
         text(
             ui,
             "A run can be stopped at any time and resumed later; checkpoints are kept. It goes on when you leave this page.",
         );
+        if self.sweep.on {
+            topic(ui, "Sweep");
+            text(
+                ui,
+                "Runs that differ in one or two settings only. They wait in the queue, and the comparison shows which held-out loss is lowest.",
+            );
+        }
         topic(ui, "Afterwards");
         text(
             ui,

@@ -14,10 +14,12 @@ mod preflight;
 mod preset;
 mod review;
 mod rows;
+mod sweep;
 
 use egui::{CentralPanel, Frame, Margin, Panel, ScrollArea, Ui};
 use lathe_protocol::{CommandBody, DataReport, DatasetShape, Event, EventBody, ModelDetails, RunConfig};
 
+pub(super) use self::review::device_options;
 use self::{
     files::Purpose,
     form::ConfigForm,
@@ -26,6 +28,7 @@ use self::{
     preset::Preset,
     review::Launch,
     rows::Rows,
+    sweep::Sweep,
 };
 use crate::{
     Action, Asked, Outbox, Picker, Route, Store, fit,
@@ -78,13 +81,23 @@ struct Choices {
     config: RunConfig,
     /// Empty means one made from model and data.
     name: String,
+    /// `auto`, `cpu` or `cuda:N`.
+    device: String,
 }
 
 impl Default for Choices {
     fn default() -> Self {
         let mut config = RunConfig { eval_ratio: held_out::USUAL_SHARE, ..RunConfig::default() };
         preset::BALANCED.apply(&mut config);
-        Self { model: None, data: None, eval_from_file: false, eval_data: None, config, name: String::new() }
+        Self {
+            model: None,
+            data: None,
+            eval_from_file: false,
+            eval_data: None,
+            config,
+            name: String::new(),
+            device: "auto".into(),
+        }
     }
 }
 
@@ -106,6 +119,7 @@ pub struct Wizard {
     picker: Option<(Purpose, Picker)>,
     measurement: Measurement,
     launch: Launch,
+    sweep: Sweep,
 }
 
 impl Wizard {
@@ -140,7 +154,14 @@ impl Wizard {
         if let Some(launched) = self.launch.apply(event) {
             self.choices.name.clear();
             if launched.queued {
-                out.toast(Tone::Success, "The run waits in the queue");
+                let runs = if self.sweep.on { self.sweep.num_runs() } else { 1 };
+                self.sweep.on = false;
+                let text = if runs == 1 {
+                    "The run waits in the queue".into()
+                } else {
+                    format!("{runs} runs wait in the queue")
+                };
+                out.toast(Tone::Success, text);
                 out.go(Route::Runs);
             } else {
                 out.go(Route::Run(launched.run));
@@ -276,8 +297,12 @@ impl Wizard {
     }
 
     fn run_time(&self, store: &Store) -> Option<fit::TimeEstimate> {
+        self.time_of(&self.choices.config, store)
+    }
+
+    /// Of a run with these settings.
+    fn time_of(&self, config: &RunConfig, store: &Store) -> Option<fit::TimeEstimate> {
         let (model, report) = (self.choices.model.as_ref()?, self.report()?);
-        let config = &self.choices.config;
         let epochs = if config.max_steps > 0 {
             config.max_steps as f64 / report.steps_per_epoch.max(1) as f64
         } else {

@@ -39,13 +39,20 @@ impl Wizard {
     }
 
     fn start_buttons(&mut self, ui: &mut Ui, blocked: Option<&str>, out: &mut Outbox) {
+        if self.sweep.on {
+            let text = format!("Queue {}", format::plural(self.sweep.num_runs(), "run"));
+            if self.main_button(ui, &text, blocked) {
+                self.start_sweep(out);
+            }
+            return;
+        }
         if self.main_button(ui, "Start", blocked) {
             self.start(TrainStart::Detached, out);
         }
         let mut queue = Button::secondary("Queue").icon(icons::QUEUE);
         queue = match blocked {
             Some(reason) => queue.enabled(false).tooltip(reason),
-            None => queue.tooltip("Starts when no other run is running"),
+            None => queue.tooltip("Starts when its device is free"),
         };
         if queue.clicked(ui) {
             self.start(TrainStart::Queued, out);

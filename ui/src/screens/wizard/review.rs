@@ -7,7 +7,7 @@ use super::{Step, Wizard, data, form::is_changed, method::epochs_words, preset::
 use crate::{
     Asked, Outbox, Progress, Store, config_keys, fit, format, in_catalog,
     theme::{self, Tone, space},
-    widgets::{card, columns, error_box, field, key_value, labelled, link, section},
+    widgets::{card, choice, columns, error_box, field, key_value, labelled, link, section},
 };
 
 const LINE_HEIGHT: f32 = 22.0;
@@ -27,6 +27,12 @@ pub(super) struct Launched {
 }
 
 impl Launch {
+    pub(super) fn ask_for_sweep(&mut self, command: CommandBody, out: &mut Outbox) {
+        self.queued = true;
+        self.asked.clear(out);
+        self.asked.ask(out, command);
+    }
+
     fn ask(&mut self, request: TrainRequest, out: &mut Outbox) {
         self.queued = request.start == TrainStart::Queued;
         self.asked.clear(out);
@@ -36,6 +42,7 @@ impl Launch {
     pub(super) fn apply(&mut self, event: &Event) -> Option<Launched> {
         let ended = self.asked.apply(event, |body| match body {
             EventBody::RunStarted { run, .. } => Some(run.clone()),
+            EventBody::Runs { runs } => runs.first().map(|run| run.id.clone()),
             _ => None,
         });
         if !ended || self.asked.error.is_some() {
@@ -63,13 +70,18 @@ impl Launch {
 
 impl Wizard {
     pub(super) fn start(&mut self, start: TrainStart, out: &mut Outbox) {
-        let (Some(model), Some(data)) = (self.choices.model.clone(), self.choices.data.clone()) else {
-            return;
-        };
+        if let Some(request) = self.request(start) {
+            self.launch.ask(request, out);
+        }
+    }
+
+    /// What was chosen, if it is enough.
+    pub(super) fn request(&self, start: TrainStart) -> Option<TrainRequest> {
+        let (model, data) = (self.choices.model.clone()?, self.choices.data.clone()?);
         let mut config = self.choices.config.clone();
         config.sample_prompts.retain(|prompt| !prompt.trim().is_empty());
         let name = self.choices.name.trim();
-        let request = TrainRequest {
+        Some(TrainRequest {
             model,
             data,
             eval_data: self.eval_data().cloned(),
@@ -79,10 +91,9 @@ impl Wizard {
             init_adapter: None,
             force: false,
             resume: false,
-            device: "auto".into(),
+            device: self.choices.device.clone(),
             start,
-        };
-        self.launch.ask(request, out);
+        })
     }
 
     /// Why the run cannot be started, beyond the earlier steps.
@@ -93,7 +104,9 @@ impl Wizard {
         if self.report().is_some_and(|report| report.loss_tokens == 0) {
             return Some("There is nothing to learn in the data".into());
         }
-        name_problem(&self.choices.name).map(str::to_owned)
+        name_problem(&self.choices.name)
+            .map(str::to_owned)
+            .or_else(|| self.sweep.problem(&self.choices.config))
     }
 
     pub(super) fn review_step(&mut self, ui: &mut Ui, store: &Store, out: &mut Outbox) {
@@ -107,7 +120,18 @@ impl Wizard {
             if let Some(problem) = name_problem(&self.choices.name) {
                 ui.label(theme::small(ui, problem).color(Tone::Error.color(ui)));
             }
+            let devices = device_options(store);
+            if devices.len() > 2 {
+                ui.add_space(space::S);
+                labelled(
+                    ui,
+                    "Device",
+                    "A run waits for its device; chats stay possible on the others",
+                    |ui| choice(ui, "Device", &mut self.choices.device, &devices),
+                );
+            }
         });
+        self.sweep_card(ui, store);
         if let Some(report) = self.report() {
             data::findings(ui, report);
         }
@@ -233,6 +257,14 @@ impl Wizard {
         let stem = data.rsplit_once('.').map_or(data.as_str(), |(stem, _)| stem);
         format!("{}-{stem}", part(&self.choices.model))
     }
+}
+
+/// Each device, and how it is told; the first is whichever suits.
+pub(in crate::screens) fn device_options(store: &Store) -> Vec<(String, String)> {
+    let gpus = store.hardware.value.iter().flat_map(|hardware| &hardware.gpus);
+    let gpus = gpus.map(|gpu| (gpu.device(), format!("GPU {}: {}", gpu.index, gpu.name)));
+    let auto = ("auto".to_owned(), "Whichever is free and has room".to_owned());
+    [auto].into_iter().chain(gpus).chain([("cpu".to_owned(), "CPU".to_owned())]).collect()
 }
 
 fn is_of_preset(key: &str) -> bool {

@@ -1,7 +1,11 @@
+//! Runs side by side: what tells them apart, and what each came to.
+
 use std::collections::BTreeSet;
 
-use lathe_protocol::{CONFIG_KEYS, RunDetails};
+use lathe_protocol::{CONFIG_KEYS, RunDetails, RunStatus};
 use serde_json::Value;
+
+use crate::RunView;
 
 /// A setting that is not the same in every run.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -67,4 +71,63 @@ fn text(value: Option<&Value>) -> String {
         Some(Value::Array(items)) => items.iter().map(|item| text(Some(item))).collect::<Vec<_>>().join(", "),
         Some(value) => value.to_string(),
     }
+}
+
+/// What tells the runs apart: the keys of their sweep, or whatever differs.
+pub fn distinctions(runs: &[&RunDetails]) -> Vec<Difference> {
+    sweep_keys(runs).unwrap_or_else(|| differences(runs))
+}
+
+/// The keys of the sweep that all the runs are of, with their values as they were written.
+fn sweep_keys(runs: &[&RunDetails]) -> Option<Vec<Difference>> {
+    let first = runs.first()?.run.sweep.as_ref()?;
+    let places =
+        runs.iter().map(|details| details.run.sweep.as_ref().filter(|place| place.name == first.name));
+    let places: Vec<_> = places.collect::<Option<_>>()?;
+    let values = |key: &str| -> Option<Vec<String>> {
+        places.iter().map(|place| place.value(key).map(str::to_owned)).collect()
+    };
+    first
+        .values
+        .iter()
+        .map(|value| Some(Difference { key: value.key.clone(), values: values(&value.key)? }))
+        .collect()
+}
+
+/// What a run came to, so far.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Outcome {
+    /// Of the weights that are saved.
+    pub eval_loss: Option<f64>,
+    /// Of training, smoothed.
+    pub loss: Option<f64>,
+    /// Spent on steps.
+    pub seconds: f64,
+    pub tokens_per_second: Option<f64>,
+}
+
+impl Outcome {
+    pub fn of(details: &RunDetails) -> Self {
+        let view = RunView::of_record(details);
+        let mut evals = details.evals.iter().map(|eval| eval.loss);
+        let eval_loss = if details.config.keeps_best() { evals.reduce(f64::min) } else { evals.next_back() };
+        let tokens: usize = details.steps.iter().map(|point| point.step.tokens).sum();
+        let seconds = view.trained_secs;
+        Self {
+            eval_loss,
+            loss: view.smoothed_loss(),
+            seconds,
+            tokens_per_second: (seconds > 0.0).then_some(tokens as f64 / seconds),
+        }
+    }
+}
+
+/// The run with the lowest eval loss, or, if nothing is held out, with the lowest loss; none that failed or diverged.
+pub fn best(runs: &[&RunDetails]) -> Option<usize> {
+    let outcomes: Vec<Outcome> = runs.iter().map(|details| Outcome::of(details)).collect();
+    let has_evals = outcomes.iter().any(|outcome| outcome.eval_loss.is_some());
+    let score = |outcome: &Outcome| if has_evals { outcome.eval_loss } else { outcome.loss };
+    let sound = |index: &usize| !matches!(runs[*index].run.status, RunStatus::Failed | RunStatus::Diverged);
+    let scores = (0..runs.len()).filter(sound).filter_map(|index| Some((index, score(&outcomes[index])?)));
+    scores.min_by(|a, b| a.1.total_cmp(&b.1)).map(|(index, _)| index)
 }
