@@ -13,8 +13,8 @@ use lathe_engine::{
     train::{self, Surroundings},
 };
 use lathe_protocol::{
-    DatasetShape, ErrorInfo, EvalMetrics, EventBody, Method, Objective, PreferenceMetrics, RunConfig,
-    StepMetrics, TokenView, TrainJob,
+    DatasetShape, ErrorInfo, EvalMetrics, EventBody, Machine, Method, Objective, PreferenceMetrics,
+    RunConfig, StepMetrics, TokenView, TrainJob,
 };
 use serde_json::Value;
 
@@ -43,7 +43,7 @@ fn job(data: &Path, config: RunConfig, out_dir: &Path) -> TrainJob {
         resume: false,
         device: "cpu".into(),
         force: false,
-        machine: lathe_protocol::Machine::default(),
+        machine: Machine::default(),
     }
 }
 

@@ -49,8 +49,8 @@ impl Db {
         let RunRecord { entry, config, eval_data, init_adapter, force } = record;
         let count = self.connection.execute(
             "INSERT INTO runs (id, name, status, model, data, eval_data, init_adapter, method, out_dir, config,
-                created_secs, step, total_steps, last_loss, eval_loss, error, divergence, device, runs_on, sweep, force,
-                queue_position)
+                created_secs, step, total_steps, last_loss, eval_loss, error, divergence, device, runs_on, sweep,
+                force, queue_position)
              VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16, ?17,
                 ?18, ?19, ?20, ?21,
                 (SELECT ifnull(max(queue_position), 0) + 1 FROM runs WHERE ?3 = 'queued'))

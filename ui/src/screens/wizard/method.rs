@@ -21,7 +21,7 @@ impl Wizard {
         self.offer_sample_settings(ui);
         section(ui, "What it takes", |ui| {
             self.memory(ui, store);
-            self.time(ui, store);
+            self.duration(ui, store);
         });
         self.prompts(ui);
         card(ui, |ui| self.form.advanced(ui, &mut self.choices.config));
@@ -81,7 +81,7 @@ impl Wizard {
         }
     }
 
-    pub(super) fn time(&self, ui: &mut Ui, store: &Store) {
+    pub(super) fn duration(&self, ui: &mut Ui, store: &Store) {
         ui.add_space(space::S);
         ui.horizontal_wrapped(|ui| match self.run_time(store) {
             Some(expected) => {

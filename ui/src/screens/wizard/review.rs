@@ -148,7 +148,7 @@ impl Wizard {
         section(ui, "What it takes", |ui| {
             self.memory(ui, store);
             self.measurement(ui, out);
-            self.time(ui, store);
+            self.duration(ui, store);
         });
         if let Some(step) = edit {
             self.go_to(step);
