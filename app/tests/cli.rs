@@ -246,8 +246,8 @@ fn styles_are_trained_kept_shown_and_asked_for() {
     let more = ["--config", "run.toml", "--style", "terse", "--style", "detailed=[D]"];
     bench.ok(&[&train[..], &more].concat());
     let shown = bench.ok(&["adapters", "show", "styled"]).stdout;
-    assert!(shown.contains("Style      terse  [T]  at most 3 tokens\n"), "{shown}");
-    assert!(shown.contains("Style      detailed  [D]\n"), "{shown}");
+    assert!(shown.contains("Style         terse  [T]  at most 3 tokens\n"), "{shown}");
+    assert!(shown.contains("Style         detailed  [D]\n"), "{shown}");
 
     let chat = ["chat", "--model", "starter", "--adapter", "styled", "-p", "Tell me a story", "--json"];
     let output_tokens = |more: &[&str]| {

@@ -63,7 +63,7 @@ fn measured_text(report: &ProbeReport) -> String {
     let mut rows: Vec<Vec<String>> =
         report.phases().into_iter().map(|phase| row(phase.name, phase.predicted, phase.measured)).collect();
     rows.push(row("In all", report.predicted.total(), report.measured.peak));
-    format!("{}\n{}", table(&["ONE STEP HERE", ">PREDICTED", ">MEASURED"], &rows), report.verdict())
+    format!("{}\n{}\n", table(&["ONE STEP HERE", ">PREDICTED", ">MEASURED"], &rows), report.verdict())
 }
 
 /// From the model's own files, or from the catalog: a model need not be here to be reckoned with.

@@ -147,7 +147,7 @@ fn a_gguf_file_is_imported_and_found_by_its_short_name() {
         vocab_size: 2,
         context_length: 512,
         tie_word_embeddings: true,
-        is_gguf: false,
+        is_gguf: true,
         linears: Quant::None,
         experts: None,
     };
