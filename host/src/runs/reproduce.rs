@@ -67,7 +67,7 @@ fn arguments(paths: &Paths, record: &RunRecord) -> Result<Vec<String>> {
         // Styles with settings, say, or a name with a comma: the run's own file has every value.
         None => flag("--config", &folder::of_run(entry)?.join(folder::CONFIG).display().to_string()),
     }
-    flag("--device", "cpu");
+    flag("--device", entry.runs_on.as_deref().unwrap_or(&entry.device));
     if Paths::detect(None).ok().is_none_or(|usual| usual.data_dir != paths.data_dir) {
         flag("--data-dir", &paths.data_dir.display().to_string());
     }
