@@ -107,7 +107,8 @@ fn a_run_on_several_files_is_done_again_with_their_weights() {
     let command = found["command"].as_str().unwrap();
     assert!(command.contains(&format!("--data {data} --data '{weighted}'")), "{command}");
     assert_eq!(losses(&in_shell(&lathe, command)), losses(&events));
-    let origins = &lathe.json(&["runs", "show", "first"])[0]["origins"];
+    let out_dir = lathe.json(&["runs", "show", "first"])[0]["run"]["out_dir"].as_str().unwrap().to_owned();
+    let origins = read(&Path::new(&out_dir).join("provenance.json"));
     let paths: Vec<_> = origins["data"].as_array().unwrap().iter().map(|file| file["path"].clone()).collect();
     assert_eq!(paths, [data.as_str(), &more]);
     std::fs::write(&more, "{\"text\": \"Other\"}").unwrap();

@@ -104,7 +104,7 @@ fn stored_pairs_have_both_sides_each_cut_alone() {
     let corpus = world.read(std::slice::from_ref(&file), None, &config).unwrap();
     let Findings { truncated_rows, rows_nothing_to_learn, lengths, rejected_lengths, .. } = corpus.findings;
     assert_eq!((truncated_rows, rows_nothing_to_learn), (2, 1));
-    assert_eq!((lengths[2], rejected_lengths[2]), (rejected_lengths[3], lengths[3] - 1));
+    assert_eq!((lengths[2], rejected_lengths[2]), (rejected_lengths[3], lengths[3]));
     let dataset = crate::data::read_examples(Path::new(&file.path), &file.columns).unwrap();
     let expected = prepare::rows(&world.text_files, &dataset, 20).unwrap();
     let rows = Rows::Stored(corpus.rows);
