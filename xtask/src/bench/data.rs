@@ -36,6 +36,8 @@ pub fn measure(setup: &Setup) -> Result<Vec<Row>> {
     write_rows(&whole, NUM_ROWS, NUM_BYTES / NUM_ROWS)?;
     write_rows(&slice, SLICE_ROWS, NUM_BYTES / NUM_ROWS)?;
 
+    let hf_folder = setup.hf_folder()?;
+
     // 1. The slice, in turns: each time into a new folder, so that nothing is found in a cache
     let mut turn = 0;
     let measured = setup.alternate(&mut [
@@ -45,8 +47,8 @@ pub fn measure(setup: &Setup) -> Result<Vec<Row>> {
             Ok(Ok(SLICE_ROWS as f64 / seconds))
         }),
         ("tokenizers", &mut || {
-            let args = [setup.smollm2.display().to_string(), slice.display().to_string()];
-            let peer = setup.peer.run::<Peer>("tokenise.py", &args.each_ref().map(String::as_str))?;
+            let Ok(hf_folder) = &hf_folder else { return Ok(Err("not installed".into())) };
+            let peer = setup.peer.run::<Peer>("tokenise.py", &[hf_folder, &slice.display().to_string()])?;
             Ok(peer.map(|peer| SLICE_ROWS as f64 / peer.seconds))
         }),
     ])?;

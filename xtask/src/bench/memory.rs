@@ -8,7 +8,6 @@ use super::{
     Setup, gpt_oss, process,
     table::{Goal, Row},
 };
-use crate::repo;
 
 /// What the prediction may be off by.
 const TOLERANCE: f64 = 0.05;
@@ -29,7 +28,6 @@ pub fn measure(setup: &Setup) -> Result<Vec<Row>> {
     let lathe = process::build_lathe()?;
     let gpt_oss = setup.scratch.path().join("tiny-gpt-oss");
     gpt_oss::write_model(&gpt_oss, &gpt_oss::TINY)?;
-    let folder = repo::cache_dir().join("smollm2/hf");
     let mut rows = Vec::new();
     let mut add = |name: &str, model: &Path, settings: &[&str]| -> Result<()> {
         rows.push(probe(setup, &lathe, name, model, settings)?);
@@ -40,12 +38,13 @@ pub fn measure(setup: &Setup) -> Result<Vec<Row>> {
             add(name, model, &settings)?;
         }
     }
-    if folder.exists() {
-        for settings in OTHERS {
-            add("SmolLM2", &folder, settings)?;
+    match setup.hf_folder()? {
+        Ok(folder) => {
+            for settings in OTHERS {
+                add("SmolLM2", Path::new(&folder), settings)?;
+            }
         }
-    } else {
-        println!("skipped: no SmolLM2 at {} (the training bench makes it)", folder.display());
+        Err(why) => println!("skipped: no SmolLM2 as a folder, which the peers' Python writes: {why}"),
     }
     Ok(rows)
 }

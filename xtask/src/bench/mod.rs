@@ -106,6 +106,18 @@ impl Setup {
         format!("{threads} threads, median of {repeats} alternating measurements")
     }
 
+    /// The GGUF's weights as a folder that transformers reads, made once.
+    fn hf_folder(&self) -> Result<Measured<String>> {
+        let folder = repo::cache_dir().join("smollm2/hf");
+        let path = folder.display().to_string();
+        if folder.join("tokenizer_config.json").exists() {
+            return Ok(Ok(path));
+        }
+        println!("writing SmolLM2 for the peer: {path}");
+        let gguf = self.smollm2.display().to_string();
+        Ok(self.peer.run_quietly("gguf_to_hf.py", &["--gguf", &gguf, "--out", &path])?.map(|_| path))
+    }
+
     /// Measures every side in turn, again and again, so that a busy moment of the machine hits all of them.
     fn alternate<T>(&self, sides: &mut [(&str, &mut Measure<'_, T>)]) -> Result<Vec<Measured<Vec<T>>>> {
         let mut taken: Vec<Measured<Vec<T>>> = sides.iter().map(|_| Ok(Vec::new())).collect();

@@ -36,10 +36,6 @@ impl Peer {
         Ok(Self { python, threads })
     }
 
-    pub fn is_installed(&self) -> bool {
-        self.python.is_some()
-    }
-
     /// Runs a script of xtask/peers, which prints one JSON line.
     pub fn run<T: DeserializeOwned>(&self, script: &str, args: &[&str]) -> Result<Measured<T>> {
         let stdout = match self.run_quietly(script, args)? {

@@ -35,7 +35,7 @@ struct Rows {
 pub fn measure(setup: &Setup) -> Result<Vec<Row>> {
     let lathe = process::build_lathe()?;
     let rows = write_rows(setup)?;
-    let hf_folder = hf_folder(setup)?;
+    let hf_folder = setup.hf_folder()?;
     // The peer's first batch is not timed.
     let peft = |batch_size: usize| -> Result<Measured<Speed>> {
         let Ok(hf_folder) = &hf_folder else { return Ok(Err("not installed".into())) };
@@ -112,20 +112,6 @@ fn write_rows(setup: &Setup) -> Result<Rows> {
         tokens: tokens_path.display().to_string(),
         count: rows.len(),
     })
-}
-
-/// The GGUF's weights as a folder that transformers reads, made once.
-fn hf_folder(setup: &Setup) -> Result<Measured<String>> {
-    let folder = repo::cache_dir().join("smollm2/hf");
-    let path = folder.display().to_string();
-    if setup.peer.is_installed() && !folder.join("tokenizer_config.json").exists() {
-        println!("writing SmolLM2 for the peer: {path}");
-        let gguf = setup.smollm2.display().to_string();
-        if let Err(why) = setup.peer.run_quietly("gguf_to_hf.py", &["--gguf", &gguf, "--out", &path])? {
-            return Ok(Err(why));
-        }
-    }
-    Ok(Ok(path))
 }
 
 /// One pass over the rows, packed, a sequence a step; like the peer's, the first step is not timed.
