@@ -10,6 +10,7 @@ pub mod data;
 mod error;
 pub mod family;
 pub mod files;
+pub mod foreign;
 pub mod gguf;
 pub mod gguf_tokenizer;
 pub mod inspect;

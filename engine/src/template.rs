@@ -15,7 +15,7 @@ pub use spans::{TurnSpan, turns};
 
 use sha2::{Digest as _, Sha256};
 
-use crate::{Error, Result, data::Chat, files};
+use crate::{Error, Result, data::Chat, files, foreign};
 
 /// Private-use characters that frame what the assistant wrote, from render to strip.
 const SPAN_START: char = '\u{10f3a0}';
@@ -197,9 +197,15 @@ impl ChatTemplate {
             )
         };
         let template = self.environment.get_template(name).map_err(fail)?;
-        let mut text = Bounded(Vec::new());
-        template.render_captured_to(Value::from_pairs(context), &mut text).map_err(fail)?;
-        String::from_utf8(text.0).map_err(|error| {
+        let rendered = foreign::guarded(|| {
+            let mut text = Bounded(Vec::new());
+            template.render_captured_to(Value::from_pairs(context), &mut text).map(|_| text.0)
+        });
+        let text = rendered.map_err(|panic| {
+            let message = format!("The chat template fails: {panic}: {}", self.origin);
+            Error::invalid(ErrorCode::Template, message)
+        })?;
+        String::from_utf8(text.map_err(fail)?).map_err(|error| {
             Error::invalid(
                 ErrorCode::Template,
                 format!("The chat template writes no text: {error}: {}", self.origin),

@@ -8,6 +8,7 @@ use lathe_engine::{
     data::Chat,
     template::{ChatTemplate, RenderOptions, render},
 };
+use lathe_fuzz::spare_expected_panics;
 use lathe_protocol::Message;
 use libfuzzer_sys::fuzz_target;
 
@@ -21,7 +22,7 @@ static CHAT: LazyLock<Chat> = LazyLock::new(|| {
     Chat::new(messages)
 });
 
-fuzz_target!(|source: &str| {
+fuzz_target!(init: spare_expected_panics(), |source: &str| {
     let specials = BTreeMap::from([("eos_token".to_owned(), "<|im_end|>".to_owned())]);
     let Ok(template) = ChatTemplate::new(source, "fuzz", &specials) else { return };
     let options = RenderOptions { add_generation_prompt: true, ..RenderOptions::default() };

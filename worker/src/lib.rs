@@ -17,6 +17,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use lathe_engine::foreign::panic_is_expected;
 use lathe_protocol::{ErrorInfo, EventBody, Job, Request, handshake, read_frame, write_frame};
 
 /// How long a job may take to notice that it should stop, after which the process ends itself: whoever started it is
@@ -61,6 +62,9 @@ pub fn main() -> ExitCode {
     // A panic is a bug, and the state behind it is unknown: end the process at once, after saying where it was.
     let default_hook = std::panic::take_hook();
     std::panic::set_hook(Box::new(move |info| {
+        if panic_is_expected() {
+            return;
+        }
         default_hook(info);
         std::process::abort();
     }));

@@ -3,10 +3,11 @@
 //! Needs cargo-fuzz (`cargo install cargo-fuzz`). Without a sanitizer it builds with stable Rust; what it looks for is
 //! panics, hangs and memory, not unsafe code.
 
-use std::{collections::BTreeMap, path::Path};
+use std::{collections::BTreeMap, io::Write as _, path::Path};
 
 use anyhow::{Result, bail};
 use clap::Args as ClapArgs;
+use flate2::{Compression, write::GzEncoder};
 use lathe_protocol::{EventBody, LogLevel, Request, write_frame};
 
 use crate::repo;
@@ -58,7 +59,7 @@ fn seeds(target: &str) -> Result<Vec<Vec<u8>>> {
         "frames" => frames()?,
         "gguf" => vec![gguf()],
         "harmony" => HARMONY.iter().map(|text| text.as_bytes().to_vec()).collect(),
-        "rows" => rows(),
+        "rows" => rows()?,
         "safetensors" => {
             vec![safetensors(&[("a.weight", "F32", &[2, 3]), ("b", "BF16", &[4]), ("c", "U8", &[3])])]
         }
@@ -148,7 +149,7 @@ fn gguf() -> Vec<u8> {
     file
 }
 
-fn rows() -> Vec<Vec<u8>> {
+fn rows() -> Result<Vec<Vec<u8>>> {
     let texts = [
         (0, r#"{"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Ho"}]}"#),
         (0, "{\"prompt\": \"a\", \"completion\": \"b\"}\n{\"prompt\": \"\", \"completion\": \"ü\"}\n"),
@@ -157,8 +158,20 @@ fn rows() -> Vec<Vec<u8>> {
         (1, r#"[{"instruction": "a", "input": "", "output": "b"}]"#),
         (2, "instruction,output\n\"a, b\",c\n"),
         (3, "Some text.\n\nMore of it.\n"),
+        (4, "question\tanswer\na\tb\n"),
     ];
-    texts.iter().map(|(format, text)| [&[*format], text.as_bytes()].concat()).collect()
+    let mut seeds: Vec<Vec<u8>> =
+        texts.iter().map(|(format, text)| [&[*format], text.as_bytes()].concat()).collect();
+    let mut gzip = GzEncoder::new(vec![5], Compression::default());
+    gzip.write_all(texts[0].1.as_bytes())?;
+    seeds.push(gzip.finish()?);
+    for entry in std::fs::read_dir(repo::root().join("tests/data/parquet"))? {
+        let path = entry?.path();
+        if path.extension().is_some_and(|extension| extension == "parquet") {
+            seeds.push([vec![6], std::fs::read(path)?].concat());
+        }
+    }
+    Ok(seeds)
 }
 
 /// A file of tensors of zeros.

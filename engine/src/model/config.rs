@@ -4,6 +4,11 @@ use serde_json::Value;
 use super::RopeScaling;
 use crate::{Error, Result, family::ModelFamily};
 
+/// More than any model has. Lists of so many are made before a file's tensors are looked at.
+const MAX_LAYERS: usize = 10_000;
+/// No width, vocabulary or context of a model is larger.
+const MAX_SIZE: usize = 1 << 24;
+
 /// Everything about a decoder's shape, from `config.json` or a GGUF's metadata.
 #[derive(Debug, Clone, PartialEq)]
 pub struct ModelConfig {
@@ -74,7 +79,7 @@ impl ModelConfig {
         let num_heads = size("num_attention_heads")?;
         let rope =
             json.get("rope_parameters").or_else(|| json.get("rope_scaling")).filter(|value| !value.is_null());
-        let num_layers = size("num_hidden_layers")?;
+        let num_layers = checked_layers(size("num_hidden_layers")?)?;
         let config = Self {
             family,
             hidden_size,
@@ -113,8 +118,8 @@ impl ModelConfig {
             ("vocab_size", self.vocab_size),
             ("max_position_embeddings", self.max_position_embeddings),
         ];
-        if let Some((name, _)) = sizes.iter().find(|(_, size)| *size == 0) {
-            return Err(Error::model(format!("The model's config says {name} is 0")));
+        if let Some((name, size)) = sizes.iter().find(|(_, size)| !(1..=MAX_SIZE).contains(size)) {
+            return Err(Error::model(format!("The model's config says {name} is {size}")));
         }
         if !self.num_heads.is_multiple_of(self.num_kv_heads) || !self.head_dim.is_multiple_of(2) {
             return Err(Error::model(format!(
@@ -148,6 +153,14 @@ impl ModelConfig {
         self.rope_scaling.stretch(&mut frequencies, self.rope_theta);
         frequencies
     }
+}
+
+/// Errors: more layers than any model has.
+pub(super) fn checked_layers(num_layers: usize) -> Result<usize> {
+    if num_layers > MAX_LAYERS {
+        return Err(Error::model(format!("The model's config says it has {num_layers} layers")));
+    }
+    Ok(num_layers)
 }
 
 /// The `quant_method` of the weights; "nf4" where it is bitsandbytes' and they are in NF4.

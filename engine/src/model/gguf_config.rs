@@ -2,7 +2,7 @@
 
 use lathe_kernels::{ClampedSwiGlu, RouterSoftmax};
 
-use super::{ExpertsConfig, ModelConfig, RopeScaling, Yarn};
+use super::{ExpertsConfig, ModelConfig, RopeScaling, Yarn, config::checked_layers};
 use crate::{
     Error, Result,
     family::ModelFamily,
@@ -37,7 +37,7 @@ impl ModelConfig {
         let keys = Keys { metadata, architecture };
         let hidden_size = keys.size("embedding_length")?;
         let num_heads = keys.size("attention.head_count")?;
-        let num_layers = keys.size("block_count")?;
+        let num_layers = checked_layers(keys.size("block_count")?)?;
         let intermediate_size = match keys.size("expert_feed_forward_length") {
             Ok(size) if family.has_experts() => size,
             _ => keys.size("feed_forward_length")?,

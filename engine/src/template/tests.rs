@@ -171,6 +171,10 @@ fn templates_without_end_or_measure_are_stopped() {
         let error = compile(source).prompt(&chat(&["u:Hi"]), &RenderOptions::default()).unwrap_err();
         assert!(error.to_string().contains(why), "{error}");
     }
+    // The library's own panic, with a list that is empty.
+    let source = "{% for message in messages[9:][::-1] %}{% endfor %}";
+    let error = compile(source).prompt(&chat(&["u:Hi"]), &RenderOptions::default()).unwrap_err();
+    assert!(error.to_string().starts_with("The chat template fails: "), "{error}");
     let wide = compile("{{ [1] | tojson(indent=999999999999) }}");
     assert!(wide.prompt(&chat(&["u:Hi"]), &RenderOptions::default()).unwrap().len() < 100);
 }
