@@ -10,6 +10,9 @@ use serde_json::{Map, Value};
 
 use crate::{Error, Result, foreign};
 
+/// More than a page of 1 MB has. They may all be one row's, which is read whole: a damaged count takes all memory.
+const MAX_PAGE_ELEMENTS: usize = 1 << 20;
+
 /// Pages are decoded as rows are asked for, one a column at a time.
 pub(super) struct ParquetRows {
     rows: RowIter<'static>,
@@ -18,12 +21,24 @@ pub(super) struct ParquetRows {
 
 impl ParquetRows {
     pub fn open(file: File, path: &Path) -> Result<Self> {
-        let reader = guarded(|| SerializedFileReader::new(file)).map_err(|error| {
+        let opened = guarded(|| {
+            let reader = SerializedFileReader::new(file)?;
+            let largest = largest_page_of_lists(&reader)?;
+            let num_rows = reader.metadata().file_metadata().num_rows() as usize;
+            Ok((Self { rows: reader.into_iter(), num_rows }, largest))
+        });
+        let (rows, largest) = opened.map_err(|error| {
             Error::data(format!("Not a readable Parquet file: {error}: {}", path.display()))
                 .hint("the download or the copy may be incomplete")
         })?;
-        let num_rows = reader.metadata().file_metadata().num_rows() as usize;
-        Ok(Self { rows: reader.into_iter(), num_rows })
+        if largest > MAX_PAGE_ELEMENTS {
+            return Err(Error::data(format!(
+                "A page of the Parquet file has lists of {largest} elements: {}",
+                path.display()
+            ))
+            .hint("the file may be damaged; if it is not, write it with pages of 1 MB, or as JSONL"));
+        }
+        Ok(rows)
     }
 
     pub fn next(&mut self, row: usize, path: &Path) -> Result<Option<Map<String, Value>>> {
@@ -38,6 +53,23 @@ impl ParquetRows {
             _ => Map::new(),
         }))
     }
+}
+
+/// Elements of a page's lists, by what the pages say of themselves.
+fn largest_page_of_lists(reader: &SerializedFileReader<File>) -> parquet::errors::Result<usize> {
+    let schema = reader.metadata().file_metadata().schema_descr();
+    let mut largest = 0;
+    for group in 0..reader.num_row_groups() {
+        let group = reader.get_row_group(group)?;
+        for column in (0..schema.num_columns()).filter(|i| schema.column(*i).max_rep_level() > 0) {
+            let mut pages = group.get_column_page_reader(column)?;
+            while let Some(page) = pages.peek_next_page()? {
+                largest = largest.max(page.num_levels.unwrap_or_default());
+                pages.skip_next_page()?;
+            }
+        }
+    }
+    Ok(largest)
 }
 
 /// What the library says, or panics with.
