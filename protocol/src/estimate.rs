@@ -21,6 +21,9 @@ const LOGITS_ROWS: u64 = 128;
 const PROCESS_BYTES: u64 = 20_000_000;
 /// What the tokenizer keeps for a token of the vocabulary.
 const TOKENIZER_BYTES_A_TOKEN: u64 = 256;
+/// Values as wide as the hidden state that a block's backward has beside those it works on: sums of gradients are new
+/// tensors, and the allocator keeps what it was given back. Measured: `cargo xtask bench memory`.
+const SUMS: u64 = 9;
 /// Prompt tokens fed in one pass of a chat.
 const PREFILL_TOKENS: u64 = 512;
 
@@ -284,8 +287,8 @@ impl ModelShape {
         plain + (self.num_attention_heads + adapters) as u64
     }
 
-    /// Values that exist for one token while the backward is inside a block, beside the gradients of its output and of
-    /// its two sums. Attention has a gradient of q, k and v for every head of q, and their sums. Experts work one after
+    /// Values that exist for one token while the backward is inside a block, with the gradients of its output and of its
+    /// two sums. Attention has a gradient of q, k and v for every head of q, and their sums. Experts work one after
     /// the other, on what an even routing gives them.
     fn transients(&self) -> u64 {
         let attention = 5 * self.q_width() + 2 * self.kv_width();
@@ -297,7 +300,7 @@ impl ModelShape {
                     + 2 * self.hidden()
             }
         };
-        mlp.max(attention) + 2 * self.hidden()
+        mlp.max(attention) + (2 + SUMS) * self.hidden()
     }
 
     /// What a process with this model's tokenizer takes without the model.
@@ -336,7 +339,8 @@ pub struct MemoryEstimate {
     pub optimizer: u64,
     pub activations: u64,
     pub logits: u64,
-    /// Gradients of values and of the batch at hand, and what an operation needs for itself.
+    /// Gradients of values and of the batch at hand, and what an operation needs for itself. It takes the logits' place,
+    /// so only what it needs beyond that.
     pub workspace: u64,
     /// The process itself and its tokenizer; on a card its context, and what the allocator keeps.
     pub program: u64,
@@ -426,6 +430,7 @@ pub fn training_memory(
     let activations = placement.activation() * tokens * activations;
     let transients = placement.activation() * tokens * shape.transients();
     let logits = F32 * logits;
+    let workspace = (transients + F32 * (at_hand + laid_out)).saturating_sub(logits);
     MemoryEstimate {
         weights,
         adapter: F32 * adapter,
@@ -433,8 +438,8 @@ pub fn training_memory(
         optimizer: config.optimizer.moment_bytes(learned, in_small_tensors),
         activations,
         logits,
-        workspace: transients + F32 * (at_hand + laid_out),
-        program: placement.program_bytes(shape, activations + transients + logits),
+        workspace,
+        program: placement.program_bytes(shape, activations + logits + workspace),
     }
 }
 

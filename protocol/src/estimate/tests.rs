@@ -158,13 +158,15 @@ fn training_memory_is_within_five_percent_of_what_was_measured() {
     check(&SMOLLM2, &full(config(512, 1, 16, true)), 2536.0);
     check(&STARTER, &config(256, 1, 16, false), 78.0);
     check(&STARTER, &config(256, 4, 16, false), 171.0);
-    check(&STARTER, &config(256, 4, 16, true), 97.0);
+    check(&STARTER, &config(256, 4, 16, true), 98.0);
+    check(&STARTER, &config(512, 8, 16, true), 260.0);
+    check(&STARTER, &config(128, 1, 16, true), 54.0);
     check(&STARTER, &full(config(256, 1, 16, false)), 150.0);
     check(&STARTER, &full(config(256, 4, 16, true)), 151.0);
     check(&TINY_GPT_OSS, &config(128, 1, 8, false), 317.0);
     check(&TINY_GPT_OSS, &config(1024, 4, 64, false), 1393.0);
-    check(&TINY_GPT_OSS, &config(1024, 4, 8, true), 689.0);
-    check(&TINY_GPT_OSS, &every_4(config(512, 4, 64, true)), 698.0);
+    check(&TINY_GPT_OSS, &config(1024, 4, 8, true), 733.0);
+    check(&TINY_GPT_OSS, &every_4(config(512, 4, 64, true)), 723.0);
     let experts = LoraConfig {
         target_parameters: vec!["mlp.experts.gate_up_proj".into(), "mlp.experts.down_proj".into()],
         ..LoraConfig::default()
@@ -200,7 +202,7 @@ fn what_fits_is_the_change_that_costs_least() {
     let recomputed = RunConfig { optimizer: Optimizer::Adamw8bit, ..config(1024, 1, 16, true) };
     let gguf = ModelShape { is_gguf: true, ..SMOLLM2 };
     check(&SMOLLM2, &recomputed, 700, Some("method=qlora"));
-    check(&gguf, &recomputed, 700, Some("max_seq_len=320"));
+    check(&gguf, &recomputed, 700, Some("max_seq_len=384"));
     let full = RunConfig { method: Method::Full, ..recomputed };
     check(&SMOLLM2, &full, 1000, Some("method=lora"));
     assert_eq!(Remedy::sentence(None), "No single change makes it fit: choose a smaller model");
@@ -231,11 +233,11 @@ fn the_parts_of_a_training_runs_memory_are_these() {
         optimizer: 39_075_840,
         activations: 644_444_160,
         logits: 29_884_416,
-        workspace: 35_659_776,
+        workspace: 16_392_192,
         program: 32_582_912,
     };
     assert_eq!(estimate, expected);
-    assert_eq!(estimate.total(), 1_358_782_976);
+    assert_eq!(estimate.total(), 1_339_515_392);
 }
 
 #[test]
