@@ -233,3 +233,31 @@ fn metrics_are_exported_as_they_were_recorded() {
             .contains("No run named")
     );
 }
+
+#[test]
+fn metrics_of_pairs_are_exported_by_trls_names() {
+    let lathe = Lathe::new();
+    let data = repo("resources/samples/concise.jsonl").display().to_string();
+    let args = ["train", "--model", "starter", "--data", &data, "--max-steps", "2", "--name", "pairs"];
+    let events = lathe.json(&[&args[..], &["--set", "objective=orpo", "--set", "eval_ratio=0.1"]].concat());
+    let out = lathe.path("logs").display().to_string();
+    let answer = lathe.json(&["runs", "export", "pairs", "--format", "csv", "--out", &out]).pop().unwrap();
+    let csv = std::fs::read_to_string(answer["paths"][0].as_str().unwrap()).unwrap();
+    let rows: Vec<Vec<&str>> = csv.split_terminator("\r\n").map(|line| line.split(',').collect()).collect();
+    let found = |row: usize, name: &str| {
+        rows[row][rows[0].iter().position(|column| *column == name).unwrap()].parse::<f64>().unwrap()
+    };
+    let of = |kind: &str| events.iter().rfind(|event| event["kind"] == kind).unwrap()["preference"].clone();
+    for (prefix, metrics) in [("", of("step")), ("eval_", of("eval"))] {
+        let name = |name: &str| format!("{prefix}{name}");
+        assert_eq!(found(2, &name("rewards/margins")), metrics["margin"].as_f64().unwrap());
+        assert_eq!(found(2, &name("rewards/accuracies")), metrics["accuracy"].as_f64().unwrap());
+        assert_eq!(found(2, &name("nll_loss")), metrics["odds"]["nll_loss"].as_f64().unwrap());
+    }
+    lathe.json(&["runs", "export", "pairs", "--format", "tensorboard", "--out", &out]);
+    let folder = std::fs::read_dir(lathe.path("logs/pairs")).unwrap().next().unwrap().unwrap().path();
+    let file = std::fs::read(folder).unwrap();
+    for tag in ["train/rewards/chosen", "train/log_odds_ratio", "eval/rewards/rejected"] {
+        assert!(file.windows(tag.len()).any(|bytes| bytes == tag.as_bytes()), "{tag}");
+    }
+}

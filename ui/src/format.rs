@@ -1,5 +1,7 @@
 //! Numbers and dates as people read them.
 
+use lathe_protocol::RunConfig;
+
 /// `1.4 GB`; decimal units, as disks and downloads have them.
 pub fn bytes(count: u64) -> String {
     let (value, unit) = scaled(count, ["B", "KB", "MB", "GB", "TB"]);
@@ -103,6 +105,14 @@ pub fn number(value: f64) -> String {
 /// A path's last part.
 pub fn file_name(path: &str) -> &str {
     path.trim_end_matches(['/', '\\']).rsplit(['/', '\\']).next().unwrap_or(path)
+}
+
+/// The name of the data of a run: of its first file, and how many more there are.
+pub fn data_name(path: &str, config: &RunConfig) -> String {
+    match (file_name(path), config.data.len()) {
+        (name, 0 | 1) => name.to_owned(),
+        (name, files) => format!("{name} and {} more", files - 1),
+    }
 }
 
 #[cfg(test)]

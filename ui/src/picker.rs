@@ -22,8 +22,10 @@ pub struct Accept {
 
 impl Accept {
     /// What a run learns from.
-    pub const DATA: Self =
-        Self { suffixes: &[".jsonl", ".json", ".csv", ".tsv", ".parquet", ".txt", ".md"], folders: false };
+    pub const DATA: Self = Self {
+        suffixes: &[".jsonl", ".json", ".csv", ".tsv", ".parquet", ".txt", ".md", ".gz"],
+        folders: false,
+    };
     /// Where something is to be written.
     pub const FOLDER: Self = Self { suffixes: &[], folders: true };
     /// What can be imported as a model.

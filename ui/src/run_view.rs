@@ -2,10 +2,8 @@ use lathe_protocol::{
     ErrorInfo, EvalMetrics, EventBody, LogLine, RunDetails, SampleText, StepMetrics, TrainSummary,
 };
 
-use crate::smoothing::Smoother;
+use crate::smoothing::{self, Smoother};
 
-/// The smoothed loss looks back over about this share of the run.
-const SMOOTHING_WINDOW: f64 = 1.0 / 50.0;
 /// Weight of the past in the step time that the ETA is made of.
 const STEP_TIME_SMOOTHING: f64 = 0.8;
 
@@ -140,9 +138,7 @@ impl RunView {
             });
         }
         self.last_step_at_secs = Some(now_secs);
-        // A weight of 1 - 1/n looks back over about n steps.
-        let past = (1.0 - 1.0 / (self.total_steps as f64 * SMOOTHING_WINDOW).max(1e-9)).clamp(0.6, 0.95);
-        let smoothed = self.smoother.push(step.loss, past);
+        let smoothed = self.smoother.push(step.loss, smoothing::suited_to(self.total_steps));
         self.losses.push(LossPoint { step: step.step, loss: step.loss, smoothed });
         self.steps.push(*step);
         self.last = Some(*step);

@@ -1,3 +1,13 @@
+/// Smoothed lines look back over about this share of a run.
+const WINDOW: f64 = 1.0 / 150.0;
+/// The most weight of the past.
+pub const MAX_SMOOTHING: f64 = 0.99;
+
+/// The weight of the past that suits a run of so many steps: one of 1 - 1/n looks back over about n.
+pub fn suited_to(total_steps: usize) -> f64 {
+    (1.0 - 1.0 / (total_steps as f64 * WINDOW).max(1.0)).clamp(0.6, MAX_SMOOTHING)
+}
+
 /// An exponential moving average, bias-corrected: its first value is the first sample itself.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
 pub struct Smoother {

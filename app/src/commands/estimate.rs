@@ -4,7 +4,7 @@ use std::process::ExitCode;
 
 use lathe_protocol::{
     CommandBody, ErrorCode, ErrorInfo, EventBody, Gpu, Hardware, Method, ModelShape, Placement, ProbeReport,
-    Remedy, RunConfig, training_memory,
+    Quant, Remedy, RunConfig, training_memory,
 };
 use lathe_ui::{
     Fit,
@@ -28,6 +28,10 @@ const LENGTH_STEP: usize = 256;
 pub fn run(session: &mut Session, model: &str, config: &ConfigArgs, probe: bool) -> Outcome {
     let config = read_config(config)?;
     let shape = shape_of(session, model)?;
+    if config.base_quant() != Quant::None && shape.refuses_nf4() {
+        let message = format!("Its weights are quantised already, and NF4 would round them again: {model}");
+        return Err(ErrorInfo::new(ErrorCode::Usage, message).hint("use method=lora and quant=none"));
+    }
     let EventBody::Hardware(machine) = session.ask(CommandBody::Hardware)? else { return Err(unexpected()) };
     if session.device != "auto" && !machine.devices().contains(&session.device) {
         let message = format!("This machine has no device {}", session.device);

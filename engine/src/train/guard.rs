@@ -29,10 +29,10 @@ pub fn check(config: &RunConfig, recent: &mut Recent, loss: f64, grad_norm: f64)
         if loss - usual > config.spike_threshold * deviation.max(LEAST_LOSS_DEVIATION) {
             return Some(Alarm { sign: DivergenceSign::LossSpike, usual: Some(usual) });
         }
-        // Norms of single steps vary by their own size, and clipping bounds what they do.
+        // Norms of single steps vary by their own size, and those that are not clipped do nothing out of the ordinary.
         let norms = recent.iter().map(|(_, grad_norm)| *grad_norm);
         let (usual, deviation) = mean_and_deviation(norms);
-        if grad_norm - usual > config.spike_threshold * deviation.max(usual) {
+        if grad_norm - usual > config.spike_threshold * deviation.max(usual).max(config.max_grad_norm) {
             return Some(Alarm { sign: DivergenceSign::GradNormSpike, usual: Some(usual) });
         }
     }
@@ -76,6 +76,7 @@ mod tests {
         let config = RunConfig::default();
         let off = RunConfig { spike_threshold: 0.0, ..config.clone() };
         let wary = RunConfig { spike_threshold: 3.0, ..config.clone() };
+        let unclipped = RunConfig { max_grad_norm: 0.0, ..config.clone() };
         let even = vec![(0.02, 0.1); 60];
         for (before, step, config, expected) in [
             (noisy(80), (3.5, 2.0), &config, None),
@@ -85,6 +86,9 @@ mod tests {
             (noisy(80), (9.0, 40.0), &off, None),
             (noisy(24), (9.0, 40.0), &config, None),
             (even.clone(), (1.0, 0.9), &config, None),
+            (even.clone(), (1.0, 2.1), &config, None),
+            (even.clone(), (1.0, 12.0), &config, Some(DivergenceSign::GradNormSpike)),
+            (even.clone(), (1.0, 2.1), &unclipped, Some(DivergenceSign::GradNormSpike)),
             (even, (3.0, 0.9), &config, Some(DivergenceSign::LossSpike)),
             (Vec::new(), (f64::NAN, 1.0), &off, Some(DivergenceSign::NotFinite)),
             (Vec::new(), (1.0, f64::INFINITY), &off, Some(DivergenceSign::NotFinite)),

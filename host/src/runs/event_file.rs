@@ -6,7 +6,7 @@ pub(super) struct Scalars {
     /// Seconds since 1970.
     pub at_secs: f64,
     pub step: usize,
-    pub values: Vec<(&'static str, f64)>,
+    pub values: Vec<(String, f64)>,
 }
 
 /// A whole event file. `started_secs` is that of its first event, which names the format.
@@ -83,10 +83,10 @@ mod tests {
             Scalars {
                 at_secs: 1.7e9,
                 step: 1,
-                values: vec![("train/loss", 2.5), ("train/learning_rate", 0.0)],
+                values: vec![("train/loss".into(), 2.5), ("train/learning_rate".into(), 0.0)],
             },
-            Scalars { at_secs: 1.7e9 + 0.25, step: 300, values: vec![("eval/perplexity", 1e10)] },
-            Scalars { at_secs: 1.7e9 + 1.0, step: 70_000, values: vec![("train/loss", 0.1)] },
+            Scalars { at_secs: 1.7e9 + 0.25, step: 300, values: vec![("eval/perplexity".into(), 1e10)] },
+            Scalars { at_secs: 1.7e9 + 1.0, step: 70_000, values: vec![("train/loss".into(), 0.1)] },
         ];
         let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR"))
             .join("../tests/golden/data/events.out.tfevents.golden");
@@ -103,7 +103,8 @@ mod tests {
 
     #[test]
     fn every_record_is_framed_by_its_length_and_checksums() {
-        let scalars = |step| Scalars { at_secs: 1.0, step, values: vec![("train/loss", step as f64); step] };
+        let scalars =
+            |step| Scalars { at_secs: 1.0, step, values: vec![("train/loss".into(), step as f64); step] };
         let file = write(0.0, &[scalars(1), scalars(20)]);
         let (mut rest, mut records) = (file.as_slice(), 0);
         let take = |rest: &mut &[u8], count: usize| {

@@ -2,7 +2,9 @@
 
 use std::{collections::BTreeMap, path::Path};
 
-use lathe_protocol::{ErrorCode, ErrorInfo, EvalMetrics, EventBody, LogFormat, MetricPoint};
+use lathe_protocol::{
+    ErrorCode, ErrorInfo, EvalMetrics, EventBody, LogFormat, MetricPoint, PreferenceMetrics,
+};
 
 use super::{
     event_file::{self, Scalars},
@@ -24,6 +26,17 @@ const COLUMNS: [&str; 13] = [
     "eval_loss",
     "eval_perplexity",
     "eval_token_accuracy",
+];
+
+/// Of training on pairs, by TRL's names.
+const OF_PAIRS: [(&str, fn(&PreferenceMetrics) -> Option<f64>); 7] = [
+    ("rewards/chosen", |metrics| Some(metrics.chosen_reward)),
+    ("rewards/rejected", |metrics| Some(metrics.rejected_reward)),
+    ("rewards/accuracies", |metrics| Some(metrics.accuracy)),
+    ("rewards/margins", |metrics| Some(metrics.margin)),
+    ("nll_loss", |metrics| metrics.odds.map(|odds| odds.nll_loss)),
+    ("log_odds_ratio", |metrics| metrics.odds.map(|odds| odds.log_odds_ratio)),
+    ("log_odds_chosen", |metrics| metrics.odds.map(|odds| odds.log_odds_chosen)),
 ];
 
 /// Writes `NAME.csv`, or an event file in a folder `NAME`, which TensorBoard takes for a run. What was exported before
@@ -71,7 +84,14 @@ fn csv_file(lines: &BTreeMap<usize, Line<'_>>) -> Result<Vec<u8>> {
     let mut writer = csv::WriterBuilder::new().terminator(csv::Terminator::CRLF).from_writer(Vec::new());
     let failed =
         |error: csv::Error| ErrorInfo::new(ErrorCode::Internal, format!("Cannot write CSV: {error}"));
-    writer.write_record(COLUMNS).map_err(failed)?;
+    let is_of_pairs =
+        lines.values().any(|(point, _)| point.is_some_and(|point| point.step.preference.is_some()));
+    let of_pairs = if is_of_pairs { OF_PAIRS.as_slice() } else { &[] };
+    let mut heads: Vec<String> = COLUMNS.map(String::from).to_vec();
+    for prefix in ["", "eval_"] {
+        heads.extend(of_pairs.iter().map(|(name, _)| format!("{prefix}{name}")));
+    }
+    writer.write_record(heads).map_err(failed)?;
     for (step, (point, eval)) in lines {
         let of_point = |value: &dyn Fn(&MetricPoint) -> String| point.map(value).unwrap_or_default();
         let of_eval = |value: &dyn Fn(&EvalMetrics) -> f64| {
@@ -92,7 +112,14 @@ fn csv_file(lines: &BTreeMap<usize, Line<'_>>) -> Result<Vec<u8>> {
             of_eval(&|eval| eval.perplexity),
             of_eval(&|eval| eval.token_accuracy),
         ];
-        writer.write_record(fields).map_err(failed)?;
+        let preferences =
+            [point.and_then(|point| point.step.preference), eval.and_then(|eval| eval.preference)];
+        let of_pairs = preferences.iter().flat_map(|preference| {
+            of_pairs.iter().map(|(_, value)| {
+                preference.as_ref().and_then(value).map(|value| value.to_string()).unwrap_or_default()
+            })
+        });
+        writer.write_record(fields.into_iter().chain(of_pairs)).map_err(failed)?;
     }
     writer
         .into_inner()
@@ -107,21 +134,28 @@ fn scalars(lines: &BTreeMap<usize, Line<'_>>) -> Vec<Scalars> {
         let mut values = Vec::new();
         if let Some(MetricPoint { step, at_secs: now }) = point {
             at_secs = *now;
-            values.extend([
-                ("train/loss", step.loss),
-                ("train/grad_norm", step.grad_norm),
-                ("train/learning_rate", step.lr),
-                ("train/tokens_per_second", step.tokens_per_second),
-            ]);
+            let of_step = [
+                ("loss", step.loss),
+                ("grad_norm", step.grad_norm),
+                ("learning_rate", step.lr),
+                ("tokens_per_second", step.tokens_per_second),
+            ];
+            values.extend(tagged("train", &of_step, step.preference));
         }
         if let Some(eval) = eval {
-            values.extend([
-                ("eval/loss", eval.loss),
-                ("eval/perplexity", eval.perplexity),
-                ("eval/token_accuracy", eval.token_accuracy),
-            ]);
+            let of_eval = [
+                ("loss", eval.loss),
+                ("perplexity", eval.perplexity),
+                ("token_accuracy", eval.token_accuracy),
+            ];
+            values.extend(tagged("eval", &of_eval, eval.preference));
         }
         events.push(Scalars { at_secs, step: *step, values });
     }
     events
+}
+
+fn tagged(group: &str, values: &[(&str, f64)], preference: Option<PreferenceMetrics>) -> Vec<(String, f64)> {
+    let of_pairs = OF_PAIRS.iter().filter_map(|(name, value)| Some((*name, value(preference.as_ref()?)?)));
+    values.iter().copied().chain(of_pairs).map(|(name, value)| (format!("{group}/{name}"), value)).collect()
 }

@@ -53,7 +53,7 @@ impl Remedy {
         }
         if config.method == Method::Full {
             possible.push(Self::Lora);
-        } else if config.base_quant() == Quant::None && shape.takes_nf4() {
+        } else if config.base_quant() == Quant::None && shape.linears == Quant::None && !shape.refuses_nf4() {
             possible.push(Self::Qlora);
         }
         let longest = if packing { max_seq_len } else { max_seq_len.min(longest_row_tokens) };
@@ -109,11 +109,9 @@ impl Remedy {
 }
 
 impl ModelShape {
-    /// Whether its linears can be held in NF4: those of a GGUF and of MXFP4 are quantised already.
-    fn takes_nf4(&self) -> bool {
+    /// Whether it cannot be trained in NF4: a GGUF and a model of MXFP4 are quantised already, and otherwise.
+    pub fn refuses_nf4(&self) -> bool {
         let format = self.experts.map(|experts| experts.format);
-        !self.is_gguf
-            && self.linears == Quant::None
-            && !matches!(format, Some(ExpertFormat::Mxfp4 | ExpertFormat::Blocks(_)))
+        self.is_gguf || matches!(format, Some(ExpertFormat::Mxfp4 | ExpertFormat::Blocks(_)))
     }
 }

@@ -160,14 +160,24 @@ fn rows() -> String {
 pub fn write_model(folder: &Path, size: &Dims) -> Result<u64> {
     fs::create_dir_all(folder)?;
     let starter = repo::root().join("resources/starter");
-    for name in ["tokenizer.json", "tokenizer_config.json"] {
-        fs::copy(starter.join(name), folder.join(name))?;
-    }
+    fs::copy(starter.join("tokenizer_config.json"), folder.join("tokenizer_config.json"))?;
+    let tokenizer = tokenizer(&starter.join("tokenizer.json"), size.vocab_size)?;
+    repo::write(&folder.join("tokenizer.json"), tokenizer.to_string())?;
     fs::copy(repo::root().join("chat_templates/chatml.jinja"), folder.join("chat_template.jinja"))?;
     repo::write(&folder.join("config.json"), config(size).to_string())?;
     let weights: PathBuf = folder.join("model.safetensors");
     serialize_to_file(tensors(size), None, &weights)?;
     Ok(fs::metadata(weights)?.len())
+}
+
+/// The tokenizer at `path` with as many tokens as a model has, for their memory.
+fn tokenizer(path: &Path, vocab_size: usize) -> Result<Value> {
+    let mut tokenizer: Value = serde_json::from_str(&repo::read_to_string(path)?)?;
+    let vocab = tokenizer["model"]["vocab"].as_object_mut().context("no vocabulary")?;
+    for id in vocab.len()..vocab_size {
+        vocab.insert(format!("unused token {id}"), id.into());
+    }
+    Ok(tokenizer)
 }
 
 fn config(size: &Dims) -> Value {

@@ -12,7 +12,7 @@ use crate::{
 const CELL_WIDTH: f32 = 116.0;
 const CELL_HEIGHT: f32 = 44.0;
 
-/// The eval losses of a sweep over its values, the lower the deeper; nothing if the runs are not of one sweep.
+/// The eval losses, or losses, of a sweep over its values, the lower the deeper; nothing if the runs are not of one sweep.
 pub fn ui(ui: &mut Ui, runs: &[&RunDetails], out: &mut Outbox) {
     let Some(name) = sweep_of(runs) else { return };
     let distinctions = comparison::distinctions(runs);
@@ -22,7 +22,7 @@ pub fn ui(ui: &mut Ui, runs: &[&RunDetails], out: &mut Outbox) {
     let scores: Vec<Option<f64>> =
         outcomes.iter().map(|outcome| if has_evals { outcome.eval_loss } else { outcome.loss }).collect();
     let best = comparison::best(runs);
-    let what = if has_evals { "Eval loss" } else { "Loss" };
+    let what = if has_evals { "Eval loss" } else { "Loss, smoothed," };
     section(ui, &format!("{what} over the sweep"), |ui| {
         if let Some(best) = best {
             ui.label(theme::weak(ui, format!("Lowest with {}", place(runs[best]).unwrap_or_default())));

@@ -7,7 +7,7 @@ use lathe_protocol::{CommandBody, Event, EventBody, RunDetails, SweepPlace};
 use super::run::smoothing_slider;
 use crate::{
     Asked, Outbox, Route, format,
-    smoothing::Smoother,
+    smoothing::{self, Smoother},
     theme::{self, icons, space},
     widgets::{
         Button, card,
@@ -28,7 +28,8 @@ enum Axis {
 pub struct Compare {
     runs: Vec<Compared>,
     axis: Axis,
-    smoothing: f64,
+    /// Chosen by hand.
+    smoothing: Option<f64>,
     link: ChartLink,
     loss: Chart,
     eval: Chart,
@@ -50,7 +51,7 @@ impl Default for Compare {
         Self {
             runs: Vec::new(),
             axis: Axis::Steps,
-            smoothing: 0.95,
+            smoothing: None,
             link: ChartLink::new("Step"),
             loss: chart("Loss, smoothed", 280.0),
             eval: chart("Eval loss", 200.0),
@@ -91,6 +92,12 @@ impl Compare {
         }
     }
 
+    /// What was chosen, or what suits the longest run.
+    fn smoothing(&self) -> f64 {
+        let longest = self.details().map(|details| details.run.total_steps).max().unwrap_or_default();
+        self.smoothing.unwrap_or_else(|| smoothing::suited_to(longest))
+    }
+
     fn details(&self) -> impl Iterator<Item = &RunDetails> {
         self.runs.iter().filter_map(|run| run.asked.value.as_deref())
     }
@@ -105,6 +112,7 @@ impl Compare {
             .map(|series| series.name.clone())
             .collect();
         let (mut losses, mut evals, mut extent) = (Vec::new(), Vec::new(), 1.0_f64);
+        let smoothing = self.smoothing();
         let of_sweep = heat::sweep_of(&self.details().collect::<Vec<_>>()).is_some();
         for (index, details) in self.details().enumerate() {
             // In its sweep a run is known by its values.
@@ -122,7 +130,7 @@ impl Compare {
                     Axis::Tokens => tokens as f64,
                 };
                 extent = extent.max(x);
-                loss.push(x, smoother.push(point.step.loss, self.smoothing));
+                loss.push(x, smoother.push(point.step.loss, smoothing));
                 while let Some(metrics) = next_eval.next_if(|eval| eval.step <= point.step.step) {
                     eval.push(x, metrics.loss);
                 }
@@ -163,7 +171,7 @@ impl Compare {
                 if self.details().next().is_some() {
                     heat::ui(ui, &self.details().collect::<Vec<_>>(), out);
                     self.charts(ui);
-                    table::ui(ui, &self.details().collect::<Vec<_>>(), self.smoothing, out);
+                    table::ui(ui, &self.details().collect::<Vec<_>>(), self.smoothing(), out);
                 }
             },
         );
@@ -173,7 +181,8 @@ impl Compare {
     }
 
     fn charts(&mut self, ui: &mut Ui) {
-        let (mut axis, mut smoothing) = (self.axis, self.smoothing);
+        let before = (self.axis, self.smoothing());
+        let (mut axis, mut smoothing) = before;
         ui.horizontal_wrapped(|ui| {
             segmented(ui, &mut axis, &[(Axis::Steps, "By step"), (Axis::Tokens, "By tokens")]);
             ui.add_space(space::S);
@@ -201,8 +210,10 @@ impl Compare {
         if !eval.is_empty() {
             card(ui, |ui| eval.ui(ui, link, |_, _| {}));
         }
-        if axis != self.axis || smoothing.total_cmp(&self.smoothing).is_ne() {
-            (self.axis, self.smoothing) = (axis, smoothing);
+        let moved = smoothing.total_cmp(&before.1).is_ne();
+        if axis != before.0 || moved {
+            self.axis = axis;
+            self.smoothing = if moved { Some(smoothing) } else { self.smoothing };
             self.draw();
         }
     }

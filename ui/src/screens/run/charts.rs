@@ -3,7 +3,7 @@ use lathe_protocol::{EvalMetrics, StepMetrics};
 
 use crate::{
     RunView, format,
-    smoothing::Smoother,
+    smoothing::{self, MAX_SMOOTHING, Smoother},
     theme::{self, icons, size, space},
     widgets::{
         Button, card,
@@ -21,9 +21,6 @@ const MIN_CHART_WIDTH: f32 = 420.0;
 /// what is new is drawn anew.
 const LEAP: f64 = 1.08;
 const LOSS_HEIGHT: f32 = 240.0;
-/// At first, smoothed lines look back over about this share of the run.
-const SMOOTHING_WINDOW: f64 = 1.0 / 150.0;
-const MAX_SMOOTHING: f64 = 0.99;
 const MIB: f64 = (1u64 << 20) as f64;
 
 /// A chart of a noisy number: every step faintly, and a smoothed line over it.
@@ -83,8 +80,7 @@ impl RunCharts {
             memory: Chart::single("Memory, MiB", 7, |mib| format::count(mib.max(0.0).round() as u64)),
             margin: of_pairs("Reward margin", format::number),
             accuracy: of_pairs("Chosen preferred", |share| format!("{:.0} %", share * 100.0)),
-            smoothing: (1.0 - 1.0 / (view.total_steps as f64 * SMOOTHING_WINDOW).max(1.0))
-                .clamp(0.6, MAX_SMOOTHING),
+            smoothing: smoothing::suited_to(view.total_steps),
         };
         for step in &view.steps {
             charts.add_step(step);

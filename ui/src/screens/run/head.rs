@@ -110,7 +110,7 @@ fn deeds(ui: &mut Ui, run: &RunEntry, is_busy: bool) -> Option<Deed> {
 }
 
 /// What the run is made of, in a line.
-pub fn facts(ui: &mut Ui, run: &RunEntry, now_secs: f64) {
+pub fn facts(ui: &mut Ui, run: &RunEntry, data_name: Option<&str>, now_secs: f64) {
     let method = match run.method {
         Method::Lora => "LoRA",
         Method::Qlora => "QLoRA",
@@ -122,7 +122,7 @@ pub fn facts(ui: &mut Ui, run: &RunEntry, now_secs: f64) {
         ui.spacing_mut().item_spacing.x = space::XS;
         for (icon, text, whole) in [
             (icons::CUBE, run.model.as_str(), run.model.as_str()),
-            (icons::DATABASE, format::file_name(&run.data), run.data.as_str()),
+            (icons::DATABASE, data_name.unwrap_or_else(|| format::file_name(&run.data)), run.data.as_str()),
             (icons::SLIDERS_HORIZONTAL, method, "Which weights learn"),
             (icons::CLOCK, created.as_str(), date.as_str()),
         ] {

@@ -37,6 +37,7 @@ pub struct RunScreen {
 /// What the watch has told so far.
 struct OpenRun {
     entry: RunEntry,
+    data_name: String,
     view: RunView,
     charts: RunCharts,
     samples: Samples,
@@ -50,7 +51,8 @@ impl OpenRun {
             Some(before) => (charts.like(&before.charts), before.samples),
             None => (charts, Samples::default()),
         };
-        Self { entry: details.run.clone(), view, charts, samples }
+        let data_name = format::data_name(&details.run.data, &details.config);
+        Self { entry: details.run.clone(), data_name, view, charts, samples }
     }
 
     fn apply(&mut self, event: &EventBody, now_secs: f64) {
@@ -118,7 +120,8 @@ impl RunScreen {
             |ui| from_head = head::ui(ui, &run, is_busy),
             |ui| {
                 ui.spacing_mut().item_spacing.y = space::M;
-                head::facts(ui, &run, store.now_secs);
+                let data_name = open.as_ref().map(|open| open.data_name.as_str());
+                head::facts(ui, &run, data_name, store.now_secs);
                 actions.ui(ui, Some(id), out);
                 if let Some(error) = &folder.error {
                     error_box(ui, error);

@@ -19,7 +19,7 @@ const CUT_WIDTH: f32 = 96.0;
 impl Wizard {
     pub(super) fn data_step(&mut self, ui: &mut Ui, out: &mut Outbox) {
         if self.choices.data.is_none() {
-            let text = "Drop a file onto the window, or choose one: .jsonl, .json, .csv, .tsv, .parquet, .txt or .md. \
+            let text = "Drop a file onto the window, or choose one: .jsonl, .json, .csv, .tsv, .parquet, .txt or .md, also gzipped. \
                         To try things out, choose pirate.jsonl under “Sample data”.";
             let title = "What is the model to learn from?";
             card(ui, |ui| {

@@ -88,10 +88,11 @@ impl Wizard {
 
     /// What is chosen so far, in a line.
     fn summary(&self) -> String {
+        let data = |path: &str| format::data_name(path, &self.choices.config);
         let parts = [
-            self.choices.model.as_deref().map(format::file_name),
-            self.choices.data.as_deref().map(format::file_name).filter(|_| self.furthest >= Step::Data),
-            Some(Preset::of(&self.choices.config).map_or("Custom", |preset| preset.name))
+            self.choices.model.as_deref().map(|model| format::file_name(model).to_owned()),
+            self.choices.data.as_deref().map(data).filter(|_| self.furthest >= Step::Data),
+            Some(Preset::of(&self.choices.config).map_or("Custom", |preset| preset.name).to_owned())
                 .filter(|_| self.furthest >= Step::Method),
         ];
         parts.into_iter().flatten().collect::<Vec<_>>().join("  ·  ")
