@@ -28,8 +28,10 @@ const COLUMNS: [&str; 13] = [
     "eval_token_accuracy",
 ];
 
-/// Of training on pairs, by TRL's names.
-const OF_PAIRS: [(&str, fn(&PreferenceMetrics) -> Option<f64>); 7] = [
+type OfPairs = fn(&PreferenceMetrics) -> Option<f64>;
+
+/// Metrics of training on pairs, by TRL's names.
+const OF_PAIRS: [(&str, OfPairs); 7] = [
     ("rewards/chosen", |metrics| Some(metrics.chosen_reward)),
     ("rewards/rejected", |metrics| Some(metrics.rejected_reward)),
     ("rewards/accuracies", |metrics| Some(metrics.accuracy)),
