@@ -245,14 +245,15 @@ fn metrics_of_pairs_are_exported_by_trls_names() {
     let csv = std::fs::read_to_string(answer["paths"][0].as_str().unwrap()).unwrap();
     let rows: Vec<Vec<&str>> = csv.split_terminator("\r\n").map(|line| line.split(',').collect()).collect();
     let found = |row: usize, name: &str| {
-        rows[row][rows[0].iter().position(|column| *column == name).unwrap()].parse::<f64>().unwrap()
+        let column = rows[0].iter().position(|column| *column == name).unwrap();
+        serde_json::json!(rows[row][column].parse::<f64>().unwrap())
     };
     let of = |kind: &str| events.iter().rfind(|event| event["kind"] == kind).unwrap()["preference"].clone();
     for (prefix, metrics) in [("", of("step")), ("eval_", of("eval"))] {
         let name = |name: &str| format!("{prefix}{name}");
-        assert_eq!(found(2, &name("rewards/margins")), metrics["margin"].as_f64().unwrap());
-        assert_eq!(found(2, &name("rewards/accuracies")), metrics["accuracy"].as_f64().unwrap());
-        assert_eq!(found(2, &name("nll_loss")), metrics["odds"]["nll_loss"].as_f64().unwrap());
+        assert_eq!(found(2, &name("rewards/margins")), metrics["margin"]);
+        assert_eq!(found(2, &name("rewards/accuracies")), metrics["accuracy"]);
+        assert_eq!(found(2, &name("nll_loss")), metrics["odds"]["nll_loss"]);
     }
     lathe.json(&["runs", "export", "pairs", "--format", "tensorboard", "--out", &out]);
     let folder = std::fs::read_dir(lathe.path("logs/pairs")).unwrap().next().unwrap().unwrap().path();

@@ -15,7 +15,7 @@ impl Wizard {
     pub(super) fn mixture(&mut self, ui: &mut Ui, report: &DataReport, out: &mut Outbox) {
         section(ui, "Files", |ui| {
             let text = "An epoch sees each row of a file as often as its weight says: 2 is twice, 0.5 is half of the \
-                        rows, others each epoch.";
+                        rows, another half each epoch.";
             ui.label(theme::weak(ui, text));
             let mut removed = None;
             if !self.choices.config.data.is_empty() {
