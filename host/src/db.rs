@@ -151,7 +151,7 @@ impl Db {
         opened.map_err(|error| {
             let message = format!("Cannot open the database: {error}: {}", path.display());
             ErrorInfo::new(ErrorCode::Io, message)
-                .hint("if it is damaged, move it away: it is rebuilt from the run folders")
+                .hint("its folder must be writable; if it is damaged, move it away: it is rebuilt from the run folders")
         })
     }
 
