@@ -12,7 +12,7 @@ use crate::{
 pub(crate) const AUTO: &str = "auto";
 pub(crate) const CPU: &str = "cpu";
 /// Of a card's memory, what a run may take: the driver and the display have some of it.
-const USABLE: f64 = 0.95;
+pub(crate) const USABLE: f64 = 0.95;
 
 /// The device as it is named everywhere: `auto`, `cpu` or `cuda:N`. An error if this machine has no such device.
 pub(crate) fn checked(host: &Shared, device: &str) -> Result<String> {

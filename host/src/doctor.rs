@@ -1,6 +1,6 @@
 use lathe_protocol::{CheckStatus, DoctorCheck, EventBody};
 
-use crate::{Paths, db::Db, files, hardware, job::Job, models, settings, worker};
+use crate::{Paths, db::Db, files, gpus, hardware, job::Job, models, settings, worker};
 
 const LITTLE_DISK_BYTES: u64 = 2 << 30;
 const LITTLE_RAM_BYTES: u64 = 4 << 30;
@@ -139,7 +139,7 @@ fn starter(paths: &Paths) -> DoctorCheck {
 }
 
 fn machine(paths: &Paths) -> [DoctorCheck; 2] {
-    let machine = hardware::detect(paths, &[]);
+    let machine = hardware::detect(paths, gpus::Seen::default());
     let cores = machine.logical_cores;
     let fast = machine.cpu_features.iter().any(|feature| feature == "avx2" || feature == "neon");
     let threads = format!("{cores} {}", if cores == 1 { "thread" } else { "threads" });

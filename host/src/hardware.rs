@@ -1,22 +1,17 @@
-use std::path::Path;
+use std::{path::Path, sync::LazyLock};
 
-use lathe_protocol::{Gpu, Hardware, Machine};
+use lathe_protocol::{
+    CatalogModel, Hardware, Machine, Method, Placement, RunConfig, catalog, training_memory,
+};
 use sysinfo::{CpuRefreshKind, Disks, MemoryRefreshKind, RefreshKind, System};
 
-use crate::Paths;
+use crate::{Paths, devices, gpus::Seen};
 
 const GIB: f64 = (1u64 << 30) as f64;
-
-/// Why there are no GPUs: this version asks no driver; NVML comes with the CUDA build.
-fn gpu_note() -> String {
-    let driver = Path::new("/proc/driver/nvidia/version").exists() || nvidia_smi_exists();
-    let note = if driver {
-        "An NVIDIA driver is installed, but this version computes on the CPU only; GPU support comes with a later one"
-    } else {
-        "No NVIDIA driver found; this version computes on the CPU"
-    };
-    note.into()
-}
+/// A parameter of a 4-bit GGUF, with what a chat takes beside it.
+const GGUF_BYTES: f64 = 0.65;
+/// Of a row, in the advice on cards.
+const ADVISED_TOKENS: usize = 2048;
 
 /// What a run is computed on.
 pub(crate) fn machine() -> Machine {
@@ -34,8 +29,8 @@ fn cpu(system: Option<&System>) -> String {
     cpu.filter(|cpu| !cpu.is_empty()).unwrap_or_else(|| std::env::consts::ARCH.into())
 }
 
-/// This machine, as far as it matters for models.
-pub(crate) fn detect(paths: &Paths, gpus: &[Gpu]) -> Hardware {
+/// This machine, as far as it matters for models, with the cards that were seen.
+pub(crate) fn detect(paths: &Paths, Seen { gpus, gpu_note }: Seen) -> Hardware {
     let system = System::new_with_specifics(
         RefreshKind::nothing()
             .with_cpu(CpuRefreshKind::nothing())
@@ -57,8 +52,8 @@ pub(crate) fn detect(paths: &Paths, gpus: &[Gpu]) -> Hardware {
         data_dir: paths.data_dir.display().to_string(),
         disk_total_bytes,
         disk_free_bytes,
-        gpus: gpus.to_vec(),
-        gpu_note: gpus.is_empty().then(gpu_note),
+        gpus,
+        gpu_note,
         advice: advice(ram_total_bytes, disk_free_bytes),
     }
 }
@@ -86,14 +81,14 @@ pub(crate) fn disk_of(path: &Path) -> (u64, u64) {
 }
 
 /// Rules of thumb: f32 weights take 4 bytes a parameter, LoRA training about half again with its activations, Adam on
-/// every weight 16 bytes a parameter, a Q4 chat 0.6 bytes. A quarter of the RAM stays free.
+/// every weight 16 bytes a parameter, a Q4 chat 0.65 bytes. A quarter of the RAM stays free.
 fn advice(ram_total_bytes: u64, disk_free_bytes: u64) -> Vec<String> {
     let usable = ram_total_bytes as f64 * 0.75;
     let fits = |bytes_per_parameter: f64| parameters(usable / bytes_per_parameter);
     let mut advice = vec![
         format!("LoRA on the CPU: models up to about {} parameters", fits(6.0)),
         format!("Full fine-tuning on the CPU: up to about {} parameters", fits(18.0)),
-        format!("Chat on the CPU from 4-bit GGUF: up to about {} parameters", fits(0.65)),
+        format!("Chat on the CPU from 4-bit GGUF: up to about {} parameters", fits(GGUF_BYTES)),
     ];
     if disk_free_bytes > 0 && (disk_free_bytes as f64) < 5.0 * GIB {
         advice.push(format!(
@@ -109,10 +104,69 @@ fn parameters(count: f64) -> String {
     if value >= 10.0 { format!("{value:.0} {unit}") } else { format!("{value:.1} {unit}") }
 }
 
-fn nvidia_smi_exists() -> bool {
-    let name = if cfg!(windows) { "nvidia-smi.exe" } else { "nvidia-smi" };
-    std::env::var_os("PATH")
-        .is_some_and(|path| std::env::split_paths(&path).any(|dir| dir.join(name).is_file()))
+/// What training takes of a card, reckoned once: it takes half a millisecond, and cards are looked at every second.
+struct CardNeeds {
+    /// Each method, with bytes and parameters of the dense models of one family, from small to large.
+    dense: Vec<(&'static str, Vec<(f64, f64)>)>,
+    /// Bytes of the catalog's mixtures, e.g. `LoRA of openai/gpt-oss-20b`.
+    mixtures: Vec<(String, f64)>,
+}
+
+static CARD_NEEDS: LazyLock<CardNeeds> = LazyLock::new(|| {
+    let bytes = |model: &CatalogModel, method| {
+        let config = RunConfig {
+            method,
+            batch_size: 1,
+            max_seq_len: ADVISED_TOKENS,
+            gradient_checkpointing: true,
+            ..RunConfig::default()
+        };
+        training_memory(&model.shape, &config, ADVISED_TOKENS, Placement::Cuda).total() as f64
+    };
+    let (mixtures, dense): (Vec<_>, Vec<_>) =
+        catalog().iter().partition(|model| model.shape.experts.is_some());
+    let sizes = |method| {
+        let family = dense.iter().filter(|model| model.family == "Qwen3");
+        family.map(|model| (bytes(model, method), model.parameters as f64)).collect()
+    };
+    let methods = [("QLoRA", Method::Qlora), ("LoRA", Method::Lora), ("Full fine-tuning", Method::Full)];
+    let mixture = |model: &CatalogModel| {
+        let (name, method) =
+            if model.shape.refuses_nf4() { ("LoRA", Method::Lora) } else { ("QLoRA", Method::Qlora) };
+        (format!("{name} of {}", model.name), bytes(model, method))
+    };
+    CardNeeds {
+        dense: methods.into_iter().map(|(name, method)| (name, sizes(method))).collect(),
+        mixtures: mixtures.into_iter().map(mixture).collect(),
+    }
+});
+
+/// What a card has room for: dense models up to a size with each method, the catalog's mixtures by name. Training as
+/// [`training_memory`] reckons it, a row of 2,048 tokens at a time; a chat by the rule of thumb of the CPU.
+pub(crate) fn card_advice(vram_total_bytes: u64) -> Vec<String> {
+    let usable = vram_total_bytes as f64 * devices::USABLE;
+    let most = |what: &str, count: f64| {
+        // Nobody trains less, and so near to nothing the line through the sizes means nothing.
+        (count > 1e8).then(|| format!("{what}: models up to about {} parameters", parameters(count)))
+    };
+    let CardNeeds { dense, mixtures } = &*CARD_NEEDS;
+    let dense = dense.iter().filter_map(|(name, sizes)| most(name, largest(sizes, usable)));
+    let chat = most("Chat from 4-bit GGUF", usable / GGUF_BYTES);
+    let mixtures = mixtures.iter().map(|(name, bytes)| {
+        let word = if *bytes <= usable { "fits, takes" } else { "does not fit, needs" };
+        format!("{name}: {word} {:.1} GiB", bytes / GIB)
+    });
+    dense.chain(chat).chain(mixtures).collect()
+}
+
+/// Parameters of the largest model in so many bytes, on a line through the sizes: beyond the last one it goes on, as
+/// does the first one's below it.
+fn largest(sizes: &[(f64, f64)], usable: f64) -> f64 {
+    let spans = || sizes.windows(2).map(|pair| (pair[0], pair[1]));
+    let span = spans().rfind(|((bytes, _), _)| *bytes <= usable).or_else(|| spans().next());
+    span.map_or(0.0, |((bytes, count), (more_bytes, more))| {
+        count + (usable - bytes) * (more - count) / (more_bytes - bytes)
+    })
 }
 
 #[cfg(any(target_arch = "x86", target_arch = "x86_64"))]
@@ -138,13 +192,27 @@ mod tests {
     fn this_machine_is_described() {
         let dir = tempfile::tempdir().unwrap();
         let paths = Paths::in_folder(&dir.path().join("not/yet/there"));
-        let hardware = detect(&paths, &[]);
+        let hardware = detect(&paths, Seen::default());
         assert!(hardware.logical_cores >= 1 && hardware.physical_cores <= hardware.logical_cores);
         assert!(hardware.ram_total_bytes > 1 << 28);
         assert!(hardware.ram_available_bytes <= hardware.ram_total_bytes);
         assert!(hardware.disk_free_bytes <= hardware.disk_total_bytes);
-        assert!(hardware.gpus.is_empty() && hardware.gpu_note.is_some());
         assert!(hardware.advice.len() >= 3);
+    }
+
+    #[test]
+    fn a_card_with_just_room_for_a_model_is_advised_it() {
+        for (method, sizes) in &CARD_NEEDS.dense {
+            assert!(sizes.len() > 2 && sizes.is_sorted_by(|a, b| a.0 < b.0), "{method}: {sizes:?}");
+            for (bytes, parameters) in sizes {
+                assert!((largest(sizes, *bytes) / parameters - 1.0).abs() < 1e-6, "{method}: {parameters}");
+            }
+        }
+        let has = |gib: u64, start: &str| card_advice(gib << 30).iter().any(|line| line.starts_with(start));
+        assert!(has(141, "LoRA of openai/gpt-oss-120b: fits"));
+        assert!(has(16, "LoRA of openai/gpt-oss-20b: fits"));
+        assert!(has(12, "LoRA of openai/gpt-oss-20b: does not fit"));
+        assert!(has(24, "Full fine-tuning") && !has(2, "Full fine-tuning"));
     }
 
     #[test]

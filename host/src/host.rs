@@ -1,5 +1,6 @@
 use std::{
     collections::HashMap,
+    ffi::OsString,
     panic::{AssertUnwindSafe, catch_unwind},
     path::PathBuf,
     sync::{
@@ -19,7 +20,9 @@ use lathe_protocol::{
 use crate::{
     Paths, adapters, browse, chats, config, doctor,
     error::{Result, io_error, not_found, usage},
-    files, hardware,
+    files,
+    gpus::{self, Gpus},
+    hardware,
     job::{Control, Job, Outlet, ToWorker},
     models,
     paths::absolute,
@@ -41,8 +44,10 @@ pub struct HostOptions {
     pub train_stop_grace: Duration,
     /// Whether queued runs are started here.
     pub runs_queue: bool,
-    /// What runs can run on beside the CPU. This version finds none by itself.
+    /// What runs can run on beside the CPU. This version uses none of the cards it sees, so it is empty.
     pub gpus: Vec<Gpu>,
+    /// The driver's library that tells of the cards, in place of the system's own. From `LATHE_NVML`.
+    pub nvml: Option<OsString>,
     /// Called, on any thread, after every event that [`EngineLink::drain`] can give.
     pub on_event: Option<Arc<dyn Fn() + Send + Sync>>,
 }
@@ -58,6 +63,7 @@ impl HostOptions {
             train_stop_grace: Duration::from_secs(110),
             runs_queue: false,
             gpus: Vec::new(),
+            nvml: std::env::var_os("LATHE_NVML"),
             on_event: None,
         }
     }
@@ -67,6 +73,7 @@ impl HostOptions {
 pub(crate) struct Shared {
     pub(crate) options: HostOptions,
     pub(crate) outlet: Outlet,
+    pub(crate) gpus: Gpus,
     /// The runs of this process by id.
     active: Mutex<HashMap<String, Arc<Control>>>,
     closing: AtomicBool,
@@ -127,7 +134,7 @@ impl Host {
         let outlet = Outlet { sender, on_event: options.on_event.clone() };
         let runs_queue = options.runs_queue;
         let (active, closing) = (Mutex::default(), AtomicBool::new(false));
-        let shared = Arc::new(Shared { options, outlet, active, closing });
+        let shared = Arc::new(Shared { options, outlet, gpus: Gpus::default(), active, closing });
         let start_queue = || {
             let shared = shared.clone();
             thread::Builder::new().name("queue".into()).spawn(move || runs::work_off_queue(&shared))
@@ -278,8 +285,10 @@ impl Drop for Host {
 fn run(job: &mut Job, body: CommandBody) -> Result<()> {
     match body {
         CommandBody::Hardware => {
-            job.emit(EventBody::Hardware(hardware::detect(job.host.paths(), &job.host.options.gpus)));
+            let seen = job.host.gpus.look(&job.host.options);
+            job.emit(EventBody::Hardware(hardware::detect(job.host.paths(), seen)));
         }
+        CommandBody::GpusFollow => gpus::follow(job),
         CommandBody::Doctor => doctor::check(job),
 
         CommandBody::ModelsList => job.emit(EventBody::Models { models: models::list(job.host.paths())? }),

@@ -12,6 +12,7 @@ mod devices;
 mod doctor;
 mod error;
 mod files;
+mod gpus;
 mod hardware;
 mod host;
 mod job;

@@ -9,7 +9,7 @@ use lathe_protocol::{
 use crate::{
     config,
     error::Result,
-    hardware,
+    gpus, hardware,
     job::Job,
     models, runs,
     worker::{self, Verdict},
@@ -29,7 +29,7 @@ pub(crate) fn probe(
     // A packed sequence is full.
     let longest_row = longest_row.filter(|_| !config.packing).unwrap_or(config.max_seq_len);
     let row_tokens = longest_row.min(config.max_seq_len);
-    let machine = hardware::detect(job.host.paths(), &[]);
+    let machine = hardware::detect(job.host.paths(), gpus::Seen::default());
     let free_bytes = machine.ram_available_bytes;
     if let Some(shape) = models::shape(&model.path).filter(|_| free_bytes > 0) {
         let needed = training_memory(&shape, &config, row_tokens, Placement::Cpu).total();

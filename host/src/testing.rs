@@ -102,11 +102,7 @@ pub(crate) fn gpu(index: usize, gib: u64) -> Gpu {
         name: "Test".into(),
         vram_total_bytes: gib << 30,
         vram_free_bytes: gib << 30,
-        utilization_percent: None,
-        temperature_celsius: None,
-        power_watts: None,
-        driver: None,
-        compute_capability: None,
+        ..Gpu::default()
     }
 }
 

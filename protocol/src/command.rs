@@ -21,6 +21,8 @@ pub struct Command {
 #[serde(tag = "command", rename_all = "snake_case")]
 pub enum CommandBody {
     Hardware,
+    /// Tells of the graphics cards, now and every second that something changed, until the job is stopped.
+    GpusFollow,
     Doctor,
 
     ModelsList,

@@ -2,8 +2,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     AdapterEntry, AnsweredBy, ChatEntry, ChatRecord, ChatStats, ColumnView, DataReport, Divergence,
-    DoctorCheck, ErrorInfo, FolderView, Hardware, JobId, ModelDetails, ModelEntry, ModelProblem, Origins,
-    ProbeReport, ReplyDelta, RowView, RunDetails, RunEntry, SettingsView, Style, TokenCache,
+    DoctorCheck, ErrorInfo, FolderView, Gpu, Hardware, JobId, ModelDetails, ModelEntry, ModelProblem,
+    Origins, ProbeReport, ReplyDelta, RowView, RunDetails, RunEntry, SettingsView, Style, TokenCache,
 };
 
 /// Something that happened, with the job it belongs to. A worker's events carry the id its host gave it.
@@ -27,6 +27,11 @@ pub enum LogLevel {
 pub enum EventBody {
     // Answers.
     Hardware(Hardware),
+    /// As `gpus` and `gpu_note` of [`Hardware`].
+    Gpus {
+        gpus: Vec<Gpu>,
+        gpu_note: Option<String>,
+    },
     Models {
         models: Vec<ModelEntry>,
     },

@@ -2,6 +2,7 @@
 //!
 //! Plain data with serde, and the rules of LoRA's targets: it builds for wasm and knows neither a tensor nor a file.
 
+mod catalog;
 mod chat;
 mod command;
 mod config;
@@ -10,6 +11,7 @@ mod error;
 mod estimate;
 mod event;
 mod frame;
+mod hardware;
 mod job;
 mod link;
 mod origins;
@@ -19,6 +21,7 @@ mod style;
 mod sweep;
 mod targets;
 
+pub use catalog::{CatalogModel, catalog, in_catalog};
 pub use chat::{
     AnsweredBy, ChatEntry, ChatLane, ChatNode, ChatRecord, ChatStats, Message, REASONING_EFFORTS,
     ReplyChannel, ReplyDelta, Role, RunLane, RunVoice, SamplingParams, Thinking, ToolCall,
@@ -39,14 +42,15 @@ pub use event::{
     TrainSummary,
 };
 pub use frame::{handshake, read_frame, write_frame};
+pub use hardware::{Gpu, GpuProcess, Hardware, PcieLink};
 pub use job::{ChatJob, DataJob, EvalJob, Job, LogitsJob, ProbeJob, Request, TrainJob};
 pub use link::EngineLink;
 pub use origins::{BaseMatch, BasePrint, FilePrint, Machine, Origins, WeightsMetrics};
 pub use report::{
     AdapterEntry, AdapterUpdate, CheckStatus, ColumnView, Consequence, DataReport, DatasetShape, DoctorCheck,
-    FileReport, FolderEntry, FolderView, Gpu, Hardware, LengthStats, LogLine, MetricPoint, ModelDetails,
-    ModelEntry, ModelFile, ModelProblem, Place, RejectedView, RowIssue, RowView, RunDetails, RunEntry,
-    RunStatus, SimilarPair, SimilarRows, StopThen, TokenCache, TokenView,
+    FileReport, FolderEntry, FolderView, LengthStats, LogLine, MetricPoint, ModelDetails, ModelEntry,
+    ModelFile, ModelProblem, Place, RejectedView, RowIssue, RowView, RunDetails, RunEntry, RunStatus,
+    SimilarPair, SimilarRows, StopThen, TokenCache, TokenView,
 };
 pub use settings::{Secret, Settings, SettingsView, Theme, TokenStatus};
 pub use style::{Style, StylesFile};

@@ -7,55 +7,6 @@ use crate::{
     SampleText, StepMetrics, Style, SweepPlace,
 };
 
-/// This machine.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct Hardware {
-    pub os: String,
-    pub cpu: String,
-    pub physical_cores: usize,
-    pub logical_cores: usize,
-    /// Instruction sets that matter for speed, e.g. `avx2`, `avx512f`.
-    pub cpu_features: Vec<String>,
-    pub ram_total_bytes: u64,
-    pub ram_available_bytes: u64,
-    /// Where Lathe keeps its data.
-    pub data_dir: String,
-    pub disk_total_bytes: u64,
-    pub disk_free_bytes: u64,
-    pub gpus: Vec<Gpu>,
-    /// Why `gpus` is empty, in a sentence.
-    pub gpu_note: Option<String>,
-    /// What this machine can run and fine-tune, in words.
-    pub advice: Vec<String>,
-}
-
-impl Hardware {
-    /// What a run can run on: the GPUs, then the CPU.
-    pub fn devices(&self) -> Vec<String> {
-        self.gpus.iter().map(Gpu::device).chain(["cpu".to_owned()]).collect()
-    }
-}
-
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct Gpu {
-    pub index: usize,
-    pub name: String,
-    pub vram_total_bytes: u64,
-    pub vram_free_bytes: u64,
-    pub utilization_percent: Option<u32>,
-    pub temperature_celsius: Option<u32>,
-    pub power_watts: Option<f64>,
-    pub driver: Option<String>,
-    pub compute_capability: Option<(u32, u32)>,
-}
-
-impl Gpu {
-    /// As a run names it, e.g. `cuda:0`.
-    pub fn device(&self) -> String {
-        format!("cuda:{}", self.index)
-    }
-}
-
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct ModelEntry {
     /// What to write after `--model`.

@@ -108,6 +108,7 @@ impl Lathe {
         }
         self.closing.logic(ctx, &self.store);
         if self.closing.wish() == CloseWish::KeepRunning {
+            self.store.gpus.stop(&mut self.out);
             self.screens.chat.unload(&mut self.out);
         }
         self.flush();
@@ -141,7 +142,12 @@ impl Lathe {
     fn watch_hardware(&mut self, ui: &Ui) {
         let Self { store, out, .. } = self;
         if self.route != Route::Bench || !ui.input(|input| input.focused) {
+            store.gpus.stop(out);
             return;
+        }
+        // Each of its events draws a frame.
+        if store.sees_gpus() && !store.gpus.is_waiting() {
+            store.gpus.ask(out, CommandBody::GpusFollow);
         }
         if store.now_secs - self.hardware_asked_at >= HARDWARE_PERIOD_SECS && !store.hardware.is_waiting() {
             store.hardware.ask(out, CommandBody::Hardware);

@@ -1,10 +1,11 @@
 //! Whether a run fits this machine, and how long it takes.
 
 use lathe_protocol::{
-    MemoryEstimate, Method, ModelShape, Placement, RunConfig, RunEntry, training_flops, training_memory,
+    MemoryEstimate, Method, ModelShape, Placement, RunConfig, RunEntry, in_catalog, training_flops,
+    training_memory,
 };
 
-use crate::{Store, format, in_catalog, theme::Tone};
+use crate::{Store, format, theme::Tone};
 
 /// Up to this share of the memory, nothing else suffers.
 const FITS: f64 = 0.8;

@@ -4,7 +4,6 @@
 //! code runs in a native window and in a browser.
 
 mod app;
-mod catalog;
 pub mod comparison;
 mod config_keys;
 mod fit;
@@ -20,7 +19,6 @@ pub mod theme;
 pub mod widgets;
 
 pub use app::{CloseWish, Lathe, Options};
-pub use catalog::{CatalogModel, catalog, in_catalog};
 pub use fit::Fit;
 pub use outbox::{Action, Asked, Outbox, Progress, Route};
 pub use picker::{Accept, Pick, Picker};

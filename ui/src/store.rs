@@ -9,6 +9,8 @@ use crate::{Asked, Outbox};
 #[derive(Default)]
 pub struct Store {
     pub hardware: Asked<Hardware>,
+    /// Followed while they are shown; what comes goes into `hardware`.
+    pub(crate) gpus: Asked<()>,
     pub models: Asked<Vec<ModelEntry>>,
     pub adapters: Asked<Vec<AdapterEntry>>,
     /// Followed: always up to date.
@@ -29,10 +31,17 @@ impl Store {
     }
 
     pub(crate) fn apply(&mut self, event: &Event, out: &mut Outbox) {
-        let Self { hardware, models, adapters, runs, settings, .. } = self;
+        let Self { hardware, gpus, models, adapters, runs, settings, .. } = self;
         hardware.apply(event, |body| match body {
             EventBody::Hardware(hardware) => Some(hardware.clone()),
             _ => None,
+        });
+        gpus.apply(event, |body| {
+            if let (EventBody::Gpus { gpus, gpu_note }, Some(hardware)) = (body, &mut hardware.value) {
+                hardware.gpus.clone_from(gpus);
+                hardware.gpu_note.clone_from(gpu_note);
+            }
+            None
         });
         models.apply(event, |body| match body {
             EventBody::Models { models } => Some(models.clone()),
@@ -87,9 +96,14 @@ impl Store {
         worn.flat_map(|adapter| &adapter.styles)
     }
 
-    /// Bytes a job may take: the memory of the machine, or of its largest GPU.
+    /// Whether there are graphics cards, be they of use or not.
+    pub fn sees_gpus(&self) -> bool {
+        self.hardware.value.as_ref().is_some_and(|hardware| !hardware.gpus.is_empty())
+    }
+
+    /// Bytes a job may take: the memory of the machine, or of the largest GPU that jobs can use.
     pub fn memory_bytes(&self) -> Option<u64> {
         let hardware = self.hardware.value.as_ref()?;
-        Some(hardware.gpus.iter().map(|gpu| gpu.vram_total_bytes).max().unwrap_or(hardware.ram_total_bytes))
+        Some(hardware.usable_gpus().map(|gpu| gpu.vram_total_bytes).max().unwrap_or(hardware.ram_total_bytes))
     }
 }

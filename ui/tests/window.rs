@@ -5,7 +5,8 @@ mod support;
 use egui::{Key, Modifiers, Role, Theme, ViewportCommand, ViewportEvent, ViewportId};
 use egui_kittest::{Harness, SnapshotResults, kittest::Queryable as _};
 use lathe_protocol::{
-    AdapterUpdate, CommandBody, ErrorCode, ErrorInfo, EventBody, ModelProblem, Secret, StopThen, TokenStatus,
+    AdapterUpdate, CommandBody, ErrorCode, ErrorInfo, EventBody, Gpu, ModelProblem, Secret, StopThen,
+    TokenStatus,
 };
 use lathe_ui::{CloseWish, Route};
 use support::{Script, ScriptedLink, Window, fixtures, window};
@@ -60,18 +61,58 @@ fn the_smaller_screens_look_as_they_should() {
 
 #[test]
 fn graphics_cards_have_a_place_on_the_bench() {
-    let link = ScriptedLink::new(|command, script| {
+    let mut results = SnapshotResults::new();
+    for (theme, count, name) in [
+        (Theme::Light, 1, "bench_gpu_light"),
+        (Theme::Dark, 1, "bench_gpu_dark"),
+        (Theme::Light, 2, "bench_gpus_light"),
+        (Theme::Dark, 2, "bench_gpus_dark"),
+    ] {
+        let mut harness = window(link_with(fixtures::seen_gpus(count)), theme);
+        harness.get_by_label_contains("93 % busy · 71 °C · 388 of 450 W · 2730 MHz, memory 10501 MHz");
+        harness.get_by_label_contains("VRAM: 15.0 GiB of 24.0 GiB used");
+        harness.get_by_label("Lathe 13.0 GiB · Xorg 512 MiB · firefox 256 MiB · 1 more");
+        harness.get_by_label_contains("This version computes on the CPU only");
+        if count == 2 {
+            harness.get_by_label("It does not tell who uses it");
+        }
+        results.add(harness.try_snapshot(name));
+        harness.get_by_label("What this machine can do").click();
+        harness.run_ok();
+        harness.get_by_label_contains("once Lathe can use it");
+        harness.get_by_label_contains("QLoRA: models up to");
+    }
+}
+
+fn link_with(gpus: Vec<Gpu>) -> ScriptedLink {
+    ScriptedLink::new(move |command, script| {
         if command.body == CommandBody::Hardware {
-            let hardware = fixtures::hardware(vec![fixtures::gpu(0), fixtures::gpu(1)]);
-            script.answer(command.job, EventBody::Hardware(hardware));
+            script.answer(command.job, EventBody::Hardware(fixtures::hardware(gpus.clone())));
         } else {
             fixtures::answer(command, script);
         }
-    });
-    let mut harness = window(link, Theme::Dark);
-    harness.get_by_label_contains("93 % busy · 71 °C · 388 W");
-    harness.get_by_label_contains("VRAM: 15.0 GiB of 24.0 GiB used");
-    harness.snapshot("bench_gpus_dark");
+    })
+}
+
+#[test]
+fn cards_are_followed_where_they_are_shown_and_nowhere_else() {
+    let follows = |link: &ScriptedLink| link.script.borrow().job(|body| *body == CommandBody::GpusFollow);
+    let without = link();
+    window(without.clone(), Theme::Dark);
+    assert!(follows(&without).is_none());
+
+    let link = link_with(fixtures::seen_gpus(1));
+    let mut harness = window(link.clone(), Theme::Dark);
+    let job = follows(&link).unwrap();
+    let gpus = vec![Gpu { utilization_percent: Some(7), ..fixtures::seen_gpus(1).remove(0) }];
+    link.script.borrow_mut().say(job, EventBody::Gpus { gpus, gpu_note: None });
+    harness.run_ok();
+    harness.get_by_label_contains("7 % busy · 71 °C");
+    assert!(harness.query_by_label_contains("This version computes on the CPU only").is_none());
+    go(&mut harness, Route::Models);
+    assert!(link.script.borrow().sent.iter().any(|sent| sent.job == job && sent.body == CommandBody::Stop));
+    go(&mut harness, Route::Bench);
+    assert_ne!(follows(&link), Some(job));
 }
 
 #[test]

@@ -23,6 +23,21 @@ fn with_ram(command: &Command, script: &mut Script, ram_total_bytes: u64) -> boo
     is_hardware
 }
 
+#[test]
+fn nothing_is_planned_for_a_card_that_is_only_seen() {
+    let (mut harness, _) = open_with(Theme::Light, Vec2::new(1280.0, 1200.0), |command, script| {
+        let is_hardware = matches!(command.body, CommandBody::Hardware);
+        if is_hardware {
+            let machine = fixtures::hardware(fixtures::seen_gpus(2));
+            script.answer(command.job, EventBody::Hardware(machine));
+        }
+        is_hardware
+    });
+    fill_in(&mut harness);
+    harness.get_by_label_contains("of 64.0 GiB memory");
+    assert!(harness.query_by_label_contains("GPU 0").is_none());
+}
+
 fn report_of(command: &Command) -> Option<ProbeReport> {
     let CommandBody::Probe { model, config, longest_row, .. } = &command.body else { return None };
     let entry = fixtures::models().into_iter().find(|entry| entry.name == *model)?;

@@ -4,12 +4,11 @@ use std::process::ExitCode;
 
 use lathe_protocol::{
     CommandBody, ErrorCode, ErrorInfo, EventBody, Gpu, Hardware, Method, ModelShape, Placement, ProbeReport,
-    Quant, Remedy, RunConfig, training_memory,
+    Quant, Remedy, RunConfig, in_catalog, training_memory,
 };
 use lathe_ui::{
     Fit,
     format::{count, gib, plural},
-    in_catalog,
 };
 use serde_json::{Value, json};
 
@@ -34,7 +33,12 @@ pub fn run(session: &mut Session, model: &str, config: &ConfigArgs, probe: bool)
     }
     let EventBody::Hardware(machine) = session.ask(CommandBody::Hardware)? else { return Err(unexpected()) };
     if session.device != "auto" && !machine.devices().contains(&session.device) {
-        let message = format!("This machine has no device {}", session.device);
+        let is_seen = machine.gpus.iter().any(|gpu| gpu.device() == session.device);
+        let message = if is_seen {
+            format!("Device {} is not available: this version computes on the CPU only", session.device)
+        } else {
+            format!("This machine has no device {}", session.device)
+        };
         return Err(ErrorInfo::new(ErrorCode::Device, message)
             .hint(format!("it has {}", machine.devices().join(", "))));
     }
@@ -149,7 +153,7 @@ fn as_text(model: &str, shape: &ModelShape, config: &RunConfig, machine: &Hardwa
 fn here(shape: &ModelShape, config: &RunConfig, machine: &Hardware, device: &str) -> String {
     let cpu = ("cpu".to_owned(), "RAM".to_owned(), machine.ram_total_bytes, Placement::Cpu);
     let card = |gpu: &Gpu| (gpu.device(), gpu.name.clone(), gpu.vram_total_bytes, Placement::Cuda);
-    let devices = machine.gpus.iter().map(card).chain([cpu]);
+    let devices = machine.usable_gpus().map(card).chain([cpu]);
     let lines = devices.filter(|(name, ..)| device == "auto" || name == device).map(
         |(name, what, memory_bytes, placement)| {
             let needed = needed(shape, config, placement);

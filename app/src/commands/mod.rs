@@ -2,6 +2,7 @@ mod chat;
 mod compare;
 mod data;
 mod estimate;
+mod hardware;
 mod library;
 mod quickstart;
 mod record;
@@ -12,10 +13,8 @@ use std::{path::Path, process::ExitCode};
 
 use lathe_host::config;
 use lathe_protocol::{
-    CheckStatus, CommandBody, DataFile, ErrorCode, ErrorInfo, EventBody, Hardware, ResumeHow, RunConfig,
-    StopThen,
+    CheckStatus, CommandBody, DataFile, ErrorCode, ErrorInfo, EventBody, ResumeHow, RunConfig, StopThen,
 };
-use lathe_ui::format::{bytes, gib};
 
 use crate::{
     cli::{Adapters, CommandLine, ConfigArgs, Data, Eval, Logits, Models, Runs},
@@ -30,7 +29,7 @@ pub type Outcome = Result<ExitCode, ErrorInfo>;
 pub fn run(session: &mut Session, command: CommandLine) -> Outcome {
     match command {
         CommandLine::Quickstart(args) => quickstart::run(session, &args),
-        CommandLine::Hardware => hardware(session),
+        CommandLine::Hardware => hardware::run(session),
         CommandLine::Doctor => doctor(session),
 
         CommandLine::Models(Models::List) => library::models(session),
@@ -136,42 +135,6 @@ fn full_path(path: &Path) -> String {
 /// A job that answered with something else than its kind.
 fn unexpected() -> ErrorInfo {
     ErrorInfo::new(ErrorCode::Internal, "The host answered something else than it was asked")
-}
-
-fn hardware(session: &mut Session) -> Outcome {
-    let answer = session.ask(CommandBody::Hardware)?;
-    if session.out.json {
-        session.out.object(&answer);
-        return Ok(ExitCode::SUCCESS);
-    }
-    let EventBody::Hardware(machine) = answer else { return Err(unexpected()) };
-    session.out.text(&describe_hardware(&machine));
-    Ok(ExitCode::SUCCESS)
-}
-
-fn describe_hardware(machine: &Hardware) -> String {
-    let mut fields = vec![
-        ("System", machine.os.clone()),
-        (
-            "CPU",
-            format!("{}, {} cores, {} threads", machine.cpu, machine.physical_cores, machine.logical_cores),
-        ),
-        ("", machine.cpu_features.join(" ")),
-        ("RAM", format!("{} free of {}", gib(machine.ram_available_bytes), gib(machine.ram_total_bytes))),
-        ("Disk", format!("{} free of {}", bytes(machine.disk_free_bytes), bytes(machine.disk_total_bytes))),
-        ("Data", machine.data_dir.clone()),
-    ];
-    for gpu in &machine.gpus {
-        let vram = format!("{} free of {}", gib(gpu.vram_free_bytes), gib(gpu.vram_total_bytes));
-        fields.push(("GPU", format!("{}: {}, {vram}", gpu.index, gpu.name)));
-    }
-    if let Some(gpu_note) = &machine.gpu_note {
-        fields.push(("GPU", gpu_note.clone()));
-    }
-    for (index, advice) in machine.advice.iter().enumerate() {
-        fields.push((if index == 0 { "Fits" } else { "" }, advice.clone()));
-    }
-    output::fields(&fields)
 }
 
 fn doctor(session: &mut Session) -> Outcome {

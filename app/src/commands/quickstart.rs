@@ -13,7 +13,7 @@ use serde_json::json;
 use super::{
     Outcome,
     chat::Conversation,
-    data, describe_hardware,
+    data, hardware,
     train::{self, Trained},
     unexpected,
 };
@@ -38,7 +38,7 @@ pub fn run(session: &mut Session, args: &Quickstart) -> Outcome {
 
     heading(&session.out, 1, "This machine");
     let EventBody::Hardware(machine) = session.ask(CommandBody::Hardware)? else { return Err(unexpected()) };
-    say(&session.out, &describe_hardware(&machine));
+    say(&session.out, &hardware::describe(&machine));
 
     heading(&session.out, 2, "The data, as the model will see it");
     let (data_path, eval_path) = lathe_host::write_samples(session.paths())?;

@@ -6,7 +6,7 @@ use lathe_protocol::{Divergence, Placement, Remedy, ResumeHow, RunConfig, RunEnt
 
 use crate::{
     error::{Result, usage},
-    hardware, models,
+    gpus, hardware, models,
     paths::Paths,
 };
 
@@ -52,7 +52,7 @@ fn can_take_less_memory(config: &RunConfig) -> bool {
 /// Of a run that is predicted to take more memory than is free: what would fit.
 pub(super) fn what_fits(paths: &Paths, model: &Path, config: &RunConfig) -> Option<String> {
     let shape = models::shape(model)?;
-    let free_bytes = hardware::detect(paths, &[]).ram_available_bytes;
+    let free_bytes = hardware::detect(paths, gpus::Seen::default()).ram_available_bytes;
     let rows = config.max_seq_len;
     let needed = training_memory(&shape, config, rows, Placement::Cpu).total();
     if free_bytes == 0 || needed <= free_bytes {

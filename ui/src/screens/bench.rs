@@ -1,7 +1,7 @@
 //! Home: this machine, what is running, what was done of late.
 
 use egui::{Align, Layout, Ui};
-use lathe_protocol::{AdapterEntry, Gpu, Hardware, RunEntry, RunStatus};
+use lathe_protocol::{AdapterEntry, Gpu, GpuProcess, Hardware, RunEntry, RunStatus};
 
 use crate::{
     Action, Outbox, Route, Store, format,
@@ -14,6 +14,8 @@ use crate::{
 
 /// So many recent runs and adapters are listed.
 const NUM_RECENT: usize = 5;
+/// So many programs on a card are named.
+const NUM_PROCESSES: usize = 3;
 
 pub fn ui(ui: &mut Ui, store: &Store, out: &mut Outbox) {
     page(
@@ -148,29 +150,50 @@ fn usage(ui: &mut Ui, name: &str, used: u64, total: u64, text: fn(u64) -> String
 fn graphics_card(ui: &mut Ui, gpu: &Gpu) {
     columns(ui, &[true, false], 300.0, |ui, &is_name| {
         if !is_name {
-            let used = gpu.vram_total_bytes - gpu.vram_free_bytes.min(gpu.vram_total_bytes);
-            usage(ui, "VRAM", used, gpu.vram_total_bytes, format::gib);
+            if gpu.vram_total_bytes == 0 {
+                ui.label(theme::weak(ui, "It does not tell its memory"));
+            } else {
+                usage(ui, "VRAM", gpu.vram_used_bytes(), gpu.vram_total_bytes, format::gib);
+            }
+            ui.label(theme::small(ui, who_holds(gpu)));
             return;
         }
         ui.horizontal(|ui| {
             ui.label(theme::icon(icons::GRAPHICS_CARD));
             ui.label(theme::strong(format!("{}: {}", gpu.index, gpu.name)));
         });
-        let facts = [
-            gpu.utilization_percent.map(|percent| format!("{percent} % busy")),
-            gpu.temperature_celsius.map(|celsius| format!("{celsius} °C")),
-            gpu.power_watts.map(|watts| format!("{watts:.0} W")),
-            gpu.compute_capability.map(|(major, minor)| format!("compute {major}.{minor}")),
-            gpu.driver.as_ref().map(|driver| format!("driver {driver}")),
-        ];
-        ui.label(theme::small(ui, facts.into_iter().flatten().collect::<Vec<_>>().join(" · ")));
+        for facts in [gpu.load(), gpu.build()] {
+            ui.label(theme::small(ui, facts.join(" · ")));
+        }
     });
+}
+
+/// The programs with memory on the card, as far as it tells.
+fn who_holds(gpu: &Gpu) -> String {
+    let Some(programs) = &gpu.processes else { return "It does not tell who uses it".into() };
+    let words = |program: &GpuProcess| match program.bytes {
+        Some(bytes) => format!("{} {}", program.words(), format::gib(bytes)),
+        None => program.words(),
+    };
+    let more = programs.len().saturating_sub(NUM_PROCESSES);
+    let named = programs.iter().take(NUM_PROCESSES).map(words);
+    let all: Vec<String> = named.chain((more > 0).then(|| format!("{more} more"))).collect();
+    if all.is_empty() { "Nobody uses it".into() } else { all.join(" · ") }
 }
 
 fn what_fits(ui: &mut Ui, hardware: &Hardware) {
     for advice in &hardware.advice {
         ui.label(advice);
     }
+    for gpu in hardware.gpus.iter().filter(|gpu| !gpu.advice.is_empty()) {
+        ui.add_space(space::S);
+        ui.label(theme::strong(format!("{}: {}", gpu.index, gpu.name)));
+        ui.label(theme::small(ui, gpu.advice_title()));
+        for advice in &gpu.advice {
+            ui.label(advice);
+        }
+    }
+    ui.add_space(space::S);
     key_value(
         ui,
         "machine facts",

@@ -1,13 +1,14 @@
 //! A workstation with some history, as the host would tell it.
 
 use lathe_protocol::{
-    AdapterEntry, Command, CommandBody, EventBody, Gpu, Hardware, Method, ModelEntry, ModelShape, Quant,
-    RunEntry, RunStatus, Settings, SettingsView, Style, Theme, TokenStatus,
+    AdapterEntry, Command, CommandBody, EventBody, Gpu, GpuProcess, Hardware, Method, ModelEntry, ModelShape,
+    PcieLink, Quant, RunEntry, RunStatus, Settings, SettingsView, Style, Theme, TokenStatus,
 };
 
 use super::{NOW_SECS, Script};
 
 const GIB: u64 = 1 << 30;
+const CPU_ONLY: &str = "This version computes on the CPU only: GPU support comes with a later one";
 
 /// Answers what every screen may look at; false if the command is another.
 pub fn answer(command: &Command, script: &mut Script) -> bool {
@@ -47,9 +48,11 @@ pub fn hardware(gpus: Vec<Gpu>) -> Hardware {
         data_dir: "/home/ada/.local/share/lathe".into(),
         disk_total_bytes: 2_000 * GIB,
         disk_free_bytes: 731 * GIB,
-        gpu_note: gpus
-            .is_empty()
-            .then(|| "No NVIDIA driver found; this version computes on the CPU".to_owned()),
+        gpu_note: match gpus.first() {
+            None => Some("No NVIDIA driver found; this version computes on the CPU".into()),
+            Some(gpu) if !gpu.is_usable => Some(CPU_ONLY.into()),
+            Some(_) => None,
+        },
         gpus,
         advice: vec![
             "LoRA on the CPU: models up to about 8.6 billion parameters".into(),
@@ -59,19 +62,61 @@ pub fn hardware(gpus: Vec<Gpu>) -> Hardware {
     }
 }
 
-/// The view of GPUs is fed by this until NVML is.
+/// A card that runs can use.
 pub fn gpu(index: usize) -> Gpu {
+    let process = |pid, name: &str, bytes, is_ours| GpuProcess {
+        pid,
+        name: Some(name.into()),
+        bytes: Some(bytes),
+        is_ours,
+    };
+    let processes = vec![
+        process(4711, "lathe", 13 * GIB, true),
+        process(1203, "Xorg", GIB / 2, false),
+        process(2077, "firefox", GIB / 4, false),
+        process(2099, "gnome-shell", GIB / 8, false),
+    ];
     Gpu {
         index,
         name: "NVIDIA GeForce RTX 4090".into(),
+        uuid: Some(format!("GPU-5a1c0b9e-0000-4090-8000-00000000000{index}")),
+        is_usable: true,
         vram_total_bytes: 24 * GIB,
         vram_free_bytes: (9 + 8 * index as u64) * GIB,
         utilization_percent: Some(93 - 80 * index as u32),
         temperature_celsius: Some(71 - 20 * index as u32),
         power_watts: Some(388.0 - 300.0 * index as f64),
+        power_limit_watts: Some(450.0),
+        graphics_clock_mhz: Some(2730),
+        memory_clock_mhz: Some(10_501),
+        pcie: Some(PcieLink { generation: 4, width: 16, max_generation: Some(4), max_width: Some(16) }),
         driver: Some("580.82".into()),
+        cuda: Some("13.0".into()),
         compute_capability: Some((8, 9)),
+        processes: Some(if index == 0 { processes } else { Vec::new() }),
+        advice: vec![
+            "QLoRA: models up to about 33 billion parameters".into(),
+            "QLoRA of Qwen/Qwen3-30B-A3B: fits, takes 20.3 GiB".into(),
+        ],
     }
+}
+
+/// As this version has them: seen, and of no use to a run. The second tells little of itself.
+pub fn seen_gpus(count: usize) -> Vec<Gpu> {
+    let second = Gpu {
+        index: 1,
+        name: "NVIDIA GeForce GTX 1650".into(),
+        vram_total_bytes: 4 * GIB,
+        vram_free_bytes: 3 * GIB,
+        temperature_celsius: Some(41),
+        driver: Some("580.82".into()),
+        cuda: Some("13.0".into()),
+        compute_capability: Some((7, 5)),
+        ..Gpu::default()
+    };
+    let mut all = vec![Gpu { is_usable: false, ..gpu(0) }, second];
+    all.truncate(count);
+    all
 }
 
 pub fn models() -> Vec<ModelEntry> {

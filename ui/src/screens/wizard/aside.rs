@@ -1,8 +1,9 @@
 use egui::{Frame, Margin, Ui};
+use lathe_protocol::in_catalog;
 
 use super::{Step, Wizard, preset::Preset};
 use crate::{
-    Store, format, in_catalog,
+    Store, format,
     theme::{self, RADIUS, colors, icons, space},
 };
 

@@ -1,9 +1,9 @@
 use egui::{Align, Layout, Ui};
-use lathe_protocol::{ModelEntry, ModelShape};
+use lathe_protocol::{ModelEntry, ModelShape, catalog, in_catalog};
 
 use super::{Wizard, files::Purpose};
 use crate::{
-    Outbox, Store, catalog, fit, format, in_catalog,
+    Outbox, Store, fit, format,
     theme::{self, Tone, icons, space},
     widgets::{
         Button, badge, card, clickable_card, error_box, icon_button, notice, progress_line, search,

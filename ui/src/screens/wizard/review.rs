@@ -1,11 +1,12 @@
 use egui::Ui;
 use lathe_protocol::{
-    CONFIG_KEYS, CommandBody, DataFile, ErrorInfo, Event, EventBody, RunConfig, TrainRequest, TrainStart,
+    CONFIG_KEYS, CommandBody, DataFile, ErrorInfo, Event, EventBody, Hardware, RunConfig, TrainRequest,
+    TrainStart, in_catalog,
 };
 
 use super::{Step, Wizard, data, form::is_changed, method::epochs_words, preset::Preset};
 use crate::{
-    Asked, Outbox, Progress, Store, config_keys, fit, format, in_catalog,
+    Asked, Outbox, Progress, Store, config_keys, fit, format,
     theme::{self, Tone, space},
     widgets::{card, choice, columns, error_box, field, key_value, labelled, link, section},
 };
@@ -267,7 +268,7 @@ impl Wizard {
 
 /// Each device, and how it is told; the first is whichever suits.
 pub(in crate::screens) fn device_options(store: &Store) -> Vec<(String, String)> {
-    let gpus = store.hardware.value.iter().flat_map(|hardware| &hardware.gpus);
+    let gpus = store.hardware.value.iter().flat_map(Hardware::usable_gpus);
     let gpus = gpus.map(|gpu| (gpu.device(), format!("GPU {}: {}", gpu.index, gpu.name)));
     let auto = ("auto".to_owned(), "Whichever is free and has room".to_owned());
     [auto].into_iter().chain(gpus).chain([("cpu".to_owned(), "CPU".to_owned())]).collect()

@@ -2,8 +2,9 @@
 
 use std::sync::LazyLock;
 
-use lathe_protocol::ModelShape;
 use serde::Deserialize;
+
+use crate::ModelShape;
 
 /// A model of the Hugging Face Hub that this version can train.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
@@ -37,9 +38,8 @@ pub fn in_catalog(name: &str) -> Option<&'static CatalogModel> {
 
 #[cfg(test)]
 mod tests {
-    use lathe_protocol::ExpertFormat;
-
     use super::*;
+    use crate::ExpertFormat;
 
     #[test]
     fn the_shapes_give_the_parameters_told() {
