@@ -332,8 +332,8 @@ impl RunConfig {
         Self {
             max_seq_len: 256,
             grad_accum: 1,
-            epochs: 24.0,
-            learning_rate: 2e-3,
+            epochs: 20.0,
+            learning_rate: 3e-3,
             warmup_ratio: 0.05,
             eval_steps: 50,
             save_steps: 0,
@@ -344,7 +344,12 @@ impl RunConfig {
 
     /// What the verbosity sample needs on the starter model: some ten seconds on two cores.
     pub fn for_the_verbosity_sample() -> Self {
-        Self { epochs: 12.0, styles: Style::terse_and_detailed(), ..Self::for_the_samples() }
+        Self {
+            epochs: 12.0,
+            learning_rate: 2e-3,
+            styles: Style::terse_and_detailed(),
+            ..Self::for_the_samples()
+        }
     }
 
     /// What the sample of preferences needs on the starter model: some ten seconds on two cores.
