@@ -2,7 +2,7 @@
 //!
 //! candle-nn's fast ops and `QMatMul` return no gradient and no error, and candle's own matmul computes the gradient
 //! of frozen weights too; these do neither. Every op here has a CPU implementation on contiguous F32, which is the
-//! twin that a CUDA kernel is checked against.
+//! twin that the CUDA kernels in `kernels/cuda` are checked against; `gpu` launches those.
 //!
 //! Tensor letters: T tokens, C hidden, O output features, H heads, G key/value heads, D head dim, R rank, V vocabulary,
 //! E experts, K experts a token, I an MLP's inner width.
@@ -21,6 +21,7 @@ mod dropout;
 mod dynamic8;
 mod expert_lora;
 mod experts;
+pub mod gpu;
 mod linear;
 mod lora;
 mod mxfp4;

@@ -1,6 +1,6 @@
 use candle_core::{CpuStorage, CustomOp1, CustomOp2, Layout, Result, Shape, Tensor, bail};
 
-use crate::{cpu, simd};
+use crate::{cpu, gpu, simd};
 
 /// `x / sqrt(mean(x²) + eps) · w` over the last dimension, with a weight that learns.
 ///
@@ -12,6 +12,9 @@ pub fn rms_norm(x: &Tensor, weight: &Tensor, eps: f64) -> Result<Tensor> {
 
 /// [`rms_norm`] with a frozen weight. Gradient: reaches x only.
 pub fn rms_norm_frozen(x: &Tensor, weight: &Tensor, eps: f64) -> Result<Tensor> {
+    if gpu::is_on_gpu(x) {
+        return gpu::rms_norm::rms_norm_frozen(x, weight, eps as f32);
+    }
     x.contiguous()?.apply_op1(FrozenRmsNorm { weight: weight.clone(), eps: eps as f32 })
 }
 

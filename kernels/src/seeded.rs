@@ -1,15 +1,21 @@
-use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor, bail};
+use candle_core::{CpuStorage, CustomOp1, DType, Layout, Result, Shape, Tensor, bail};
 
-use crate::cpu;
+use crate::{cpu, gpu};
 
 /// A scalar, 0, whose gradient with respect to `y` is `dy`: what a backward that goes on from there begins with.
 ///
-/// Shapes: y and dy alike -> (). F32.
+/// Shapes: y and dy alike -> ().
 pub fn seeded(y: &Tensor, dy: &Tensor) -> Result<Tensor> {
     if y.dims() != dy.dims() {
         bail!("a gradient {:?} for {:?}", dy.dims(), y.dims());
     }
-    y.contiguous()?.apply_op1(Seeded { dy: dy.detach() })
+    let dy = dy.detach();
+    if gpu::is_on_gpu(y) {
+        // Nobody reads the scalar.
+        let scalar = gpu::Buffer::new(y.device(), (), DType::F32)?;
+        return gpu::traced1(y, scalar, move |_, _| Ok(dy.clone()));
+    }
+    y.contiguous()?.apply_op1(Seeded { dy })
 }
 
 struct Seeded {

@@ -1,0 +1,114 @@
+//! The CUDA side of launches and memory.
+#![expect(unsafe_code, reason = "kernels are launched with raw arguments")]
+
+use std::{
+    collections::HashMap,
+    sync::{Arc, Mutex, OnceLock},
+};
+
+use candle_core::{
+    CudaDevice, CudaStorage, DType, Result, bail,
+    cuda::{
+        CudaStorageSlice, WrapErr as _,
+        cudarc::{
+            driver::{
+                CudaFunction, CudaModule, DevicePtr as _, LaunchConfig, PushKernelArg as _,
+                sys::CUfunction_attribute,
+            },
+            nvrtc::Ptx,
+        },
+    },
+};
+
+use super::{Arg, Grid};
+
+/// All kernels, as machine code for several cards.
+static FATBIN: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/kernels.fatbin"));
+
+/// Dynamic shared memory that a block has without asking.
+const FREE_SHARED_BYTES: u32 = 48 << 10;
+
+/// The module of each card, by its ordinal, and the functions that were looked up in it.
+#[derive(Default)]
+struct Loaded {
+    modules: HashMap<usize, Arc<CudaModule>>,
+    functions: HashMap<(usize, &'static str), CudaFunction>,
+}
+
+fn function(device: &CudaDevice, name: &'static str, shared_bytes: u32) -> Result<CudaFunction> {
+    static LOADED: OnceLock<Mutex<Loaded>> = OnceLock::new();
+    let stream = device.cuda_stream();
+    let context = stream.context();
+    let ordinal = context.ordinal();
+    let mut loaded =
+        LOADED.get_or_init(Mutex::default).lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+    if let Some(function) = loaded.functions.get(&(ordinal, name)) {
+        return Ok(function.clone());
+    }
+    let module = match loaded.modules.get(&ordinal) {
+        Some(module) => module.clone(),
+        None => {
+            let module = context.load_module(Ptx::from_binary(FATBIN.to_vec())).w()?;
+            loaded.modules.insert(ordinal, module.clone());
+            module
+        }
+    };
+    let function = module.load_function(name).w()?;
+    if shared_bytes > FREE_SHARED_BYTES {
+        let attribute = CUfunction_attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
+        function.set_attribute(attribute, shared_bytes as i32).w()?;
+    }
+    loaded.functions.insert((ordinal, name), function.clone());
+    Ok(function)
+}
+
+pub(super) fn launch(device: &CudaDevice, name: &'static str, grid: Grid, args: &[Arg]) -> Result<()> {
+    let function = function(device, name, grid.shared_bytes)?;
+    let stream = device.cuda_stream();
+    let mut builder = stream.launch_builder(&function);
+    for arg in args {
+        match arg {
+            Arg::Pointer(value) | Arg::U64(value) => builder.arg(value),
+            Arg::U32(value) => builder.arg(value),
+            Arg::F32(value) => builder.arg(value),
+        };
+    }
+    let [x, y, z] = grid.blocks;
+    let config = LaunchConfig {
+        grid_dim: (x, y, z),
+        block_dim: (grid.threads, 1, 1),
+        shared_mem_bytes: grid.shared_bytes,
+    };
+    // SAFETY: the emulator's tests check number and size of every kernel's arguments; what they point to is freed in the
+    // stream's order, behind this launch.
+    unsafe { builder.launch(config) }.w()?;
+    Ok(())
+}
+
+/// Memory of whatever was there before.
+pub(super) fn allocate(device: &CudaDevice, length: usize, dtype: DType) -> Result<CudaStorage> {
+    // SAFETY: a kernel writes all of it before anything reads it.
+    let slice = unsafe {
+        match dtype {
+            DType::BF16 => CudaStorageSlice::BF16(device.alloc(length)?),
+            DType::F32 => CudaStorageSlice::F32(device.alloc(length)?),
+            DType::U32 => CudaStorageSlice::U32(device.alloc(length)?),
+            DType::U8 => CudaStorageSlice::U8(device.alloc(length)?),
+            _ => bail!("kernels write no {dtype:?}"),
+        }
+    };
+    Ok(CudaStorage { slice, device: device.clone() })
+}
+
+/// The address `start(size of an element)` bytes into the storage.
+pub(super) fn address(storage: &CudaStorage, start: impl Fn(usize) -> u64) -> Result<u64> {
+    let stream = storage.device.cuda_stream();
+    // The guards would record events for other streams; there is one stream only.
+    Ok(match &storage.slice {
+        CudaStorageSlice::BF16(slice) => slice.device_ptr(&stream).0 + start(2),
+        CudaStorageSlice::F32(slice) => slice.device_ptr(&stream).0 + start(4),
+        CudaStorageSlice::U32(slice) => slice.device_ptr(&stream).0 + start(4),
+        CudaStorageSlice::U8(slice) => slice.device_ptr(&stream).0 + start(1),
+        _ => bail!("kernels read bf16, f32, u32 and u8 only"),
+    })
+}

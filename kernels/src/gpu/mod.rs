@@ -1,0 +1,50 @@
+//! Operations on a GPU: launches of the kernels in `kernels/cuda`, with what autograd needs around them.
+//!
+//! Activations are bf16, sums and everything that learns f32. The same launches also run on the CPU, by `lathe-emulator`,
+//! on bf16 tensors that lie there: so they are tested where no GPU is. Each operation's twin is the f32 one of the same
+//! name outside this module.
+
+#[cfg(feature = "cuda")]
+mod cuda;
+mod launch;
+mod memory;
+pub mod rms_norm;
+mod trace;
+
+use std::sync::OnceLock;
+
+use candle_core::{DType, Device, Result, Tensor};
+
+pub use launch::{Arg, Grid};
+pub(crate) use launch::{ToArg, launch};
+pub(crate) use memory::Buffer;
+pub(crate) use trace::{traced1, traced2, traced3};
+
+/// Runs a kernel by its name; the error is a sentence.
+pub type Emulate = fn(&str, Grid, &[Arg]) -> std::result::Result<(), String>;
+
+static EMULATOR: OnceLock<Emulate> = OnceLock::new();
+
+/// Makes bf16 tensors of the CPU stand for a GPU's in this process; what `lathe-emulator` calls.
+pub fn install_emulator(emulate: Emulate) {
+    EMULATOR.get_or_init(|| emulate);
+}
+
+/// Whether operations on the tensor are launches of kernels.
+pub fn is_on_gpu(tensor: &Tensor) -> bool {
+    match tensor.device() {
+        Device::Cuda(_) => true,
+        Device::Cpu => tensor.dtype() == DType::BF16 && EMULATOR.get().is_some(),
+        Device::Metal(_) => false,
+    }
+}
+
+/// A tensor without its history whose elements lie side by side, as kernels read them.
+pub(crate) fn plain(tensor: &Tensor) -> Result<Tensor> {
+    tensor.detach().contiguous()
+}
+
+/// Likewise, in bf16.
+pub(crate) fn plain_bf16(tensor: &Tensor) -> Result<Tensor> {
+    tensor.detach().to_dtype(DType::BF16)?.contiguous()
+}
