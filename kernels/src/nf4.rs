@@ -9,7 +9,7 @@ use crate::{
 };
 
 /// Values that share a scale.
-const BLOCK: usize = 64;
+pub(crate) const BLOCK: usize = 64;
 const BLOCK_BYTES: usize = BLOCK / 2;
 /// Scales that share a scale of their own.
 pub(crate) const NESTED_BLOCK: usize = 256;
@@ -141,8 +141,17 @@ impl Nf4 {
         Self::new(codes, scales, shape)
     }
 
+    /// Two values a byte, the first in the high nibble.
+    pub fn codes(&self) -> &[u8] {
+        &self.codes
+    }
+
+    pub fn scales(&self) -> &Nf4Scales {
+        &self.scales
+    }
+
     /// (O, C).
-    pub(crate) fn shape(&self) -> (usize, usize) {
+    pub fn shape(&self) -> (usize, usize) {
         (self.out_features, self.in_features)
     }
 

@@ -6,8 +6,13 @@
 
 #[cfg(feature = "cuda")]
 mod cuda;
+pub(crate) mod dropout;
+mod gemm;
 mod launch;
+pub(crate) mod linear;
+pub(crate) mod lora;
 mod memory;
+mod nf4;
 pub mod rms_norm;
 mod trace;
 
@@ -15,9 +20,11 @@ use std::sync::OnceLock;
 
 use candle_core::{DType, Device, Result, Tensor};
 
+pub(crate) use gemm::{Form, Operand, Product};
 pub use launch::{Arg, Grid};
 pub(crate) use launch::{ToArg, launch};
 pub(crate) use memory::Buffer;
+pub use nf4::GpuNf4;
 pub(crate) use trace::{traced1, traced2, traced3};
 
 /// Runs a kernel by its name; the error is a sentence.
