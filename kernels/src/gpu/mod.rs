@@ -4,11 +4,15 @@
 //! on bf16 tensors that lie there: so they are tested where no GPU is. Each operation's twin is the f32 one of the same
 //! name outside this module.
 
+pub(crate) mod adamw;
 #[cfg(feature = "cuda")]
 mod cuda;
 mod launch;
 mod memory;
-pub mod rms_norm;
+mod mirrored;
+pub(crate) mod rms_norm;
+pub(crate) mod rope;
+pub(crate) mod swiglu;
 mod trace;
 
 use std::sync::OnceLock;
@@ -18,6 +22,7 @@ use candle_core::{DType, Device, Result, Tensor};
 pub use launch::{Arg, Grid};
 pub(crate) use launch::{ToArg, launch};
 pub(crate) use memory::Buffer;
+pub use mirrored::Mirrored;
 pub(crate) use trace::{traced1, traced2, traced3};
 
 /// Runs a kernel by its name; the error is a sentence.
