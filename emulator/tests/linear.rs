@@ -6,8 +6,8 @@ use candle_core::{DType, Device, Result, Tensor};
 use common::{Twins, random};
 use lathe_kernels::{FrozenLinear, Nf4, linear};
 
-/// (T, O, C): few rows and many, odd edges, K in parts, tiles of both sizes.
-const SHAPES: [(usize, usize, usize); 12] = [
+/// (T, O, C): few rows and many, odd edges, K in parts; at the end large tiles in each form.
+const SHAPES: [(usize, usize, usize); 17] = [
     (1, 24, 40),
     (3, 136, 96),
     (8, 8, 2880),
@@ -20,6 +20,11 @@ const SHAPES: [(usize, usize, usize); 12] = [
     (70, 264, 72),
     (5, 640, 512),
     (300, 200, 1088),
+    (1100, 1000, 40),
+    (1100, 40, 1000),
+    (40, 1000, 1100),
+    (130, 4304, 64),
+    (130, 64, 4304),
 ];
 
 /// One of two layers, by where the input lies.
@@ -62,7 +67,8 @@ fn a_weight_in_nf4_is_its_twin() -> Result<()> {
 #[test]
 fn a_weight_that_learns_is_its_twin() -> Result<()> {
     for (num_rows, out_features, in_features) in SHAPES {
-        Twins::new(&[(&[num_rows, in_features], 1), (&[out_features, in_features], 2)])?
+        Twins::new(&[(&[num_rows, in_features], 1)])?
+            .with_f32(&[out_features, in_features], 2)?
             .check(1e-2, |inputs| linear(&inputs[0], &inputs[1]))?;
     }
     Ok(())

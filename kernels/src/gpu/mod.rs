@@ -4,6 +4,7 @@
 //! on bf16 tensors that lie there: so they are tested where no GPU is. Each operation's twin is the f32 one of the same
 //! name outside this module.
 
+pub(crate) mod adamw;
 #[cfg(feature = "cuda")]
 mod cuda;
 pub(crate) mod dropout;
@@ -12,8 +13,11 @@ mod launch;
 pub(crate) mod linear;
 pub(crate) mod lora;
 mod memory;
+mod mirrored;
 mod nf4;
-pub mod rms_norm;
+pub(crate) mod rms_norm;
+pub(crate) mod rope;
+pub(crate) mod swiglu;
 mod trace;
 
 use std::sync::OnceLock;
@@ -24,6 +28,7 @@ pub(crate) use gemm::{Form, Operand, Product};
 pub use launch::{Arg, Grid};
 pub(crate) use launch::{ToArg, launch};
 pub(crate) use memory::Buffer;
+pub use mirrored::Mirrored;
 pub use nf4::GpuNf4;
 pub(crate) use trace::{traced1, traced2, traced3};
 
