@@ -142,6 +142,10 @@ template <typename T> T atomicAdd(T *at, T value) {
 template <typename T> T __ldg(const T *at) { return *at; }
 template <typename T> T min(T a, T b) { return b < a ? b : a; }
 template <typename T> T max(T a, T b) { return a < b ? b : a; }
+inline unsigned __dp4a(unsigned a, unsigned b, unsigned sum) {
+    for (unsigned shift = 0; shift < 32; shift += 8) sum += (a >> shift & 255) * (b >> shift & 255);
+    return sum;
+}
 inline float __fmul_rn(float a, float b) { return a * b; }
 inline float __fadd_rn(float a, float b) { return a + b; }
 inline float rsqrtf(float value) { return 1.0f / std::sqrt(value); }

@@ -43,29 +43,30 @@ __device__ __forceinline__ Range share(unsigned num_units) {
 __device__ __forceinline__ void add(Part &part, const bf16 *x, const bf16 *w, unsigned depth) {
     const Range units = share((depth + 31) / 32);
     const uint4 zero = make_uint4(0, 0, 0, 0);
+    const bf16 *const rows[3] = {w + (size_t)part.outputs[0] * depth, w + (size_t)part.outputs[1] * depth,
+                                 x + (size_t)part.row * depth};
     for (unsigned unit = units.begin; unit < units.end; unit += AHEAD) {
-        uint4 first[AHEAD], second[AHEAD], input[AHEAD];
+        uint4 values[AHEAD][3];
 #pragma unroll
         for (unsigned i = 0; i < AHEAD; i++) {
-            unsigned k = 32 * (unit + i) + lane_index() % 4 * 8;
+            const unsigned k = 32 * (unit + i) + lane_index() % 4 * 8;
             // Nothing is read under a condition, so that all reads are under way at once.
             const bool is_there = unit + i < units.end && k < depth;
-            k = is_there ? k : 0;
-            first[i] = *(const uint4 *)(w + (size_t)part.outputs[0] * depth + k);
-            second[i] = *(const uint4 *)(w + (size_t)part.outputs[1] * depth + k);
-            const uint4 values = *(const uint4 *)(x + (size_t)part.row * depth + k);
-            input[i] = is_there ? values : zero;
+#pragma unroll
+            for (unsigned j = 0; j < 3; j++) values[i][j] = *(const uint4 *)(rows[j] + (is_there ? k : 0));
+            values[i][2] = is_there ? values[i][2] : zero;
         }
 #pragma unroll
         for (unsigned i = 0; i < AHEAD; i++) {
-            mma_bf16(part.sums, {first[i].x, second[i].x, first[i].y, second[i].y}, {input[i].x, input[i].y});
-            mma_bf16(part.sums, {first[i].z, second[i].z, first[i].w, second[i].w}, {input[i].z, input[i].w});
+            const uint4 first = values[i][0], second = values[i][1], input = values[i][2];
+            mma_bf16(part.sums, {first.x, second.x, first.y, second.y}, {input.x, input.y});
+            mma_bf16(part.sums, {first.z, second.z, first.w, second.w}, {input.z, input.w});
         }
     }
 }
 
-// The lane's column of the table of bytes' values, the first value in the lower half.
-__device__ __forceinline__ const uint32_t *fill_table(uint32_t *table) {
+// The values of all bytes, the first in the lower half.
+__device__ __forceinline__ void fill_table(uint32_t *table) {
     const unsigned byte = threadIdx.x;
     const uint32_t own = pack_bf16(nf4_value(byte >> 4), nf4_value(byte & 15));
 #pragma unroll
@@ -73,50 +74,64 @@ __device__ __forceinline__ const uint32_t *fill_table(uint32_t *table) {
         table[(warp_index() * 32 + i) * 32 + lane_index()] = __shfl_sync(FULL_WARP, own, i);
     }
     __syncthreads();
-    return table + lane_index();
 }
 
-// The pair of values of byte i of a word.
-__device__ __forceinline__ uint32_t pair(const uint32_t *table, uint32_t word, unsigned i) {
-    return table[(word >> 8 * i & 255) * 32];
+// The pair of values of byte I of a word. A byte's row of the table is 128 bytes long: the address is a product of bytes.
+template <unsigned I> __device__ __forceinline__ uint32_t pair(const uint8_t *table, uint32_t word) {
+    return *(const uint32_t *)(table + __dp4a(word, 128u << 8 * I, 4 * lane_index()));
 }
 
 // Adds x Wᵀ for a W in NF4; a unit is a block of 64 values.
-__device__ __forceinline__ void add(Part &part, const bf16 *x, const Nf4Matrix &w, const uint32_t *table) {
-    const Range units = share(w.width / 64);
+__device__ __forceinline__ void add(Part &part, const bf16 *x, const Nf4Matrix &w, const uint8_t *table) {
+    const unsigned row_units = w.width / 64, quarter = lane_index() % 4;
+    const Range units = share(row_units);
     const uint4 zero = make_uint4(0, 0, 0, 0);
+    // A lane's 16 values of a unit.
+    const uint8_t *codes[2];
+    unsigned first_block[2];
+#pragma unroll
+    for (unsigned half = 0; half < 2; half++) {
+        codes[half] = w.codes + (size_t)part.outputs[half] * w.width / 2 + 8 * quarter;
+        first_block[half] = part.outputs[half] * row_units;
+    }
+    const bf16 *const inputs = x + (size_t)part.row * w.width + 16 * quarter;
+    static_assert(AHEAD == 4, "a lane reads the scales of one unit for its three neighbours");
     for (unsigned unit = units.begin; unit < units.end; unit += AHEAD) {
-        uint2 codes[AHEAD][2];
-        Nf4Matrix::Raw scales[AHEAD][2];
+        uint2 words[AHEAD][2];
         uint4 input[AHEAD][2];
+        Nf4Matrix::Raw raw[2];
+#pragma unroll
+        for (unsigned half = 0; half < 2; half++) {
+            raw[half] = w.scales.fetch(first_block[half] + min(unit + quarter, units.end - 1));
+        }
 #pragma unroll
         for (unsigned i = 0; i < AHEAD; i++) {
-            const bool is_there = unit + i < units.end;
-            const unsigned block = is_there ? unit + i : unit, k = 64 * block + lane_index() % 4 * 16;
+            // Behind the last unit x is zero.
+            const unsigned at = min(unit + i, units.end - 1);
 #pragma unroll
             for (unsigned half = 0; half < 2; half++) {
-                const size_t start = (size_t)part.outputs[half] * w.width;
-                codes[i][half] = *(const uint2 *)(w.codes + (start + k) / 2);
-                scales[i][half] = w.scales.fetch(start / 64 + block);
-                const uint4 values = *(const uint4 *)(x + (size_t)part.row * w.width + k + 8 * half);
-                input[i][half] = is_there ? values : zero;
+                words[i][half] = *(const uint2 *)(codes[half] + 32 * at);
+                const uint4 values = *(const uint4 *)(inputs + 64 * at + 8 * half);
+                input[i][half] = unit + i < units.end ? values : zero;
             }
         }
+        const float scales[2] = {w.scales.scale(raw[0]), w.scales.scale(raw[1])};
 #pragma unroll
         for (unsigned i = 0; i < AHEAD; i++) {
             float sums[4] = {0.0f, 0.0f, 0.0f, 0.0f};
 #pragma unroll
             for (unsigned half = 0; half < 2; half++) {
-                const uint32_t first = half ? codes[i][0].y : codes[i][0].x, second = half ? codes[i][1].y : codes[i][1].x;
+                const uint32_t first = half ? words[i][0].y : words[i][0].x, second = half ? words[i][1].y : words[i][1].x;
                 const uint4 values = input[i][half];
-                mma_bf16(sums, {pair(table, first, 0), pair(table, second, 0), pair(table, first, 1), pair(table, second, 1)},
+                mma_bf16(sums, {pair<0>(table, first), pair<0>(table, second), pair<1>(table, first), pair<1>(table, second)},
                          {values.x, values.y});
-                mma_bf16(sums, {pair(table, first, 2), pair(table, second, 2), pair(table, first, 3), pair(table, second, 3)},
+                mma_bf16(sums, {pair<2>(table, first), pair<2>(table, second), pair<3>(table, first), pair<3>(table, second)},
                          {values.z, values.w});
             }
-            const float scale[2] = {w.scales.scale(scales[i][0]), w.scales.scale(scales[i][1])};
-            part.sums[0] += scale[0] * sums[0], part.sums[1] += scale[0] * sums[1];
-            part.sums[2] += scale[1] * sums[2], part.sums[3] += scale[1] * sums[3];
+            const unsigned lane = lane_index() / 4 * 4 + i;
+            const float low = __shfl_sync(FULL_WARP, scales[0], lane), high = __shfl_sync(FULL_WARP, scales[1], lane);
+            part.sums[0] += low * sums[0], part.sums[1] += low * sums[1];
+            part.sums[2] += high * sums[2], part.sums[3] += high * sums[3];
         }
     }
 }
@@ -154,10 +169,10 @@ KERNEL(THREADS, few_rows_nf4)
  float scale_offset, const bf16 *more_x, const bf16 *more_w, const float *bias, void *y, unsigned num_rows,
  unsigned num_outputs, unsigned depth, unsigned more_depth, float scale, unsigned flags) {
     SHARED_MEMORY(shared);
-    const uint32_t *table = fill_table((uint32_t *)shared);
+    fill_table((uint32_t *)shared);
     const Nf4Matrix matrix = {codes, {scales, scale_codes, scale_map, scale_offset}, depth};
     Part part(num_outputs, num_rows);
-    add(part, x, matrix, table);
+    add(part, x, matrix, shared);
     add(part, more_x, more_w, more_depth);
     write(part, (float *)(shared + TABLE_BYTES), {y, num_outputs, (flags & IS_F32) != 0, (flags & ADDS) != 0, scale, bias},
           num_rows);

@@ -1,8 +1,8 @@
 // Products C = scale · (A B + A2 B2) + bias: see gemm.cuh. The names say where K lies: `nt` y = x Wᵀ, of A (M,K) and
 // B (N,K); `nn` dx = dy W, of (M,K) and (K,N); `tn` dW = dyᵀ x, of (K,M) and (K,N). C is (M,N), in bf16 or f32.
 //
-// A block has a tile of C and of K so many steps of 32; blockIdx.y says which. Where K is split, C is an f32 matrix a part,
-// and `sum_parts` adds them, always in the same order. Twin: `cpu::matmul`, in f32.
+// A block has a tile of C and of K so many steps of 32; blockIdx.y says which. Where K is split, or N odd, C is an f32
+// matrix a part with an even width, and `sum_parts` adds them, always in the same order. Twin: `cpu::matmul`, in f32.
 #include "gemm.cuh"
 
 using namespace gemm;
@@ -30,8 +30,10 @@ __device__ __forceinline__ void product(const bf16 *a, const MATRIX &b, const bf
     Sums<TILE> sums;
     multiply<TILE, A_K, B_K>(sums, shared, factors, more, place.rows, place.columns, steps);
     const bool is_f32 = (flags & IS_F32) != 0;
-    uint8_t *const part = (uint8_t *)c + (size_t)blockIdx.y * m * n * (is_f32 ? sizeof(float) : sizeof(bf16));
-    Output{part, n, is_f32, (flags & ADDS) != 0, scale, bias}.write(sums, place.rows, place.columns);
+    const unsigned width = n + n % 2;
+    uint8_t *const part = (uint8_t *)c + (size_t)blockIdx.y * m * width * (is_f32 ? sizeof(float) : sizeof(bf16));
+    const Range columns = {place.columns.begin, width};
+    Output{part, width, is_f32, (flags & ADDS) != 0, scale, bias}.write(sums, place.rows, columns);
 }
 
 } // namespace
@@ -68,13 +70,14 @@ NF4_PRODUCT(product_nt_nf4_small, SmallTile, K::WITHIN_ROWS)
 NF4_PRODUCT(product_nn_nf4_large, LargeTile, K::ACROSS_ROWS)
 NF4_PRODUCT(product_nn_nf4_small, SmallTile, K::ACROSS_ROWS)
 
-// C (M,N) from the parts (P,M,N) of its sums, a thread a value.
+// C (M,N) from the parts (P,M,N or N + 1) of its sums, a thread a value.
 KERNEL(256, sum_parts)
 (const float *parts, unsigned num_parts, const float *bias, void *c, unsigned m, unsigned n, float scale, unsigned flags) {
-    const size_t at = (size_t)blockIdx.x * blockDim.x + threadIdx.x, size = (size_t)m * n;
-    if (at >= size) return;
+    const size_t at = (size_t)blockIdx.x * blockDim.x + threadIdx.x;
+    if (at >= (size_t)m * n) return;
+    const unsigned row = at / n, column = at % n, width = n + n % 2;
     float sum = 0.0f;
-    for (unsigned part = 0; part < num_parts; part++) sum += parts[part * size + at];
-    Output{c, n, (flags & IS_F32) != 0, (flags & ADDS) != 0, scale, bias}.write_one(sum, at / n, at % n);
+    for (unsigned part = 0; part < num_parts; part++) sum += parts[((size_t)part * m + row) * width + column];
+    Output{c, n, (flags & IS_F32) != 0, (flags & ADDS) != 0, scale, bias}.write_one(sum, row, column);
 }
 EXPORT_KERNEL(sum_parts)

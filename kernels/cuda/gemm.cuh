@@ -59,7 +59,8 @@ struct Bf16Matrix {
     }
 };
 
-// The largest magnitudes of NF4's blocks of 64 values: `plain[i]`, or `map[codes[i]] · plain[i / 256] + offset`.
+// The largest magnitudes of NF4's blocks of 64 values: `plain[i]`, or `map[codes[i]] · plain[i / 256] + offset`. Without
+// codes the offset is 0.
 struct Nf4Scales {
     const float *plain;
     const uint8_t *codes;
@@ -72,12 +73,13 @@ struct Nf4Scales {
         unsigned code;
     };
 
-    __device__ __forceinline__ Raw fetch(size_t block) const {
-        return codes ? Raw{plain[block / 256], codes[block]} : Raw{plain[block], 0};
+    __device__ __forceinline__ Raw fetch(unsigned block) const {
+        return {plain[codes ? block / 256 : block], codes ? codes[block] : 0u};
     }
 
     __device__ __forceinline__ float scale(Raw raw) const {
-        return codes ? __fadd_rn(__fmul_rn(map[raw.code], raw.plain), offset) : raw.plain;
+        const float share = codes ? map[raw.code] : 1.0f;
+        return __fadd_rn(__fmul_rn(share, raw.plain), offset);
     }
 };
 
@@ -94,7 +96,7 @@ struct Nf4Matrix {
     static __device__ __forceinline__ float value(unsigned code) { return nf4_value(code); }
     // Where in 8 codes the i-th begins.
     static __device__ __forceinline__ constexpr unsigned shift(unsigned i) { return 8 * (i / 2) + (i % 2 ? 0 : 4); }
-    __device__ __forceinline__ Raw fetch_scale(size_t at) const { return scales.fetch(at / 64); }
+    __device__ __forceinline__ Raw fetch_scale(size_t at) const { return scales.fetch((unsigned)(at / 64)); }
     __device__ __forceinline__ float scale(Raw raw) const { return scales.scale(raw); }
 };
 
@@ -122,23 +124,61 @@ template <unsigned WIDTH> __device__ __forceinline__ unsigned place(unsigned row
     return row * WIDTH + (chunk ^ (WIDTH == 32 ? row / 2 % 4 : row % 8)) * CHUNK;
 }
 
-// Copies the part of a bf16 matrix where `rows` and `columns` begin, as much as a tile of (ROWS, WIDTH) holds.
-template <unsigned ROWS, unsigned WIDTH, unsigned THREADS>
-__device__ __forceinline__ void copy(bf16 *tile, const Bf16Matrix &from, Range rows, Range columns) {
-    constexpr unsigned CHUNKS = WIDTH / CHUNK;
-    static_assert(ROWS * CHUNKS % THREADS == 0, "every thread copies as much");
-#pragma unroll
-    for (unsigned i = 0; i < ROWS * CHUNKS / THREADS; i++) {
-        const unsigned at = threadIdx.x + i * THREADS;
-        const unsigned row = rows.begin + at / CHUNKS, column = columns.begin + at % CHUNKS * CHUNK;
-        const bool is_there = row < rows.end && column < columns.end;
-        const bf16 *source = is_there ? from.row(row) + column : from.values;
-        copy_async(tile + place<WIDTH>(at / CHUNKS, at % CHUNKS), source, is_there);
-    }
-}
+// A thread's share of copying a bf16 matrix, stage after stage along K. Rows and columns beyond the edge of C are copies of
+// others, as nobody writes what becomes of them; beyond K are zeros.
+template <unsigned ROWS, unsigned WIDTH, unsigned THREADS, K SIDE> struct Copier {
+    static constexpr unsigned CHUNKS = WIDTH / CHUNK;
+    // Rows from one of a thread's chunks to the next: whole turns of the chunks' order.
+    static constexpr unsigned ROW_STEP = THREADS / CHUNKS;
+    static constexpr unsigned COPIES = ROWS / ROW_STEP;
+    static_assert(ROW_STEP % 8 == 0 && ROWS % ROW_STEP == 0, "every thread copies as much, with one order of chunks");
 
-// A thread's share of a tile of a packed matrix, in registers between the reading and the writing of it.
-template <class MATRIX, unsigned ROWS, unsigned WIDTH, unsigned THREADS> struct Packed {
+    Bf16Matrix from;
+    // Of each chunk; along the rows without `k`.
+    const bf16 *at[COPIES];
+    // Where the first chunk begins along K, and where K ends.
+    unsigned k, depth;
+    unsigned column;
+
+    // `edge` is what C's rows or columns have of the matrix, `first` where K begins.
+    __device__ __forceinline__ void start(const Bf16Matrix &matrix, Range edge, unsigned first, unsigned end) {
+        from = matrix;
+        depth = end;
+        const unsigned row = threadIdx.x / CHUNKS, chunk = threadIdx.x % CHUNKS * CHUNK;
+        if (SIDE == K::WITHIN_ROWS) {
+            k = first + chunk;
+#pragma unroll
+            for (unsigned i = 0; i < COPIES; i++) at[i] = from.row(min(edge.begin + row + i * ROW_STEP, edge.end - 1));
+        } else {
+            k = first + row;
+            column = edge.begin + chunk < edge.end ? edge.begin + chunk : 0;
+#pragma unroll
+            for (unsigned i = 0; i < COPIES; i++) {
+                at[i] = from.values + (size_t)(from.first_row + k + i * ROW_STEP) * from.width + column;
+            }
+        }
+    }
+
+    __device__ __forceinline__ void copy(bf16 *tile) {
+        bf16 *const to = tile + place<WIDTH>(threadIdx.x / CHUNKS, threadIdx.x % CHUNKS);
+#pragma unroll
+        for (unsigned i = 0; i < COPIES; i++) {
+            bf16 *const chunk = to + i * ROW_STEP * WIDTH;
+            if (SIDE == K::WITHIN_ROWS) {
+                copy_async(chunk, at[i] + k, k < depth);
+                continue;
+            }
+            const unsigned row = k + i * ROW_STEP;
+            if (from.index != nullptr) copy_async(chunk, from.row(min(row, depth - 1)) + column, row < depth);
+            else copy_async(chunk, at[i], row < depth);
+            at[i] += (size_t)DEPTH * from.width;
+        }
+        k += DEPTH;
+    }
+};
+
+// A thread's share of a packed matrix, in registers between the reading and the writing of a stage. At the edges as above.
+template <class MATRIX, unsigned ROWS, unsigned WIDTH, unsigned THREADS, K SIDE> struct Packed {
     // Words of 8 codes, side by side.
     static constexpr unsigned WORDS = ROWS * WIDTH / THREADS / 8;
     static_assert(WORDS == 2 || WORDS == 4, "a share is read at once");
@@ -146,17 +186,40 @@ template <class MATRIX, unsigned ROWS, unsigned WIDTH, unsigned THREADS> struct 
     typename MATRIX::Raw scales[WORDS];
     // That of the code which is the lane's number.
     const float value = MATRIX::value(lane_index() % 16);
+    // The share's first value in the matrix, where it is along K and where K ends.
+    size_t at;
+    unsigned k, depth;
+    // How much of the share is within the matrix, if K runs across the rows.
+    unsigned width;
+    // Shares begin at whole words of the widest kind and have one scale.
+    bool is_aligned;
 
     // A warp has 32 rows at the same columns: so its writes meet in no bank.
     static __device__ __forceinline__ unsigned row() { return threadIdx.x % ROWS; }
     static __device__ __forceinline__ unsigned first_chunk() { return threadIdx.x / ROWS * WORDS; }
 
-    __device__ __forceinline__ void fetch(const MATRIX &from, Range rows, Range columns) {
-        const unsigned column = columns.begin + first_chunk() * CHUNK;
-        const bool has_row = rows.begin + row() < rows.end;
-        const size_t at = (size_t)(from.first_row + rows.begin + row()) * from.width + column;
-        if (from.width % 32 == 0 && columns.end % 32 == 0) {
-            if (!has_row || column >= columns.end) return clear();
+    __device__ __forceinline__ void start(const MATRIX &from, Range edge, unsigned first, unsigned end) {
+        const unsigned chunk = first_chunk() * CHUNK;
+        depth = end;
+        unsigned column;
+        size_t first_row = from.first_row;
+        if (SIDE == K::WITHIN_ROWS) {
+            first_row += min(edge.begin + row(), edge.end - 1);
+            column = k = first + chunk;
+        } else {
+            k = first + row();
+            first_row += k;
+            column = edge.begin + chunk < edge.end ? edge.begin + chunk : 0;
+            width = edge.end - column;
+        }
+        at = first_row * from.width + column;
+        is_aligned = from.width % 32 == 0;
+    }
+
+    // Reads the next stage's.
+    __device__ __forceinline__ void fetch(const MATRIX &from) {
+        const unsigned left = k >= depth ? 0 : SIDE == K::WITHIN_ROWS ? depth - k : width;
+        if (is_aligned && left >= 8 * WORDS) {
             if (WORDS == 4) {
                 const uint4 words = *(const uint4 *)(from.codes + at / 2);
                 codes[0] = words.x, codes[1] = words.y, codes[WORDS - 2] = words.z, codes[WORDS - 1] = words.w;
@@ -168,20 +231,17 @@ template <class MATRIX, unsigned ROWS, unsigned WIDTH, unsigned THREADS> struct 
 #pragma unroll
             for (unsigned i = 0; i < WORDS; i++) scales[i] = scale;
         } else {
-            clear();
 #pragma unroll
             for (unsigned i = 0; i < WORDS; i++) {
-                if (!has_row || column + i * CHUNK >= columns.end) continue;
+                // What these mean is finite, and either A is zero there or C has no such place.
+                codes[i] = 0, scales[i] = typename MATRIX::Raw{};
+                if (i * CHUNK >= left) continue;
                 codes[i] = *(const uint32_t *)(from.codes + (at + i * CHUNK) / 2);
                 scales[i] = from.fetch_scale(at + i * CHUNK);
             }
         }
-    }
-
-    // What these mean is finite, and either A is zero there or C has no such place.
-    __device__ __forceinline__ void clear() {
-#pragma unroll
-        for (unsigned i = 0; i < WORDS; i++) codes[i] = 0, scales[i] = typename MATRIX::Raw{};
+        k += DEPTH;
+        at += SIDE == K::WITHIN_ROWS ? DEPTH : (size_t)DEPTH * from.width;
     }
 
     // The whole warp takes part: its lanes hold the values of the codes.
@@ -204,7 +264,8 @@ template <class MATRIX, unsigned ROWS, unsigned WIDTH, unsigned THREADS> struct 
 };
 
 // Nothing, for matrices that are copied as they are.
-template <unsigned ROWS, unsigned WIDTH, unsigned THREADS> struct Packed<Bf16Matrix, ROWS, WIDTH, THREADS> {};
+template <unsigned ROWS, unsigned WIDTH, unsigned THREADS, K SIDE>
+struct Packed<Bf16Matrix, ROWS, WIDTH, THREADS, SIDE> {};
 
 // ---- The product ----
 
@@ -231,56 +292,32 @@ template <class MATRIX> struct Factors {
     unsigned depth;
 };
 
-template <class TILE, K A_K, K B_K> struct Multiplier {
-    static constexpr unsigned THREADS = TILE::THREADS;
-    static constexpr unsigned A_ROWS = A_K == K::WITHIN_ROWS ? TILE::ROWS : DEPTH;
-    static constexpr unsigned A_WIDTH = A_K == K::WITHIN_ROWS ? DEPTH : TILE::ROWS;
-    static constexpr unsigned B_ROWS = B_K == K::WITHIN_ROWS ? TILE::COLUMNS : DEPTH;
-    static constexpr unsigned B_WIDTH = B_K == K::WITHIN_ROWS ? DEPTH : TILE::COLUMNS;
+// How a tile of A or B lies in shared memory, and the thread's way to its fragments there: of 16 rows or columns of C a
+// `load`, k from its beginning.
+template <unsigned SIZE, unsigned WARP_SIZE, K SIDE> struct Operand {
+    static constexpr unsigned ROWS = SIDE == K::WITHIN_ROWS ? SIZE : DEPTH;
+    static constexpr unsigned WIDTH = SIDE == K::WITHIN_ROWS ? DEPTH : SIZE;
+    static constexpr unsigned PARTS = WARP_SIZE / 16;
+    // In values: the order of chunks changes with k if that lies within the rows, else with the part.
+    unsigned at[SIDE == K::WITHIN_ROWS ? DEPTH / 16 : PARTS];
 
-    static __device__ __forceinline__ bf16 *a_tile(uint8_t *shared, unsigned step) {
-        return (bf16 *)shared + step % STAGES * TILE::STAGE_VALUES;
-    }
-    static __device__ __forceinline__ bf16 *b_tile(uint8_t *shared, unsigned step) {
-        return a_tile(shared, step) + TILE::ROWS * DEPTH;
-    }
-
-    static __device__ __forceinline__ void copy_a(bf16 *tile, const Bf16Matrix &a, Range rows, Range depth) {
-        if (A_K == K::WITHIN_ROWS) copy<A_ROWS, A_WIDTH, THREADS>(tile, a, rows, depth);
-        else copy<A_ROWS, A_WIDTH, THREADS>(tile, a, depth, rows);
-    }
-    static __device__ __forceinline__ void copy_b(bf16 *tile, const Bf16Matrix &b, Range columns, Range depth) {
-        if (B_K == K::WITHIN_ROWS) copy<B_ROWS, B_WIDTH, THREADS>(tile, b, columns, depth);
-        else copy<B_ROWS, B_WIDTH, THREADS>(tile, b, depth, columns);
-    }
-
-    // Adds the product of a stage.
-    static __device__ __forceinline__ void add(Sums<TILE> &sums, const bf16 *a, const bf16 *b) {
+    // The fragment's matrices of 8 come by rows and columns of C first (A), or by k first (B).
+    __device__ __forceinline__ Operand(unsigned first, bool is_by_size_first) {
         const unsigned matrix = lane_index() / 8, row = lane_index() % 8;
-        const unsigned first_row = sums.first_row(), first_column = sums.first_column();
+        const unsigned size = first + (is_by_size_first ? matrix % 2 : matrix / 2) * 8;
+        const unsigned depth = (is_by_size_first ? matrix / 2 : matrix % 2) * 8;
+        if (SIDE == K::WITHIN_ROWS) {
 #pragma unroll
-        for (unsigned k = 0; k < DEPTH; k += 16) {
-            uint32_t left[TILE::WARP_ROWS / 16][4];
+            for (unsigned i = 0; i < DEPTH / 16; i++) at[i] = place<WIDTH>(size + row, (depth + 16 * i) / CHUNK);
+        } else {
 #pragma unroll
-            for (unsigned i = 0; i < TILE::WARP_ROWS / 16; i++) {
-                const unsigned m = first_row + 16 * i + matrix % 2 * 8, depth = k + matrix / 2 * 8;
-                if (A_K == K::WITHIN_ROWS) load_matrices(left[i], a + place<A_WIDTH>(m + row, depth / CHUNK));
-                else load_transposed_matrices(left[i], a + place<A_WIDTH>(depth + row, m / CHUNK));
-            }
-#pragma unroll
-            for (unsigned j = 0; j < TILE::WARP_COLUMNS / 16; j++) {
-                const unsigned n = first_column + 16 * j + matrix / 2 * 8, depth = k + matrix % 2 * 8;
-                uint32_t right[4];
-                if (B_K == K::WITHIN_ROWS) load_matrices(right, b + place<B_WIDTH>(n + row, depth / CHUNK));
-                else load_transposed_matrices(right, b + place<B_WIDTH>(depth + row, n / CHUNK));
-                const uint32_t halves[2][2] = {{right[0], right[1]}, {right[2], right[3]}};
-#pragma unroll
-                for (unsigned i = 0; i < TILE::WARP_ROWS / 16; i++) {
-                    mma_bf16(sums.at[i][2 * j], left[i], halves[0]);
-                    mma_bf16(sums.at[i][2 * j + 1], left[i], halves[1]);
-                }
-            }
+            for (unsigned i = 0; i < PARTS; i++) at[i] = place<WIDTH>(depth + row, (size + 16 * i) / CHUNK);
         }
+    }
+
+    __device__ __forceinline__ void load(uint32_t (&fragments)[4], const bf16 *tile, unsigned part, unsigned k) const {
+        if (SIDE == K::WITHIN_ROWS) load_matrices(fragments, tile + at[k / 16] + 16 * part * WIDTH);
+        else load_transposed_matrices(fragments, tile + at[part] + k * WIDTH);
     }
 };
 
@@ -290,60 +327,107 @@ template <class TILE, K A_K, K B_K> struct Multiplier {
 template <class TILE, K A_K, K B_K, class MATRIX>
 __device__ __forceinline__ void multiply(Sums<TILE> &sums, uint8_t *shared, const Factors<MATRIX> &factors,
                                          const Factors<Bf16Matrix> &more, Range rows, Range columns, Range steps) {
-    using Part = Multiplier<TILE, A_K, B_K>;
+    using Left = Operand<TILE::ROWS, TILE::WARP_ROWS, A_K>;
+    using Right = Operand<TILE::COLUMNS, TILE::WARP_COLUMNS, B_K>;
+    const Left left(sums.first_row(), true);
+    const Right right(sums.first_column(), false);
     const unsigned first_steps = num_steps(factors.depth);
-    Packed<MATRIX, Part::B_ROWS, Part::B_WIDTH, Part::THREADS> packed;
+    Copier<Left::ROWS, Left::WIDTH, TILE::THREADS, A_K> copier_a;
+    Copier<Right::ROWS, Right::WIDTH, TILE::THREADS, B_K> copier_b;
+    Packed<MATRIX, Right::ROWS, Right::WIDTH, TILE::THREADS, B_K> packed;
+    bf16 *const stages = (bf16 *)shared;
 #pragma unroll
     for (auto &row : sums.at) {
 #pragma unroll
         for (auto &part : row) part[0] = part[1] = part[2] = part[3] = 0.0f;
     }
 
+    const auto start_more = [&](unsigned step) {
+        const unsigned first = (step - first_steps) * DEPTH;
+        copier_a.start(more.a, rows, first, more.depth);
+        copier_b.start(more.b, columns, first, more.depth);
+    };
     // Reads a step's packed weights into registers.
     const auto fetch = [&](unsigned step) {
         if constexpr (MATRIX::IS_PACKED) {
-            if (step >= steps.end || step >= first_steps) return;
-            const Range depth = {step * DEPTH, factors.depth};
-            if (B_K == K::WITHIN_ROWS) packed.fetch(factors.b, columns, depth);
-            else packed.fetch(factors.b, depth, columns);
+            if (step < min(steps.end, first_steps)) packed.fetch(factors.b);
         }
     };
     // Begins to fill a step's stage; packed weights were fetched.
-    const auto fill = [&](unsigned step) {
+    const auto fill = [&](unsigned step, unsigned stage) {
         if (step < steps.end) {
-            bf16 *const a = Part::a_tile(shared, step), *const b = Part::b_tile(shared, step);
-            if (step < first_steps) {
-                const Range depth = {step * DEPTH, factors.depth};
-                Part::copy_a(a, factors.a, rows, depth);
-                if constexpr (MATRIX::IS_PACKED) packed.write(b, factors.b);
-                else Part::copy_b(b, factors.b, columns, depth);
+            bf16 *const a = stages + stage * TILE::STAGE_VALUES, *const b = a + TILE::ROWS * DEPTH;
+            if (step == first_steps) start_more(step);
+            copier_a.copy(a);
+            if constexpr (MATRIX::IS_PACKED) {
+                if (step < first_steps) packed.write(b, factors.b);
+                else copier_b.copy(b);
             } else {
-                const Range depth = {(step - first_steps) * DEPTH, more.depth};
-                Part::copy_a(a, more.a, rows, depth);
-                Part::copy_b(b, more.b, columns, depth);
+                copier_b.copy(b);
             }
         }
         commit_copies();
     };
 
+    if (steps.begin < first_steps) {
+        const unsigned first = steps.begin * DEPTH;
+        copier_a.start(factors.a, rows, first, factors.depth);
+        if constexpr (MATRIX::IS_PACKED) packed.start(factors.b, columns, first, factors.depth);
+        else copier_b.start(factors.b, columns, first, factors.depth);
+    } else if (steps.begin < steps.end) {
+        start_more(steps.begin);
+    }
 #pragma unroll
     for (unsigned i = 0; i < STAGES - 1; i++) {
         fetch(steps.begin + i);
-        fill(steps.begin + i);
+        fill(steps.begin + i, i);
     }
     fetch(steps.begin + STAGES - 1);
+    // The stages that are multiplied and filled now.
+    unsigned current = 0, next = STAGES - 1;
     for (unsigned step = steps.begin; step < steps.end; step++) {
         wait_for_copies<STAGES - 2>();
         // The step's stage is there for all, and all are done with the one before, which is filled anew.
         __syncthreads();
-        fill(step + STAGES - 1);
+        fill(step + STAGES - 1, next);
         fetch(step + STAGES);
-        Part::add(sums, Part::a_tile(shared, step), Part::b_tile(shared, step));
+        const bf16 *const a = stages + current * TILE::STAGE_VALUES, *const b = a + TILE::ROWS * DEPTH;
+#pragma unroll
+        for (unsigned k = 0; k < DEPTH; k += 16) {
+            uint32_t parts[Left::PARTS][4];
+#pragma unroll
+            for (unsigned i = 0; i < Left::PARTS; i++) left.load(parts[i], a, i, k);
+#pragma unroll
+            for (unsigned j = 0; j < Right::PARTS; j++) {
+                uint32_t part[4];
+                right.load(part, b, j, k);
+#pragma unroll
+                for (unsigned i = 0; i < Left::PARTS; i++) {
+                    mma_bf16(sums.at[i][2 * j], parts[i], {part[0], part[1]});
+                    mma_bf16(sums.at[i][2 * j + 1], parts[i], {part[2], part[3]});
+                }
+            }
+        }
+        current = current + 1 == STAGES ? 0 : current + 1;
+        next = next + 1 == STAGES ? 0 : next + 1;
     }
     wait_for_copies<0>();
 }
 
 // ---- The result ----
+
+// Two neighbours in memory.
+template <class VALUE> struct Pairs;
+template <> struct Pairs<float> {
+    using Type = float2;
+    static __device__ __forceinline__ float2 pack(float low, float high) { return make_float2(low, high); }
+    static __device__ __forceinline__ float2 unpack(float2 pair) { return pair; }
+};
+template <> struct Pairs<bf16> {
+    using Type = uint32_t;
+    static __device__ __forceinline__ uint32_t pack(float low, float high) { return pack_bf16(low, high); }
+    static __device__ __forceinline__ float2 unpack(uint32_t pair) { return make_float2(low_half(pair), high_half(pair)); }
+};
 
 // Where sums go: `scale · sum + bias`, in bf16 or f32.
 struct Output {
@@ -357,13 +441,9 @@ struct Output {
     // (N) or null
     const float *bias;
 
-    __device__ __forceinline__ float finish(float sum, unsigned column) const {
-        return sum * scale + (bias ? bias[column] : 0.0f);
-    }
-
     __device__ __forceinline__ void write_one(float sum, unsigned row, unsigned column) const {
         const size_t at = (size_t)row * width + column;
-        const float value = finish(sum, column);
+        const float value = sum * scale + (bias ? bias[column] : 0.0f);
         if (is_f32) {
             float *const to = (float *)values + at;
             *to = adds ? *to + value : value;
@@ -373,37 +453,43 @@ struct Output {
         }
     }
 
-    // Two columns; `end` is where columns end.
-    __device__ __forceinline__ void write_pair(float low, float high, unsigned row, unsigned column, unsigned end) const {
-        if (column >= end) return;
-        if (column + 1 == end || width % 2 != 0) {
-            write_one(low, row, column);
-            if (column + 1 < end) write_one(high, row, column + 1);
-            return;
+    // The tile where `rows` and `columns` begin, as far as they reach; row i of C is row i of A. The width and the end of the
+    // columns are even.
+    template <class TILE> __device__ __forceinline__ void write(Sums<TILE> &sums, Range rows, Range columns) const {
+        const unsigned first_column = columns.begin + sums.first_column() + lane_index() % 4 * 2;
+#pragma unroll
+        for (unsigned j = 0; j < TILE::WARP_COLUMNS / 8; j++) {
+            const unsigned column = first_column + 8 * j;
+            const bool has_bias = bias != nullptr && column < columns.end;
+            const float low = has_bias ? bias[column] : 0.0f, high = has_bias ? bias[column + 1] : 0.0f;
+#pragma unroll
+            for (auto &row : sums.at) {
+                float(&part)[4] = row[j];
+                part[0] = part[0] * scale + low, part[1] = part[1] * scale + high;
+                part[2] = part[2] * scale + low, part[3] = part[3] * scale + high;
+            }
         }
-        const size_t at = (size_t)row * width + column;
-        low = finish(low, column), high = finish(high, column + 1);
-        if (is_f32) {
-            float2 *const to = (float2 *)((float *)values + at);
-            *to = adds ? make_float2(to->x + low, to->y + high) : make_float2(low, high);
-        } else {
-            uint32_t *const to = (uint32_t *)((bf16 *)values + at);
-            *to = adds ? pack_bf16(low_half(*to) + low, high_half(*to) + high) : pack_bf16(low, high);
-        }
+        if (is_f32) adds ? write_as<float, true>(sums, rows, columns) : write_as<float, false>(sums, rows, columns);
+        else adds ? write_as<bf16, true>(sums, rows, columns) : write_as<bf16, false>(sums, rows, columns);
     }
 
-    // The tile where `rows` and `columns` begin, as far as they reach; row i of C is row i of A.
-    template <class TILE> __device__ __forceinline__ void write(const Sums<TILE> &sums, Range rows, Range columns) const {
+    template <class VALUE, bool ADDS, class TILE>
+    __device__ __forceinline__ void write_as(const Sums<TILE> &sums, Range rows, Range columns) const {
+        using Pair = typename Pairs<VALUE>::Type;
         const unsigned first_row = rows.begin + sums.first_row() + lane_index() / 4;
         const unsigned first_column = columns.begin + sums.first_column() + lane_index() % 4 * 2;
 #pragma unroll
-        for (unsigned i = 0; i < TILE::WARP_ROWS / 16; i++) {
+        for (unsigned i = 0; i < TILE::WARP_ROWS / 8; i++) {
+            const unsigned row = first_row + 8 * i;
+            if (row >= rows.end) return;
+            VALUE *const at = (VALUE *)values + (size_t)row * width + first_column;
 #pragma unroll
             for (unsigned j = 0; j < TILE::WARP_COLUMNS / 8; j++) {
-                const float(&part)[4] = sums.at[i][j];
-                const unsigned row = first_row + 16 * i, column = first_column + 8 * j;
-                if (row < rows.end) write_pair(part[0], part[1], row, column, columns.end);
-                if (row + 8 < rows.end) write_pair(part[2], part[3], row + 8, column, columns.end);
+                if (first_column + 8 * j >= columns.end) break;
+                const float *const part = sums.at[i / 2][j] + i % 2 * 2;
+                Pair *const to = (Pair *)(at + 8 * j);
+                const float2 before = ADDS ? Pairs<VALUE>::unpack(*to) : make_float2(0.0f, 0.0f);
+                *to = Pairs<VALUE>::pack(before.x + part[0], before.y + part[1]);
             }
         }
     }

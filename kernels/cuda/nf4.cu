@@ -61,7 +61,7 @@ KERNEL(256, dequantize_nf4)
     for (uint64_t first = (uint64_t)blockIdx.x * blockDim.x + warp_index() * 32; first < num_words; first += threads) {
         const uint64_t word = min(first + lane_index(), num_words - 1);
         const uint32_t packed = ((const uint32_t *)codes)[word];
-        const float scale = all.scale(all.fetch(word * 8 / BLOCK));
+        const float scale = all.scale(all.fetch((unsigned)(word * 8 / BLOCK)));
         uint32_t pairs[4];
 #pragma unroll
         for (unsigned i = 0; i < 4; i++) {

@@ -147,10 +147,12 @@ impl<'a> Product<'a> {
             threads: TILE_THREADS,
             shared_bytes: shared_bytes(side) as u32,
         };
-        if num_parts == 1 {
+        // Tiles are written in pairs of columns.
+        let width = n.next_multiple_of(2);
+        if num_parts == 1 && width == n {
             return self.launch_tiles((side, grid), &self.bias, c, sizes, part_steps, self.scale, flags);
         }
-        let parts = Buffer::new(self.device(), (num_parts, m, n), DType::F32)?;
+        let parts = Buffer::new(self.device(), (num_parts, m, width), DType::F32)?;
         self.launch_tiles((side, grid), &None, &parts, sizes, part_steps, 1.0, IS_F32)?;
         let grid = Grid::line((m * n).div_ceil(SUM_THREADS as usize), SUM_THREADS);
         let args: [&dyn ToArg; 8] = [&parts, &num_parts, &self.bias, c, &m, &n, &self.scale, &flags];
