@@ -1,9 +1,7 @@
 //! Products against their twins: every form, size of tile, edge and split of K that the kernels have.
 
-mod common;
-
-use candle_core::{DType, Device, Result, Tensor};
-use common::{Twins, random};
+use crate::twins::{Twins, random, target};
+use candle_core::{DType, Result, Tensor};
 use lathe_kernels::{FrozenLinear, Nf4, linear};
 
 /// (T, O, C): few rows and many, odd edges, K in parts; at the end large tiles in each form.
@@ -34,14 +32,13 @@ fn on<'a>(x: &Tensor, [cpu, gpu]: [&'a FrozenLinear; 2]) -> &'a FrozenLinear {
 
 /// Checks a layer and its copy on the device on T rows.
 fn check(num_rows: usize, cpu: &FrozenLinear) -> Result<()> {
-    let gpu = cpu.to_device(&Device::Cpu)?;
+    let gpu = cpu.to_device(&target())?;
     let in_features = cpu.shape().1;
     Twins::new(&[(&[num_rows, in_features], 2)])?
         .check(1e-2, |inputs| on(&inputs[0], [cpu, &gpu]).forward(&inputs[0]))
 }
 
-#[test]
-fn a_frozen_weight_in_bf16_is_its_twin() -> Result<()> {
+pub fn a_frozen_weight_in_bf16_is_its_twin() -> Result<()> {
     for (num_rows, out_features, in_features) in SHAPES {
         let weight = random(&[out_features, in_features], 1)?;
         let bias = random(&[out_features], 3)?;
@@ -50,8 +47,7 @@ fn a_frozen_weight_in_bf16_is_its_twin() -> Result<()> {
     Ok(())
 }
 
-#[test]
-fn a_weight_in_nf4_is_its_twin() -> Result<()> {
+pub fn a_weight_in_nf4_is_its_twin() -> Result<()> {
     for (num_rows, out_features, in_features) in SHAPES {
         let weight = random(&[out_features, in_features], 1)?;
         let bias = random(&[out_features], 3)?;
@@ -64,8 +60,7 @@ fn a_weight_in_nf4_is_its_twin() -> Result<()> {
     Ok(())
 }
 
-#[test]
-fn a_weight_that_learns_is_its_twin() -> Result<()> {
+pub fn a_weight_that_learns_is_its_twin() -> Result<()> {
     for (num_rows, out_features, in_features) in SHAPES {
         Twins::new(&[(&[num_rows, in_features], 1)])?
             .with_f32(&[out_features, in_features], 2)?
