@@ -5,6 +5,7 @@
 //! name outside this module.
 
 pub(crate) mod adamw;
+pub(crate) mod cross_entropy;
 #[cfg(feature = "cuda")]
 mod cuda;
 pub(crate) mod dropout;
@@ -17,6 +18,7 @@ mod mirrored;
 mod nf4;
 pub(crate) mod rms_norm;
 pub(crate) mod rope;
+pub mod sampling;
 pub(crate) mod swiglu;
 mod trace;
 

@@ -1,9 +1,7 @@
 //! Products against their twins: every form, size of tile, edge and split of K that the kernels have.
 
-mod common;
-
-use candle_core::{DType, Device, Result, Tensor};
-use common::{Twins, distance, random};
+use crate::twins::{Twins, check_near, on_target, random, target};
+use candle_core::{DType, Result, Tensor};
 use lathe_kernels::{FrozenLinear, Nf4, linear};
 
 /// (T, O, C): few rows and many, odd edges, K in parts.
@@ -33,14 +31,13 @@ fn on<'a>(x: &Tensor, [cpu, gpu]: [&'a FrozenLinear; 2]) -> &'a FrozenLinear {
 
 /// Checks a layer and its copy on the device on T rows.
 fn check(num_rows: usize, cpu: &FrozenLinear) -> Result<()> {
-    let gpu = cpu.to_device(&Device::Cpu)?;
+    let gpu = cpu.to_device(&target())?;
     let in_features = cpu.shape().1;
     Twins::new(&[(&[num_rows, in_features], 2)])?
         .check(1e-2, |inputs| on(&inputs[0], [cpu, &gpu]).forward(&inputs[0]))
 }
 
-#[test]
-fn a_frozen_weight_in_bf16_is_its_twin() -> Result<()> {
+pub fn a_frozen_weight_in_bf16_is_its_twin() -> Result<()> {
     for (num_rows, out_features, in_features) in SHAPES.iter().chain(&LARGE[..2]).copied() {
         let weight = random(&[out_features, in_features], 1)?;
         let bias = random(&[out_features], 3)?;
@@ -49,8 +46,7 @@ fn a_frozen_weight_in_bf16_is_its_twin() -> Result<()> {
     Ok(())
 }
 
-#[test]
-fn a_weight_in_nf4_is_its_twin() -> Result<()> {
+pub fn a_weight_in_nf4_is_its_twin() -> Result<()> {
     for (num_rows, out_features, in_features) in SHAPES.iter().chain(&LARGE_NF4).copied() {
         let weight = random(&[out_features, in_features], 1)?;
         let bias = random(&[out_features], 3)?;
@@ -63,8 +59,7 @@ fn a_weight_in_nf4_is_its_twin() -> Result<()> {
     Ok(())
 }
 
-#[test]
-fn a_weight_that_learns_is_its_twin() -> Result<()> {
+pub fn a_weight_that_learns_is_its_twin() -> Result<()> {
     for (num_rows, out_features, in_features) in SHAPES.iter().chain(&LARGE[2..]).copied() {
         Twins::new(&[(&[num_rows, in_features], 1)])?
             .with_f32(&[out_features, in_features], 2)?
@@ -73,31 +68,25 @@ fn a_weight_that_learns_is_its_twin() -> Result<()> {
     Ok(())
 }
 
-#[test]
-fn an_odd_number_of_outputs_is_its_twin() -> Result<()> {
-    lathe_emulator::install();
+pub fn an_odd_number_of_outputs_is_its_twin() -> Result<()> {
     for (num_rows, out_features, in_features) in [(3, 25, 64), (9, 257, 64), (70, 67, 640)] {
         let (weight, bias) = (random(&[out_features, in_features], 1)?, random(&[out_features], 3)?);
         let cpu = FrozenLinear::new(&weight, Some(&bias))?;
         let x = random(&[num_rows, in_features], 2)?;
-        let y = cpu.to_device(&Device::Cpu)?.forward(&x.to_dtype(DType::BF16)?)?;
-        assert!(distance(&y, &cpu.forward(&x)?)? < 1e-2);
+        let y = cpu.to_device(&target())?.forward(&on_target(&x.to_dtype(DType::BF16)?)?)?;
+        check_near(&y, &cpu.forward(&x)?, 1e-2)?;
     }
     Ok(())
 }
 
-#[test]
-fn what_no_kernel_takes_is_refused() -> Result<()> {
-    lathe_emulator::install();
+pub fn rows_that_no_kernel_takes_are_refused() -> Result<()> {
     let layer = |out_features, in_features| -> Result<FrozenLinear> {
-        FrozenLinear::new(&random(&[out_features, in_features], 1)?, None)?.to_device(&Device::Cpu)
+        FrozenLinear::new(&random(&[out_features, in_features], 1)?, None)?.to_device(&target())
     };
-    let x = |width| random(&[2, width], 2)?.to_dtype(DType::BF16);
+    let x = |width| on_target(&random(&[2, width], 2)?.to_dtype(DType::BF16)?);
     assert!(layer(8, 12)?.forward(&x(12)?).is_err(), "rows of 12 values");
     assert!(layer(8, 16)?.forward(&x(8)?).is_err(), "another width");
-    assert!(
-        FrozenLinear::new(&random(&[8, 16], 1)?, None)?.forward(&x(16)?).is_err(),
-        "a weight that is not there"
-    );
+    let not_there = FrozenLinear::new(&random(&[8, 16], 1)?, None)?;
+    assert!(not_there.forward(&x(16)?).is_err(), "a weight on the host");
     Ok(())
 }

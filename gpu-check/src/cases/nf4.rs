@@ -1,10 +1,7 @@
 //! NF4 on the device: codes, scales and values equal those of the host to the bit.
 
-#[expect(dead_code, reason = "bits are compared here, not distances")]
-mod common;
-
+use crate::twins::{on_target, random, target};
 use candle_core::{DType, Device, Result, Tensor};
-use common::random;
 use lathe_kernels::{FrozenLinear, Nf4, Nf4Scales, gpu::GpuNf4};
 
 /// Weights with blocks that run through rows' ends, of zeros, and of outliers.
@@ -25,14 +22,13 @@ fn scale_bits(scales: &Nf4Scales) -> (Vec<u8>, Vec<u32>) {
     }
 }
 
-#[test]
-fn a_weight_quantised_on_the_device_has_the_hosts_codes_and_scales() -> Result<()> {
-    lathe_emulator::install();
+pub fn a_weight_quantised_on_the_device_has_the_hosts_codes_and_scales() -> Result<()> {
     for weight in weights()? {
         for double_quant in [false, true] {
             let expected = Nf4::quantize(&weight, double_quant)?;
             for dtype in [DType::BF16, DType::F32] {
-                let found = GpuNf4::quantize(&weight.to_dtype(dtype)?, double_quant)?.to_host()?;
+                let found =
+                    GpuNf4::quantize(&on_target(&weight.to_dtype(dtype)?)?, double_quant)?.to_host()?;
                 assert_eq!(found.codes(), expected.codes(), "{weight:?} in {dtype:?}");
                 assert_eq!(scale_bits(found.scales()), scale_bits(expected.scales()), "{weight:?}");
             }
@@ -41,13 +37,11 @@ fn a_weight_quantised_on_the_device_has_the_hosts_codes_and_scales() -> Result<(
     Ok(())
 }
 
-#[test]
-fn values_are_the_hosts_rounded_to_bf16() -> Result<()> {
-    lathe_emulator::install();
+pub fn values_are_the_hosts_rounded_to_bf16() -> Result<()> {
     for weight in weights()? {
         for double_quant in [false, true] {
             let packed = Nf4::quantize(&weight, double_quant)?;
-            let found = GpuNf4::new(&packed, &Device::Cpu)?.dequantize()?;
+            let found = GpuNf4::new(&packed, &target())?.dequantize()?;
             let identity = Tensor::eye(weight.dim(1)?, DType::F32, &Device::Cpu)?;
             let expected = FrozenLinear::nf4(packed, None)?.forward(&identity)?.t()?;
             let bits = |tensor: &Tensor| -> Result<Vec<u32>> {
@@ -61,12 +55,10 @@ fn values_are_the_hosts_rounded_to_bf16() -> Result<()> {
     Ok(())
 }
 
-#[test]
-fn what_is_not_a_number_stays_so() -> Result<()> {
-    lathe_emulator::install();
+pub fn what_is_not_a_number_stays_so() -> Result<()> {
     let mut values = vec![0.5f32; 192];
     values[70] = f32::NAN;
-    let weight = Tensor::from_vec(values, (3, 64), &Device::Cpu)?;
+    let weight = Tensor::from_vec(values, (3, 64), &target())?;
     let found = GpuNf4::quantize(&weight, false)?;
     let values = found.dequantize()?.to_dtype(DType::F32)?.to_vec2::<f32>()?;
     assert!(values[1].iter().all(|value| value.is_nan()));
@@ -74,11 +66,9 @@ fn what_is_not_a_number_stays_so() -> Result<()> {
     Ok(())
 }
 
-#[test]
-fn a_width_that_no_kernel_takes_is_refused() -> Result<()> {
-    lathe_emulator::install();
+pub fn a_width_that_no_kernel_takes_is_refused() -> Result<()> {
     let odd = Nf4::quantize(&random(&[32, 12], 1)?, false)?;
-    assert!(GpuNf4::new(&odd, &Device::Cpu).is_err());
-    assert!(GpuNf4::quantize(&random(&[3, 8], 1)?, false).is_err());
+    assert!(GpuNf4::new(&odd, &target()).is_err());
+    assert!(GpuNf4::quantize(&on_target(&random(&[3, 8], 1)?)?, false).is_err());
     Ok(())
 }

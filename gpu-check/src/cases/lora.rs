@@ -1,9 +1,7 @@
 //! LoRA, its dropout and DoRA's norms against their twins.
 
-mod common;
-
-use candle_core::{DType, Device, Result, Tensor};
-use common::{Twins, distance, random};
+use crate::twins::{Twins, check_near, distance, on_target, random, target};
+use candle_core::{DType, Result, Tensor};
 use lathe_kernels::{Dropout, FrozenLinear, LoraLinear, Nf4, add_low_rank};
 
 /// (T, O, C, R): ranks that are no multiple of 8, few rows and many.
@@ -27,7 +25,7 @@ fn bases(out_features: usize, in_features: usize) -> Result<[FrozenLinear; 2]> {
     } else {
         FrozenLinear::new(&weight, Some(&bias))?
     };
-    let gpu = cpu.to_device(&Device::Cpu)?;
+    let gpu = cpu.to_device(&target())?;
     Ok([cpu, gpu])
 }
 
@@ -35,8 +33,7 @@ fn is_on_gpu(x: &Tensor) -> bool {
     x.dtype() == DType::BF16
 }
 
-#[test]
-fn an_adapted_layer_is_its_twin() -> Result<()> {
+pub fn an_adapted_layer_is_its_twin() -> Result<()> {
     for (num_rows, out_features, in_features, rank) in SHAPES {
         let [cpu, gpu] = bases(out_features, in_features)?;
         for dropout in [None, Some(DROPOUT)] {
@@ -53,36 +50,33 @@ fn an_adapted_layer_is_its_twin() -> Result<()> {
     Ok(())
 }
 
-#[test]
-fn an_update_that_is_added_later_is_its_twin() -> Result<()> {
-    lathe_emulator::install();
+pub fn an_update_that_is_added_later_is_its_twin() -> Result<()> {
     for (num_rows, out_features, in_features, rank) in SHAPES {
         let (y, x) = (random(&[num_rows, out_features], 1)?, random(&[num_rows, in_features], 2)?);
         let (a, b) = (random(&[rank, in_features], 3)?, random(&[out_features, rank], 4)?);
-        let before = y.to_dtype(DType::BF16)?;
-        let sum = add_low_rank(&before, &x.to_dtype(DType::BF16)?, &a, &b, 0.7)?;
-        assert!(distance(&sum, &add_low_rank(&y, &x, &a, &b, 0.7)?)? < 1e-2);
+        let before = on_target(&y.to_dtype(DType::BF16)?)?;
+        let (x_there, a_there, b_there) =
+            (on_target(&x.to_dtype(DType::BF16)?)?, on_target(&a)?, on_target(&b)?);
+        let sum = add_low_rank(&before, &x_there, &a_there, &b_there, 0.7)?;
+        check_near(&sum, &add_low_rank(&y, &x, &a, &b, 0.7)?, 1e-2)?;
         assert!(distance(&before, &y)? == 0.0, "what it was added to stays");
     }
     Ok(())
 }
 
-#[test]
-fn dropout_has_its_twins_mask() -> Result<()> {
+pub fn dropout_has_its_twins_mask() -> Result<()> {
     for count in [1, 7, 8, 4096, 5003] {
         Twins::new(&[(&[count], 1)])?.check(4e-3, |inputs| DROPOUT.forward(&inputs[0]))?;
     }
     Ok(())
 }
 
-#[test]
-fn norms_of_adapted_rows_are_their_twins() -> Result<()> {
-    lathe_emulator::install();
+pub fn norms_of_adapted_rows_are_their_twins() -> Result<()> {
     for (_, out_features, in_features, rank) in SHAPES {
         let [cpu, gpu] = bases(out_features, in_features)?;
         let (a, b) = (random(&[rank, in_features], 4)?, random(&[out_features, rank], 5)?);
-        let norms = |base: &FrozenLinear| base.adapted_row_norms(&a, &b, 0.7);
-        assert!(distance(&norms(&gpu)?, &norms(&cpu)?)? < 2e-3);
+        let found = gpu.adapted_row_norms(&on_target(&a)?, &on_target(&b)?, 0.7)?;
+        check_near(&found, &cpu.adapted_row_norms(&a, &b, 0.7)?, 2e-3)?;
     }
     Ok(())
 }
