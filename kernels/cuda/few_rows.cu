@@ -16,8 +16,6 @@ constexpr unsigned OUTPUTS = 16, MAX_ROWS = 8;
 // Reads under way at a time.
 constexpr unsigned AHEAD = 4;
 
-constexpr unsigned IS_F32 = 1, ADDS = 2;
-
 // The values of every byte of NF4, for each lane its own so that they never meet in a bank; then the warps' sums.
 constexpr unsigned TABLE_BYTES = 256 * 32 * sizeof(uint32_t);
 

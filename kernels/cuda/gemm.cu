@@ -9,8 +9,6 @@ using namespace gemm;
 
 namespace {
 
-constexpr unsigned IS_F32 = 1, ADDS = 2;
-
 struct Sizes {
     unsigned m, n, k, more_k;
 };
@@ -44,8 +42,7 @@ __device__ __forceinline__ void product(const bf16 *a, const MATRIX &b, const bf
      unsigned n, unsigned k, unsigned more_k, unsigned steps_a_block, float scale, unsigned flags) {                   \
         const Bf16Matrix matrix = {b, B_K == K::WITHIN_ROWS ? k : n};                                                  \
         product<TILE, A_K, B_K>(a, matrix, more_a, more_b, bias, c, {m, n, k, more_k}, steps_a_block, scale, flags);   \
-    }                                                                                                                  \
-    EXPORT_KERNEL(name)
+    }
 
 #define NF4_PRODUCT(name, TILE, B_K)                                                                                   \
     KERNEL(TILE::THREADS, name)                                                                                        \
@@ -56,19 +53,28 @@ __device__ __forceinline__ void product(const bf16 *a, const MATRIX &b, const bf
         const Nf4Matrix matrix = {codes, all, B_K == K::WITHIN_ROWS ? k : n};                                          \
         product<TILE, K::WITHIN_ROWS, B_K>(a, matrix, more_a, more_b, bias, c, {m, n, k, more_k}, steps_a_block,       \
                                            scale, flags);                                                              \
-    }                                                                                                                  \
-    EXPORT_KERNEL(name)
+    }
 
 BF16_PRODUCT(product_nt_large, LargeTile, K::WITHIN_ROWS, K::WITHIN_ROWS)
+EXPORT_KERNEL(product_nt_large)
 BF16_PRODUCT(product_nt_small, SmallTile, K::WITHIN_ROWS, K::WITHIN_ROWS)
+EXPORT_KERNEL(product_nt_small)
 BF16_PRODUCT(product_nn_large, LargeTile, K::WITHIN_ROWS, K::ACROSS_ROWS)
+EXPORT_KERNEL(product_nn_large)
 BF16_PRODUCT(product_nn_small, SmallTile, K::WITHIN_ROWS, K::ACROSS_ROWS)
+EXPORT_KERNEL(product_nn_small)
 BF16_PRODUCT(product_tn_large, LargeTile, K::ACROSS_ROWS, K::ACROSS_ROWS)
+EXPORT_KERNEL(product_tn_large)
 BF16_PRODUCT(product_tn_small, SmallTile, K::ACROSS_ROWS, K::ACROSS_ROWS)
+EXPORT_KERNEL(product_tn_small)
 NF4_PRODUCT(product_nt_nf4_large, LargeTile, K::WITHIN_ROWS)
+EXPORT_KERNEL(product_nt_nf4_large)
 NF4_PRODUCT(product_nt_nf4_small, SmallTile, K::WITHIN_ROWS)
+EXPORT_KERNEL(product_nt_nf4_small)
 NF4_PRODUCT(product_nn_nf4_large, LargeTile, K::ACROSS_ROWS)
+EXPORT_KERNEL(product_nn_nf4_large)
 NF4_PRODUCT(product_nn_nf4_small, SmallTile, K::ACROSS_ROWS)
+EXPORT_KERNEL(product_nn_nf4_small)
 
 // C (M,N) from the parts (P,M,N or N + 1) of its sums, a thread a value.
 KERNEL(256, sum_parts)

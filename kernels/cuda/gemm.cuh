@@ -416,6 +416,9 @@ __device__ __forceinline__ void multiply(Sums<TILE> &sums, uint8_t *shared, cons
 
 // ---- The result ----
 
+// What a kernel is told of its output, as bits.
+constexpr unsigned IS_F32 = 1, ADDS = 2;
+
 // Two neighbours in memory.
 template <class VALUE> struct Pairs;
 template <> struct Pairs<float> {

@@ -51,7 +51,7 @@ pub fn a_weight_in_nf4_is_its_twin() -> Result<()> {
         let weight = random(&[out_features, in_features], 1)?;
         let bias = random(&[out_features], 3)?;
         // 64 need not divide a row, only the whole.
-        if out_features * in_features % 64 == 0 {
+        if (out_features * in_features).is_multiple_of(64) {
             let packed = Nf4::quantize(&weight, num_rows % 2 == 0)?;
             check(num_rows, &FrozenLinear::nf4(packed, Some(&bias))?)?;
         }

@@ -20,7 +20,7 @@ const DROPOUT: Dropout = Dropout { probability: 0.25, key: 0x1234_5678_9abc_def0
 /// The layer that is to be adapted, of a weight (O, C), and its copy on the device; in NF4 if 64 divides it.
 fn bases(out_features: usize, in_features: usize) -> Result<[FrozenLinear; 2]> {
     let (weight, bias) = (random(&[out_features, in_features], 1)?, random(&[out_features], 2)?);
-    let cpu = if out_features * in_features % 64 == 0 {
+    let cpu = if (out_features * in_features).is_multiple_of(64) {
         FrozenLinear::nf4(Nf4::quantize(&weight, true)?, Some(&bias))?
     } else {
         FrozenLinear::new(&weight, Some(&bias))?

@@ -150,10 +150,10 @@ impl<'a> Product<'a> {
         // Tiles are written in pairs of columns.
         let width = n.next_multiple_of(2);
         if num_parts == 1 && width == n {
-            return self.launch_tiles((side, grid), &self.bias, c, sizes, part_steps, self.scale, flags);
+            return self.launch_tiles((side, grid), self.bias, c, sizes, part_steps, self.scale, flags);
         }
         let parts = Buffer::new(self.device(), (num_parts, m, width), DType::F32)?;
-        self.launch_tiles((side, grid), &None, &parts, sizes, part_steps, 1.0, IS_F32)?;
+        self.launch_tiles((side, grid), None, &parts, sizes, part_steps, 1.0, IS_F32)?;
         let grid = Grid::line((m * n).div_ceil(SUM_THREADS as usize), SUM_THREADS);
         let args: [&dyn ToArg; 8] = [&parts, &num_parts, &self.bias, c, &m, &n, &self.scale, &flags];
         launch(self.device(), "sum_parts", grid, &args)
@@ -162,7 +162,7 @@ impl<'a> Product<'a> {
     fn launch_tiles(
         &self,
         (side, grid): (usize, Grid),
-        bias: &Option<&Tensor>,
+        bias: Option<&Tensor>,
         c: &dyn ToArg,
         Sizes { m, n, k, more_k }: Sizes,
         part_steps: usize,
@@ -186,7 +186,7 @@ impl<'a> Product<'a> {
         args.extend([
             &more_a as &dyn ToArg,
             &more_b,
-            bias,
+            &bias,
             c,
             &m,
             &n,
