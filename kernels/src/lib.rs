@@ -32,11 +32,12 @@ mod rms_norm;
 mod rope;
 mod routing;
 mod seeded;
+mod segments;
 mod simd;
 mod swiglu;
 
 pub use adamw::{AdamW, AdamWParams, MomentType, Moments};
-pub use attention::{Attention, Segment};
+pub use attention::Attention;
 pub use blocks::{BlockType, Blocks};
 pub use cross_entropy::{
     CrossEntropyStats, Targets, TokenLoss, linear_cross_entropy, linear_cross_entropy_trainable,
@@ -56,4 +57,5 @@ pub use rms_norm::{rms_norm, rms_norm_frozen};
 pub use rope::{Positions, RopeTable, rope};
 pub use routing::{RouterSoftmax, Routing, route};
 pub use seeded::seeded;
+pub use segments::{Segment, Segments};
 pub use swiglu::swiglu;

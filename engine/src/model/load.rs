@@ -223,7 +223,7 @@ impl Loader<'_, '_> {
                 head_dim,
                 scale: 1.0 / (head_dim as f32).sqrt(),
                 window: self.config.windows[layer],
-                sinks: sinks.map(|sinks| sinks.to_vec1()).transpose()?.map(Arc::from),
+                sinks,
             },
             q: projection("self_attn.q_proj", num_heads * head_dim, hidden_size)?,
             k: projection("self_attn.k_proj", num_kv_heads * head_dim, hidden_size)?,

@@ -5,6 +5,7 @@
 //! name outside this module.
 
 pub(crate) mod adamw;
+pub(crate) mod attention;
 #[cfg(feature = "cuda")]
 mod cuda;
 pub(crate) mod dropout;
