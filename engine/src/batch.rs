@@ -2,7 +2,7 @@
 
 use std::{ops::Range, sync::Arc};
 
-use lathe_kernels::{Positions, Segment};
+use lathe_kernels::{Positions, Segment, Segments};
 
 use crate::tokenize::{TokenizedRow, Tokens};
 
@@ -13,7 +13,7 @@ pub struct Batch {
     pub ids: Vec<u32>,
     /// Position of each token in its own example, (T).
     pub positions: Arc<Positions>,
-    pub segments: Arc<Vec<Segment>>,
+    pub segments: Arc<Segments>,
     /// The tokens whose hidden state predicts a trained token, (N).
     pub loss_positions: Vec<u32>,
     /// What each of them should predict, (N).
@@ -92,7 +92,7 @@ impl Laid {
     fn batch(self) -> Batch {
         let Self { ids, positions, segments, loss_positions, targets } = self;
         let positions = Arc::new(positions.into());
-        Batch { ids, positions, segments: Arc::new(segments), loss_positions, targets }
+        Batch { ids, positions, segments: Arc::new(segments.into()), loss_positions, targets }
     }
 }
 
@@ -157,7 +157,7 @@ mod tests {
         let batch = pack(&[row(&[1, 2, 3], &[true, false, true]), row(&[4, 5], &[true, true])]);
         assert_eq!(batch.ids, [1, 2, 3, 4, 5]);
         assert_eq!(**batch.positions, [0, 1, 2, 0, 1]);
-        assert_eq!(*batch.segments, [Segment::square(0..3), Segment::square(3..5)]);
+        assert_eq!(batch.segments[..], [Segment::square(0..3), Segment::square(3..5)]);
         assert_eq!((batch.loss_positions, batch.targets), (vec![1, 3], vec![3, 5]));
     }
 

@@ -7,34 +7,15 @@ use candle_core::{CpuStorage, CustomOp3, Layout, Result, Shape, Tensor, bail};
 use rayon::prelude::*;
 
 use crate::{
+    Segment, Segments,
     cpu::{self, Matrix, Store, matmul_strided},
-    simd,
+    gpu, simd,
 };
 
 /// Rows of queries whose scores exist at a time.
 const BLOCK_ROWS: usize = 64;
 /// Multiply-adds below which a second thread costs more than it brings.
 const MIN_PARALLEL_WORK: usize = 1 << 22;
-
-/// One example inside a packed batch: its queries see its keys only, causally, the last query seeing every key.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Segment {
-    pub queries: Range<usize>,
-    pub keys: Range<usize>,
-}
-
-impl Segment {
-    /// A segment that attends to itself, as in training.
-    pub fn square(tokens: Range<usize>) -> Self {
-        Self { queries: tokens.clone(), keys: tokens }
-    }
-
-    /// Which of the segment's keys its query `row` sees: the last `window` of those before it, itself included.
-    fn visible(&self, row: usize, window: Option<usize>) -> Range<usize> {
-        let end = self.keys.len() - self.queries.len() + row + 1;
-        window.map_or(0, |window| end.saturating_sub(window))..end
-    }
-}
 
 /// Causal attention within segments: `softmax(scale · q kᵀ) v`, with grouped key/value heads.
 ///
@@ -49,26 +30,56 @@ pub struct Attention {
     pub scale: f32,
     /// How many keys a query sees, its own included; `None` is all of them.
     pub window: Option<usize>,
-    /// A logit a head (H) that takes its part of the softmax and adds nothing to the output.
-    pub sinks: Option<Arc<[f32]>>,
+    /// A logit a head (H) that takes its part of the softmax and adds nothing to the output. F32, where q is.
+    pub sinks: Option<Tensor>,
 }
 
 impl Attention {
-    pub fn forward(
-        &self,
-        q: &Tensor,
-        k: &Tensor,
-        v: &Tensor,
-        segments: &Arc<Vec<Segment>>,
-    ) -> Result<Tensor> {
-        let op = AttentionOp { shape: self.clone(), segments: segments.clone(), log_sums: OnceLock::new() };
+    pub fn forward(&self, q: &Tensor, k: &Tensor, v: &Tensor, segments: &Arc<Segments>) -> Result<Tensor> {
+        self.check([q, k, v], segments)?;
+        if gpu::is_on_gpu(q) {
+            return gpu::attention::forward(self, q, k, v, segments);
+        }
+        let op = AttentionOp {
+            shape: self.clone(),
+            sinks: self.sinks.as_ref().map(Tensor::to_vec1).transpose()?,
+            segments: segments.clone(),
+            log_sums: OnceLock::new(),
+        };
         q.contiguous()?.apply_op3(&k.contiguous()?, &v.contiguous()?, op)
+    }
+
+    fn check(&self, [q, k, v]: [&Tensor; 3], segments: &Segments) -> Result<()> {
+        let Self { num_heads, num_kv_heads, head_dim, .. } = *self;
+        let (num_queries, q_width) = q.dims2()?;
+        let (num_keys, kv_width) = k.dims2()?;
+        let fits = q_width == num_heads * head_dim
+            && kv_width == num_kv_heads * head_dim
+            && k.dims() == v.dims()
+            && num_heads.is_multiple_of(num_kv_heads)
+            && self.window != Some(0)
+            && self.sinks.as_ref().is_none_or(|sinks| sinks.dims() == [num_heads])
+            && segments.iter().all(|segment| {
+                segment.queries.end <= num_queries
+                    && segment.keys.end <= num_keys
+                    && segment.queries.len() <= segment.keys.len()
+            });
+        if !fits {
+            bail!(
+                "attention of q {:?}, k {:?}, v {:?} with {num_heads} heads, {num_kv_heads} key/value heads of {head_dim}",
+                q.dims(),
+                k.dims(),
+                v.dims()
+            );
+        }
+        Ok(())
     }
 }
 
 struct AttentionOp {
     shape: Attention,
-    segments: Arc<Vec<Segment>>,
+    sinks: Option<Vec<f32>>,
+    segments: Arc<Segments>,
     /// Per task, the log of each query's sum of exponentials, kept for the backward.
     log_sums: OnceLock<Vec<Vec<f32>>>,
 }
@@ -133,7 +144,7 @@ impl AttentionOp {
 
     /// The head's logit beside its scores.
     fn sink(&self, head: usize) -> f32 {
-        self.shape.sinks.as_ref().map_or(f32::NEG_INFINITY, |sinks| sinks[head])
+        self.sinks.as_ref().map_or(f32::NEG_INFINITY, |sinks| sinks[head])
     }
 
     /// The head's output (t, D), dense, and each query's log-sum.
@@ -266,32 +277,6 @@ impl AttentionOp {
         }
         gradients
     }
-
-    fn check(&self, q: &Layout, k: &Layout, v: &Layout) -> Result<()> {
-        let Attention { num_heads, num_kv_heads, head_dim, .. } = self.shape;
-        let (num_queries, q_width) = q.shape().dims2()?;
-        let (num_keys, kv_width) = k.shape().dims2()?;
-        let fits = q_width == num_heads * head_dim
-            && kv_width == num_kv_heads * head_dim
-            && k.dims() == v.dims()
-            && num_heads.is_multiple_of(num_kv_heads)
-            && self.shape.window != Some(0)
-            && self.shape.sinks.as_ref().is_none_or(|sinks| sinks.len() == num_heads)
-            && self.segments.iter().all(|segment| {
-                segment.queries.end <= num_queries
-                    && segment.keys.end <= num_keys
-                    && segment.queries.len() <= segment.keys.len()
-            });
-        if !fits {
-            bail!(
-                "attention of q {:?}, k {:?}, v {:?} with {num_heads} heads, {num_kv_heads} key/value heads of {head_dim}",
-                q.dims(),
-                k.dims(),
-                v.dims()
-            );
-        }
-        Ok(())
-    }
 }
 
 /// The visible part of a row of scores that begins with key `first`; the rest becomes 0.
@@ -336,7 +321,6 @@ impl CustomOp3 for AttentionOp {
         s3: &CpuStorage,
         l3: &Layout,
     ) -> Result<(CpuStorage, Shape)> {
-        self.check(l1, l2, l3)?;
         let (q, k, v) = (cpu::slice(s1, l1)?, cpu::slice(s2, l2)?, cpu::slice(s3, l3)?);
         let results = self.map_tasks(|_, task| self.forward_task(task, &self.heads(task, q, k, v)));
         let (head_dim, stride) = (self.shape.head_dim, self.shape.num_heads * self.shape.head_dim);

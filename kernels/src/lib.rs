@@ -33,11 +33,12 @@ mod rope;
 mod routing;
 mod sampling;
 mod seeded;
+mod segments;
 mod simd;
 mod swiglu;
 
 pub use adamw::{AdamW, AdamWParams, MomentType, Moments};
-pub use attention::{Attention, Segment};
+pub use attention::Attention;
 pub use blocks::{BlockType, Blocks};
 pub use cross_entropy::{
     CrossEntropyStats, Targets, TokenLoss, TokenLosses, linear_cross_entropy, linear_cross_entropy_trainable,
@@ -58,4 +59,5 @@ pub use rope::{Positions, RopeTable, rope};
 pub use routing::{RouterSoftmax, Routing, route};
 pub use sampling::Sampling;
 pub use seeded::seeded;
+pub use segments::{Segment, Segments};
 pub use swiglu::swiglu;

@@ -162,7 +162,8 @@ fn rotations_and_activations() {
 /// Two sinks: one that takes most of the weight, one that takes next to none.
 fn attentions(num_heads: usize, num_kv_heads: usize, head_dim: usize) -> [Attention; 3] {
     let plain = Attention { num_heads, num_kv_heads, head_dim, scale: 0.4, window: None, sinks: None };
-    let sinks: Arc<[f32]> = (0..num_heads).map(|head| 2.0 - 1.5 * head as f32).collect();
+    let sinks: Vec<f32> = (0..num_heads).map(|head| 2.0 - 1.5 * head as f32).collect();
+    let sinks = Tensor::from_vec(sinks, num_heads, &Device::Cpu).unwrap();
     let windowed = Attention { window: Some(3), ..plain.clone() };
     [Attention { sinks: Some(sinks), ..windowed.clone() }, windowed, plain]
 }
@@ -170,7 +171,7 @@ fn attentions(num_heads: usize, num_kv_heads: usize, head_dim: usize) -> [Attent
 #[test]
 fn attention_over_segments_and_grouped_heads() {
     let (q, k, v) = (values(&[9, 16], 1), values(&[9, 8], 2), values(&[9, 8], 3));
-    let segments = Arc::new(vec![Segment::square(0..3), Segment::square(3..9)]);
+    let segments = Arc::new(vec![Segment::square(0..3), Segment::square(3..9)].into());
     for attention in attentions(4, 2, 4) {
         check("attention", &[&q, &k, &v], || Ok(weigh(&attention.forward(&q, &k, &v, &segments)?)));
     }
@@ -192,12 +193,13 @@ fn attention_over_more_than_one_block_of_queries_equals_the_plain_formula() {
                 .collect();
             let mask = Tensor::from_vec(mask, (tokens, tokens), &Device::Cpu)?;
             let scores = ((q.matmul(&k.t()?)? * f64::from(scale))? + mask)?;
-            let sink = attention.sinks.as_ref().map_or(f32::NEG_INFINITY, |sinks| sinks[0]);
+            let sink =
+                attention.sinks.as_ref().map_or(f32::NEG_INFINITY, |sinks| sinks.to_vec1().unwrap()[0]);
             let sink = Tensor::full(sink, (tokens, 1), &Device::Cpu)?;
             let weights = Tensor::cat(&[scores, sink], 1)?.exp()?;
             weights.broadcast_div(&weights.sum_keepdim(1)?)?.narrow(1, 0, tokens)?.matmul(&v)
         };
-        let segments = Arc::new(vec![Segment::square(0..tokens)]);
+        let segments = Arc::new(vec![Segment::square(0..tokens)].into());
         let ours = attention.forward(&q, &k, &v, &segments).unwrap();
         assert!(largest((&ours - plain().unwrap()).unwrap()) < 1e-5);
         let (expected, actual) =
@@ -209,7 +211,7 @@ fn attention_over_more_than_one_block_of_queries_equals_the_plain_formula() {
         // The last query alone, as in decoding.
         let segment = Segment { queries: 0..1, keys: 0..tokens };
         let last = q.narrow(0, tokens - 1, 1).unwrap();
-        let one = attention.forward(&last, &k, &v, &Arc::new(vec![segment])).unwrap();
+        let one = attention.forward(&last, &k, &v, &Arc::new(vec![segment].into())).unwrap();
         assert!(largest((one - ours.narrow(0, tokens - 1, 1).unwrap()).unwrap()) < 1e-5);
     }
 }

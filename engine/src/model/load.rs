@@ -1,6 +1,6 @@
 mod experts;
 
-use std::{cell::RefCell, path::Path, sync::Arc};
+use std::{cell::RefCell, path::Path};
 
 use candle_core::{DType, Device, Tensor};
 use lathe_kernels::{Attention, FrozenLinear, Nf4, QuantizedLinear};
@@ -232,6 +232,7 @@ impl Loader<'_, '_> {
         let sinks_name = format!("{prefix}.self_attn.sinks");
         let sinks =
             self.config.family.has_sinks().then(|| self.dense(&sinks_name, &[num_heads])).transpose()?;
+        let sinks = sinks.map(|sinks| self.compute.place(&sinks)).transpose()?;
         Ok(Block {
             attention: Attention {
                 num_heads,
@@ -239,7 +240,7 @@ impl Loader<'_, '_> {
                 head_dim,
                 scale: 1.0 / (head_dim as f32).sqrt(),
                 window: self.config.windows[layer],
-                sinks: sinks.map(|sinks| sinks.to_vec1()).transpose()?.map(Arc::from),
+                sinks,
             },
             q: projection("self_attn.q_proj", num_heads * head_dim, hidden_size)?,
             k: projection("self_attn.k_proj", num_kv_heads * head_dim, hidden_size)?,

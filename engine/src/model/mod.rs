@@ -19,7 +19,7 @@ use std::sync::Arc;
 
 use candle_core::{DType, Tensor, Var};
 use lathe_kernels::{
-    Attention, FrozenLinear, Positions, QuantizedLinear, RopeTable, Segment, Targets, TokenLosses,
+    Attention, FrozenLinear, Positions, QuantizedLinear, RopeTable, Segment, Segments, Targets, TokenLosses,
     linear_cross_entropy, linear_cross_entropy_trainable, linear_cross_entropy_with_rows, rms_norm,
     rms_norm_frozen, rope,
 };
@@ -100,7 +100,7 @@ pub struct Context {
     /// Position of each token in its own example.
     pub positions: Arc<Positions>,
     /// Which tokens see which.
-    pub segments: Arc<Vec<Segment>>,
+    pub segments: Arc<Segments>,
     pub rope: Arc<RopeTable>,
     /// Key of this pass's dropout masks; `None` while not training.
     pub dropout_key: Option<u64>,
@@ -250,7 +250,7 @@ impl Model {
         let num_tokens = ids.len();
         let context = Context {
             positions: Arc::new((0..num_tokens as u32).collect::<Vec<_>>().into()),
-            segments: Arc::new(vec![Segment::square(0..num_tokens)]),
+            segments: Arc::new(vec![Segment::square(0..num_tokens)].into()),
             rope: self.rope_table(num_tokens),
             dropout_key: None,
         };
@@ -281,7 +281,7 @@ impl Model {
         }
         let context = Context {
             positions: Arc::new((past as u32..(past + new) as u32).collect::<Vec<_>>().into()),
-            segments: Arc::new(vec![Segment { queries: 0..new, keys: 0..past + new }]),
+            segments: Arc::new(vec![Segment { queries: 0..new, keys: 0..past + new }].into()),
             rope: rope.clone(),
             dropout_key: None,
         };

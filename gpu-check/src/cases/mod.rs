@@ -1,6 +1,7 @@
 //! The checks by name. Each is an error if a result is too far from its twin's.
 
 pub mod adamw;
+pub mod attention;
 pub mod cross_entropy;
 pub mod elementwise;
 pub mod linear;
@@ -15,6 +16,14 @@ macro_rules! for_each_check {
         $do! {
             cases::adamw::updates_norms_and_moments_are_those_of_the_host,
             cases::adamw::gradients_that_do_not_fit_are_refused,
+            cases::attention::packed_rows_of_odd_lengths,
+            cases::attention::windows_and_sinks,
+            cases::attention::head_dims,
+            cases::attention::more_keys_than_queries,
+            cases::attention::decoding,
+            cases::attention::rows_of_no_segment_are_zero,
+            cases::attention::a_part_of_a_buffer,
+            cases::attention::what_the_kernels_do_not_do_is_an_error,
             cases::cross_entropy::a_frozen_projection_is_its_twin,
             cases::cross_entropy::a_projection_that_learns_is_its_twin,
             cases::cross_entropy::rows_that_learn_are_their_twins,

@@ -5,6 +5,7 @@
 //! name outside this module.
 
 pub(crate) mod adamw;
+pub(crate) mod attention;
 pub(crate) mod cross_entropy;
 #[cfg(feature = "cuda")]
 mod cuda;
