@@ -103,7 +103,7 @@ impl<'a> Product<'a> {
             }
             Operand::Nf4(packed) if sizes.m >= MANY_ROWS => {
                 let dense = packed.dequantize()?;
-                Product { b: Operand::Bf16(&dense), ..*self }.write_tiles(c, sizes, flags)
+                Product { b: Operand::Bf16(&dense), ..*self }.write(c, dtype, adds)
             }
             _ => self.write_tiles(c, sizes, flags),
         }
