@@ -37,6 +37,9 @@ __device__ __forceinline__ Range share(unsigned num_units) {
     return {begin, min(begin + a_warp, num_units)};
 }
 
+// Keeps the compiler from moving reads to where they are needed: no read passes a barrier, and none is waited for here.
+__device__ __forceinline__ void keep_ahead() { __syncwarp(); }
+
 // Adds x Wᵀ for a W of bf16; a unit is 32 values.
 __device__ __forceinline__ void add(Part &part, const bf16 *x, const bf16 *w, unsigned depth) {
     const Range units = share((depth + 31) / 32);
@@ -45,18 +48,19 @@ __device__ __forceinline__ void add(Part &part, const bf16 *x, const bf16 *w, un
                                  x + (size_t)part.row * depth};
     for (unsigned unit = units.begin; unit < units.end; unit += AHEAD) {
         uint4 values[AHEAD][3];
+        bool is_there[AHEAD];
 #pragma unroll
         for (unsigned i = 0; i < AHEAD; i++) {
             const unsigned k = 32 * (unit + i) + lane_index() % 4 * 8;
             // Nothing is read under a condition, so that all reads are under way at once.
-            const bool is_there = unit + i < units.end && k < depth;
+            is_there[i] = unit + i < units.end && k < depth;
 #pragma unroll
-            for (unsigned j = 0; j < 3; j++) values[i][j] = *(const uint4 *)(rows[j] + (is_there ? k : 0));
-            values[i][2] = is_there ? values[i][2] : zero;
+            for (unsigned j = 0; j < 3; j++) values[i][j] = *(const uint4 *)(rows[j] + (is_there[i] ? k : 0));
         }
+        keep_ahead();
 #pragma unroll
         for (unsigned i = 0; i < AHEAD; i++) {
-            const uint4 first = values[i][0], second = values[i][1], input = values[i][2];
+            const uint4 first = values[i][0], second = values[i][1], input = is_there[i] ? values[i][2] : zero;
             mma_bf16(part.sums, {first.x, second.x, first.y, second.y}, {input.x, input.y});
             mma_bf16(part.sums, {first.z, second.z, first.w, second.w}, {input.z, input.w});
         }
@@ -104,15 +108,14 @@ __device__ __forceinline__ void add(Part &part, const bf16 *x, const Nf4Matrix &
         }
 #pragma unroll
         for (unsigned i = 0; i < AHEAD; i++) {
-            // Behind the last unit x is zero.
             const unsigned at = min(unit + i, units.end - 1);
 #pragma unroll
             for (unsigned half = 0; half < 2; half++) {
                 words[i][half] = *(const uint2 *)(codes[half] + 32 * at);
-                const uint4 values = *(const uint4 *)(inputs + 64 * at + 8 * half);
-                input[i][half] = unit + i < units.end ? values : zero;
+                input[i][half] = *(const uint4 *)(inputs + 64 * at + 8 * half);
             }
         }
+        keep_ahead();
         const float scales[2] = {w.scales.scale(raw[0]), w.scales.scale(raw[1])};
 #pragma unroll
         for (unsigned i = 0; i < AHEAD; i++) {
@@ -120,7 +123,8 @@ __device__ __forceinline__ void add(Part &part, const bf16 *x, const Nf4Matrix &
 #pragma unroll
             for (unsigned half = 0; half < 2; half++) {
                 const uint32_t first = half ? words[i][0].y : words[i][0].x, second = half ? words[i][1].y : words[i][1].x;
-                const uint4 values = input[i][half];
+                // Behind the last unit x is zero.
+                const uint4 values = unit + i < units.end ? input[i][half] : zero;
                 mma_bf16(sums, {pair<0>(table, first), pair<0>(table, second), pair<1>(table, first), pair<1>(table, second)},
                          {values.x, values.y});
                 mma_bf16(sums, {pair<2>(table, first), pair<2>(table, second), pair<3>(table, first), pair<3>(table, second)},
