@@ -228,7 +228,7 @@ impl Experts {
 
     /// (T,C) -> (T,C).
     pub fn forward(self: &Arc<Self>, x: &Tensor, routing: &Routing) -> Result<Tensor> {
-        let op = ExpertsOp::new(self, routing, Arc::default(), Arc::default());
+        let op = ExpertsOp::new(self, routing, Arc::default(), Arc::default())?;
         x.contiguous()?.apply_op2(&routing.weights, op)
     }
 
@@ -254,7 +254,7 @@ impl Experts {
         updates: &ExpertUpdates,
     ) -> Result<Tensor> {
         let ExpertUpdates { packed, gate_up, down } = updates;
-        let op = ExpertsOp::new(self, routing, gate_up.clone(), down.clone());
+        let op = ExpertsOp::new(self, routing, gate_up.clone(), down.clone())?;
         x.contiguous()?.apply_op3(&routing.weights, packed, op)
     }
 
@@ -266,14 +266,19 @@ impl Experts {
 struct ExpertsOp {
     experts: Arc<Experts>,
     /// (T·K)
-    chosen: Arc<Vec<u32>>,
+    chosen: Vec<u32>,
     gate_up: Arc<[LowRank]>,
     down: Arc<[LowRank]>,
 }
 
 impl ExpertsOp {
-    fn new(experts: &Arc<Experts>, routing: &Routing, gate_up: Arc<[LowRank]>, down: Arc<[LowRank]>) -> Self {
-        Self { experts: experts.clone(), chosen: routing.experts.clone(), gate_up, down }
+    fn new(
+        experts: &Arc<Experts>,
+        routing: &Routing,
+        gate_up: Arc<[LowRank]>,
+        down: Arc<[LowRank]>,
+    ) -> Result<Self> {
+        Ok(Self { experts: experts.clone(), chosen: routing.experts()?, gate_up, down })
     }
 
     /// Gate and up of an expert's rows: (n, C) -> (n, 2I).

@@ -9,6 +9,7 @@ mod cuda;
 mod launch;
 mod memory;
 pub mod rms_norm;
+pub mod routing;
 mod trace;
 
 use std::sync::OnceLock;

@@ -1,0 +1,85 @@
+//! Which experts a token goes to, and the places in the experts' order.
+
+mod common;
+
+use candle_core::{DType, Device, Result, Tensor, Var};
+use common::{Twins, distance, random};
+use lathe_kernels::{
+    RouterSoftmax, Routing,
+    gpu::{
+        self,
+        routing::{Sorted, sort},
+    },
+    route, seeded,
+};
+
+/// Tokens, experts, experts a token. What bf16 holds has ties, too.
+const SHAPES: [(usize, usize, usize); 6] =
+    [(1, 1, 1), (1, 4, 4), (5, 32, 4), (9, 33, 2), (3, 128, 8), (2, 40, 32)];
+const SOFTMAXES: [RouterSoftmax; 2] = [RouterSoftmax::Chosen, RouterSoftmax::All];
+
+#[test]
+fn routing_is_its_twin() -> Result<()> {
+    for (num_tokens, num_experts, k) in SHAPES {
+        for softmax in SOFTMAXES {
+            let twins = Twins::new(&[(&[num_tokens, num_experts], 3)])?;
+            twins.check(1e-2, |inputs| Ok(route(&inputs[0], k, softmax)?.weights))?;
+            let logits = random(&[num_tokens, num_experts], 3)?;
+            let chosen = route(&logits, k, softmax)?.experts()?;
+            assert_eq!(route(&logits.to_dtype(DType::BF16)?, k, softmax)?.experts()?, chosen);
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn logits_in_f32_are_routed_alike() -> Result<()> {
+    lathe_emulator::install();
+    for softmax in SOFTMAXES {
+        let run = |route: fn(&Tensor, usize, RouterSoftmax) -> Result<Routing>| -> Result<Vec<Tensor>> {
+            let logits = Var::from_tensor(&random(&[7, 12], 4)?)?;
+            let weights = route(&logits, 3, softmax)?.weights;
+            let gradients = seeded(&weights, &random(&[7, 3], 5)?)?.backward()?;
+            Ok(vec![weights, gradients.get(&logits).expect("a gradient").clone()])
+        };
+        for (actual, expected) in run(gpu::routing::route)?.iter().zip(&run(route)?) {
+            assert!(distance(actual, expected)? < 1e-5);
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn places_are_sorted_by_expert() -> Result<()> {
+    lathe_emulator::install();
+    let check = |experts: &[u32], num_experts: usize, tile_rows: usize| -> Result<()> {
+        let Sorted { order, rows, offsets, tiles } =
+            sort(&Tensor::new(experts, &Device::Cpu)?, num_experts, tile_rows)?;
+        let mut expected: Vec<u32> = (0..experts.len() as u32).collect();
+        expected.sort_by_key(|place| experts[*place as usize]);
+        assert_eq!(order.to_vec1::<u32>()?, expected);
+        for (row, place) in expected.iter().enumerate() {
+            assert_eq!(rows.to_vec1::<u32>()?[*place as usize], row as u32);
+        }
+        let offset = |expert: u32| experts.iter().filter(|chosen| **chosen < expert).count() as u32;
+        let bounds: Vec<u32> = (0..=num_experts as u32).map(offset).collect();
+        assert_eq!(offsets.to_vec1::<u32>()?, bounds);
+        let mut work = Vec::new();
+        for expert in 0..num_experts as u32 {
+            for first in (offset(expert)..offset(expert + 1)).step_by(tile_rows) {
+                let end = (first + tile_rows as u32).min(offset(expert + 1));
+                work.push(vec![expert, first, end, 0]);
+            }
+        }
+        let tiles = tiles.to_vec2::<u32>()?;
+        assert!(tiles.len() >= work.len());
+        work.resize(tiles.len(), vec![0; 4]);
+        assert_eq!(tiles, work);
+        Ok(())
+    };
+    check(&[0], 1, 16)?;
+    check(&[3, 3, 3, 3, 3], 5, 2)?;
+    check(&[2, 0, 2, 6, 1, 2, 0, 6], 7, 2)?;
+    let many: Vec<u32> = (0..1100u32).map(|place| place * 7919 % 1009 % 40).collect();
+    check(&many, 40, 16)
+}
