@@ -142,4 +142,6 @@ template <typename T> T atomicAdd(T *at, T value) {
 template <typename T> T __ldg(const T *at) { return *at; }
 template <typename T> T min(T a, T b) { return b < a ? b : a; }
 template <typename T> T max(T a, T b) { return a < b ? b : a; }
+inline float __fmul_rn(float a, float b) { return a * b; }
+inline float __fadd_rn(float a, float b) { return a + b; }
 inline float rsqrtf(float value) { return 1.0f / std::sqrt(value); }
