@@ -53,11 +53,13 @@ fn logits_in_f32_are_routed_alike() -> Result<()> {
 fn places_are_sorted_by_expert() -> Result<()> {
     lathe_emulator::install();
     let check = |experts: &[u32], num_experts: usize, tile_rows: usize| -> Result<()> {
-        let Sorted { order, rows, offsets, tiles } =
-            sort(&Tensor::new(experts, &Device::Cpu)?, num_experts, tile_rows)?;
+        let Sorted { order, tokens, rows, offsets, tiles } =
+            sort(&Tensor::new(experts, &Device::Cpu)?, 2, num_experts, tile_rows)?;
         let mut expected: Vec<u32> = (0..experts.len() as u32).collect();
         expected.sort_by_key(|place| experts[*place as usize]);
         assert_eq!(order.to_vec1::<u32>()?, expected);
+        let halves: Vec<u32> = expected.iter().map(|place| place / 2).collect();
+        assert_eq!(tokens.to_vec1::<u32>()?, halves);
         for (row, place) in expected.iter().enumerate() {
             assert_eq!(rows.to_vec1::<u32>()?[*place as usize], row as u32);
         }

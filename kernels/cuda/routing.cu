@@ -129,12 +129,13 @@ EXPORT_KERNEL(route_backward_f32)
 
 // Sorts the P places by expert, those of an expert as they come; a block an expert, each for itself.
 //
-// order (P): the place of each row, rows (P): the row of each place, offsets (E + 1): where an expert's rows begin.
+// order (P): the place of each row, tokens (P): that place's token, rows (P): the row of each place, offsets (E + 1):
+// where an expert's rows begin.
 // tiles (max_tiles): the work of a grouped product, at most `tile_rows` rows of one expert each, as (expert, first row,
 // row behind the last, 0); what is left over has no rows. max_tiles >= P / tile_rows + E. Shared: E numbers.
 KERNEL(512, sort_places)
-(const uint32_t *experts, uint32_t *order, uint32_t *rows, uint32_t *offsets, uint4 *tiles, unsigned num_places,
- unsigned tile_rows, unsigned max_tiles) {
+(const uint32_t *experts, uint32_t *order, uint32_t *tokens, uint32_t *rows, uint32_t *offsets, uint4 *tiles,
+ unsigned num_places, unsigned k, unsigned tile_rows, unsigned max_tiles) {
     SHARED_MEMORY(shared);
     __shared__ uint32_t warp_counts[16];
     uint32_t *counts = (uint32_t *)shared;
@@ -171,6 +172,7 @@ KERNEL(512, sort_places)
         if (is_own) {
             const unsigned at = row + __popc(all & ((1u << lane) - 1));
             order[at] = place;
+            tokens[at] = place / k;
             rows[place] = at;
         }
         row += __popc(all);

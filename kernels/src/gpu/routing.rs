@@ -55,6 +55,8 @@ pub fn route(logits: &Tensor, k: usize, softmax: RouterSoftmax) -> Result<Routin
 pub struct Sorted {
     /// (P): the place of each row.
     pub order: Tensor,
+    /// (P): that place's token.
+    pub tokens: Tensor,
     /// (P): the row of each place.
     pub rows: Tensor,
     /// (E + 1): where each expert's rows begin.
@@ -65,19 +67,20 @@ pub struct Sorted {
 
 const SORT_THREADS: u32 = 512;
 
-/// Sorts places (P) by expert; a tile has at most `tile_rows` rows.
-pub fn sort(experts: &Tensor, num_experts: usize, tile_rows: usize) -> Result<Sorted> {
+/// Sorts places (P), `k` a token, by expert; a tile has at most `tile_rows` rows.
+pub fn sort(experts: &Tensor, k: usize, num_experts: usize, tile_rows: usize) -> Result<Sorted> {
     let (device, num_places) = (experts.device(), experts.elem_count());
     let max_tiles = num_places / tile_rows + num_experts.min(num_places);
     let u32s = |shape: &[usize]| Buffer::new(device, shape, DType::U32);
-    let (order, rows) = (u32s(&[num_places])?, u32s(&[num_places])?);
+    let [order, tokens, rows] = [u32s(&[num_places])?, u32s(&[num_places])?, u32s(&[num_places])?];
     let (offsets, tiles) = (u32s(&[num_experts + 1])?, u32s(&[max_tiles, 4])?);
     let grid = Grid::line(num_experts, SORT_THREADS).with_shared(num_experts * 4);
-    let args: [&dyn ToArg; 8] =
-        [experts, &order, &rows, &offsets, &tiles, &num_places, &tile_rows, &max_tiles];
+    let args: [&dyn ToArg; 10] =
+        [experts, &order, &tokens, &rows, &offsets, &tiles, &num_places, &k, &tile_rows, &max_tiles];
     launch(device, "sort_places", grid, &args)?;
     Ok(Sorted {
         order: order.into_tensor(),
+        tokens: tokens.into_tensor(),
         rows: rows.into_tensor(),
         offsets: offsets.into_tensor(),
         tiles: tiles.into_tensor(),
