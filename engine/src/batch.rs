@@ -2,7 +2,7 @@
 
 use std::{ops::Range, sync::Arc};
 
-use lathe_kernels::Segment;
+use lathe_kernels::{Positions, Segment};
 
 use crate::tokenize::{TokenizedRow, Tokens};
 
@@ -12,7 +12,7 @@ pub struct Batch {
     /// (T)
     pub ids: Vec<u32>,
     /// Position of each token in its own example, (T).
-    pub positions: Arc<Vec<u32>>,
+    pub positions: Arc<Positions>,
     pub segments: Arc<Vec<Segment>>,
     /// The tokens whose hidden state predicts a trained token, (N).
     pub loss_positions: Vec<u32>,
@@ -91,7 +91,8 @@ impl Laid {
 
     fn batch(self) -> Batch {
         let Self { ids, positions, segments, loss_positions, targets } = self;
-        Batch { ids, positions: Arc::new(positions), segments: Arc::new(segments), loss_positions, targets }
+        let positions = Arc::new(positions.into());
+        Batch { ids, positions, segments: Arc::new(segments), loss_positions, targets }
     }
 }
 
@@ -155,7 +156,7 @@ mod tests {
         };
         let batch = pack(&[row(&[1, 2, 3], &[true, false, true]), row(&[4, 5], &[true, true])]);
         assert_eq!(batch.ids, [1, 2, 3, 4, 5]);
-        assert_eq!(*batch.positions, [0, 1, 2, 0, 1]);
+        assert_eq!(**batch.positions, [0, 1, 2, 0, 1]);
         assert_eq!(*batch.segments, [Segment::square(0..3), Segment::square(3..5)]);
         assert_eq!((batch.loss_positions, batch.targets), (vec![1, 3], vec![3, 5]));
     }

@@ -16,9 +16,10 @@ pub enum Error {
     /// Whoever wanted it no longer does.
     #[error("Stopped on request")]
     Stopped,
-    /// A tensor operation failed, which is a bug of ours or a broken model.
+    /// A tensor operation failed, which is a bug of ours or a broken model. A card's own failures are `Invalid`:
+    /// [`crate::device`] tells them apart.
     #[error("Tensor operation failed: {}", without_backtrace(.0))]
-    Tensor(#[from] candle_core::Error),
+    Tensor(candle_core::Error),
 }
 
 impl Error {

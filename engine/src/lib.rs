@@ -7,6 +7,7 @@ pub mod batch;
 pub mod chat;
 pub mod corpus;
 pub mod data;
+pub mod device;
 mod error;
 pub mod family;
 pub mod files;

@@ -8,9 +8,9 @@ use lathe_engine::{
     adapter, batch, lora,
     model::{BaseLinear, Embedding, LoadFor, Model, Norm},
     tokenize::TokenizedRow,
-    train::{PassOptions, Trainable, Weights, accumulate, trainables},
+    train::{PassOptions, Trainable, Weights, accumulate, optimizer, trainables},
 };
-use lathe_protocol::{LoraConfig, Method};
+use lathe_protocol::{LoraConfig, Method, RunConfig};
 
 fn golden(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/golden/data").join(name)
@@ -37,12 +37,12 @@ fn gradients_with(
     rows: &[TokenizedRow],
     recomputed_blocks: Option<usize>,
 ) -> (f64, Vec<Vec<f32>>) {
-    let mut sums: Vec<Vec<f32>> = trainables.iter().map(|t| vec![0.0; t.var.elem_count()]).collect();
+    let mut optimizer = optimizer(trainables, &RunConfig::default()).unwrap();
     let options =
         PassOptions { rope: model.rope_table(64), dropout_key: Some(3), neftune: None, recomputed_blocks };
     let batch = batch::pack(rows);
-    let tokens = accumulate(model, trainables, &batch, &options, Weights::Even(1.0), &mut sums).unwrap();
-    (tokens.iter().map(|token| token.loss).sum(), sums)
+    let tokens = accumulate(model, trainables, &batch, &options, Weights::Even(1.0), &mut optimizer).unwrap();
+    (tokens.iter().map(|token| token.loss).sum(), optimizer.gradients().unwrap())
 }
 
 fn largest(values: &[f32]) -> f32 {

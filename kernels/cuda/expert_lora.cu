@@ -34,8 +34,8 @@ KERNEL(128, expert_factor_gradient)
 (const bf16 *low, const bf16 *wide, const uint32_t *index, const float *weights, const uint32_t *order,
  const uint32_t *offsets, float *gradient, unsigned rank, unsigned padded_rank, unsigned width, float scale,
  unsigned is_b) {
-    __shared__ __align__(16) bf16 lows[STEP * (MAX_RANK + PAD)];
-    __shared__ __align__(16) bf16 wides[2][STEP * (COLUMNS + PAD)];
+    alignas(16) __shared__ bf16 lows[STEP * (MAX_RANK + PAD)];
+    alignas(16) __shared__ bf16 wides[2][STEP * (COLUMNS + PAD)];
     const unsigned expert = blockIdx.y, first_column = blockIdx.x * COLUMNS, first_rank = blockIdx.z * MAX_RANK;
     const unsigned begin = offsets[expert], end = offsets[expert + 1];
     const unsigned ranks = min(padded_rank - first_rank, MAX_RANK);

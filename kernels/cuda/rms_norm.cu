@@ -42,3 +42,25 @@ KERNEL(256, rms_norm_backward)
     }
 }
 EXPORT_KERNEL(rms_norm_backward)
+
+// Part of dw = Σ dy · x · r over the rows, for a weight that learns: block (i, j) adds up rows i, i + grid of 256 columns
+// and writes them to part i (parts, C). A row's r is given.
+KERNEL(256, rms_norm_backward_weight)
+(const bf16 *x, const float *inverses, const bf16 *dy, float *parts, unsigned num_rows, unsigned width) {
+    const unsigned column = blockIdx.y * blockDim.x + threadIdx.x;
+    if (column >= width) return;
+    float sum = 0.0f;
+    for (unsigned row = blockIdx.x; row < num_rows; row += gridDim.x) {
+        const size_t at = (size_t)row * width + column;
+        sum += to_float(dy[at]) * to_float(x[at]) * inverses[row];
+    }
+    parts[(size_t)blockIdx.x * width + column] = sum;
+}
+EXPORT_KERNEL(rms_norm_backward_weight)
+
+// r of each row (N), a block a row.
+KERNEL(256, rms_norm_inverses)(const bf16 *x, float *inverses, unsigned width, float eps) {
+    const float inverse = inverse_rms(x + (size_t)blockIdx.x * width, width, eps);
+    if (threadIdx.x == 0) inverses[blockIdx.x] = inverse;
+}
+EXPORT_KERNEL(rms_norm_inverses)

@@ -1,10 +1,12 @@
-use std::sync::Mutex;
+use std::{borrow::Cow, sync::Mutex};
 
-use candle_core::{CpuStorage, InplaceOp1, Layout, Result, Var, bail};
+use candle_core::{CpuStorage, InplaceOp1, Layout, Result, Tensor, Var, bail};
 use rayon::prelude::*;
 
 use crate::{
     dynamic8::{BLOCK, Dynamic8, DynamicMap},
+    gpu,
+    seeded::add_to,
     simd,
 };
 
@@ -40,86 +42,189 @@ pub enum Moments {
     },
 }
 
-impl Moments {
-    fn f32(length: usize) -> Self {
-        Self::F32 { m: vec![0.0; length], v: vec![0.0; length] }
-    }
+/// How moments are held.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum MomentType {
+    F32,
+    /// In 8 bits, but for small tensors.
+    Dynamic8,
+}
 
-    fn dynamic8(length: usize) -> Self {
-        Self::Dynamic8 { m: Dynamic8::zeros(length), v: Dynamic8::zeros(length) }
+impl MomentType {
+    /// Zero moments of a tensor.
+    pub(crate) fn zeros(self, length: usize) -> Moments {
+        match (self, length) {
+            (Self::F32, _) | (Self::Dynamic8, ..MIN_8BIT_ELEMENTS) => {
+                Moments::F32 { m: vec![0.0; length], v: vec![0.0; length] }
+            }
+            (Self::Dynamic8, MIN_8BIT_ELEMENTS..) => {
+                Moments::Dynamic8 { m: Dynamic8::zeros(length), v: Dynamic8::zeros(length) }
+            }
+        }
     }
 }
 
-/// AdamW with decoupled weight decay over a fixed list of tensors.
+/// AdamW with decoupled weight decay over a fixed list of tensors, and the gradients they have gathered.
 ///
+/// All in f32, where the tensors are.
 /// Source: arXiv 1711.05101, in PyTorch's order of operations. With moments in 8 bits: arXiv 2110.02861 and bitsandbytes'
 /// `AdamW8bit`, which updates with the moments before they are rounded.
-#[derive(Debug, Clone)]
 pub struct AdamW {
     params: AdamWParams,
-    /// Of each tensor.
-    pub moments: Vec<Moments>,
+    /// Each with its weight decay.
+    vars: Vec<(Var, f64)>,
+    held: Held,
     /// Updates made so far.
     pub num_updates: usize,
 }
 
+enum Held {
+    Host { gradients: Vec<Vec<f32>>, moments: Vec<Moments> },
+    Gpu(gpu::adamw::Held),
+}
+
+/// One update's numbers.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Rates {
+    pub gradient_scale: f32,
+    pub learning_rate: f64,
+    pub step_size: f32,
+    pub inverse_root_correction2: f32,
+    pub beta1: f32,
+    pub beta2: f32,
+    /// Of the gradient in the new moments.
+    pub share1: f32,
+    pub share2: f32,
+    pub eps: f32,
+}
+
 impl AdamW {
-    /// Zero moments in f32 for tensors of these lengths.
-    pub fn new(params: AdamWParams, lengths: impl IntoIterator<Item = usize>) -> Self {
-        Self { params, moments: lengths.into_iter().map(Moments::f32).collect(), num_updates: 0 }
-    }
-
-    /// Zero moments in 8 bits for tensors of these lengths, but for the small ones.
-    pub fn new_8bit(params: AdamWParams, lengths: impl IntoIterator<Item = usize>) -> Self {
-        let zeros = |length| match length {
-            ..MIN_8BIT_ELEMENTS => Moments::f32(length),
-            MIN_8BIT_ELEMENTS.. => Moments::dynamic8(length),
-        };
-        Self { params, moments: lengths.into_iter().map(zeros).collect(), num_updates: 0 }
-    }
-
-    /// One update in place. `gradients` are multiplied by `gradient_scale` (clipping) first; each tensor has its decay.
-    pub fn step(
-        &mut self,
-        vars: &[(Var, f64)],
-        gradients: &[Vec<f32>],
-        gradient_scale: f64,
-        learning_rate: f64,
-    ) -> Result<()> {
-        if vars.len() != self.moments.len() || gradients.len() != self.moments.len() {
-            bail!(
-                "AdamW over {} tensors got {} and {} gradients",
-                self.moments.len(),
-                vars.len(),
-                gradients.len()
-            );
+    /// Zero moments and gradients for tensors with their weight decays.
+    pub fn new(params: AdamWParams, vars: Vec<(Var, f64)>, moments: MomentType) -> Result<Self> {
+        if vars.iter().any(|(var, _)| var.device().is_cuda()) {
+            return Self::on_gpu(params, vars, moments);
         }
+        let lengths = || vars.iter().map(|(var, _)| var.elem_count());
+        let held = Held::Host {
+            gradients: lengths().map(|length| vec![0.0; length]).collect(),
+            moments: lengths().map(|length| moments.zeros(length)).collect(),
+        };
+        Ok(Self { params, vars, held, num_updates: 0 })
+    }
+
+    /// [`Self::new`] with everything done by kernels.
+    pub fn on_gpu(params: AdamWParams, vars: Vec<(Var, f64)>, moments: MomentType) -> Result<Self> {
+        let held = Held::Gpu(gpu::adamw::Held::new(&vars, moments)?);
+        Ok(Self { params, vars, held, num_updates: 0 })
+    }
+
+    /// Elements of all tensors.
+    pub fn num_elements(&self) -> usize {
+        self.vars.iter().map(|(var, _)| var.elem_count()).sum()
+    }
+
+    pub fn clear_gradients(&mut self) -> Result<()> {
+        match &mut self.held {
+            Held::Host { gradients, .. } => {
+                gradients.iter_mut().for_each(|gradient| gradient.fill(0.0));
+                Ok(())
+            }
+            Held::Gpu(held) => held.clear_gradients(),
+        }
+    }
+
+    /// Adds to the gradient of tensor `index`. Errors: another number of values.
+    pub fn add_gradient(&mut self, index: usize, gradient: &Tensor) -> Result<()> {
+        match &mut self.held {
+            Held::Host { gradients, .. } => add_to(&mut gradients[index], gradient),
+            Held::Gpu(held) => held.add_gradient(index, gradient),
+        }
+    }
+
+    /// The Euclidean norm over all gradients together.
+    pub fn gradient_norm(&self) -> Result<f64> {
+        match &self.held {
+            Held::Host { gradients, .. } => Ok(global_norm(gradients)),
+            Held::Gpu(held) => held.gradient_norm(),
+        }
+    }
+
+    /// Each tensor's gradient.
+    pub fn gradients(&self) -> Result<Vec<Vec<f32>>> {
+        match &self.held {
+            Held::Host { gradients, .. } => Ok(gradients.clone()),
+            Held::Gpu(held) => held.gradients(),
+        }
+    }
+
+    /// Each tensor's moments.
+    pub fn moments(&self) -> Result<Cow<'_, [Moments]>> {
+        match &self.held {
+            Held::Host { moments, .. } => Ok(Cow::Borrowed(moments)),
+            Held::Gpu(held) => Ok(Cow::Owned(held.moments()?)),
+        }
+    }
+
+    /// Errors: moments that are held otherwise, or of another length, than those there are.
+    pub fn set_moments(&mut self, new: Vec<Moments>) -> Result<()> {
+        let fits = {
+            let old = self.moments()?;
+            let alike = |(old, new): (&Moments, &Moments)| match (old, new) {
+                (Moments::F32 { m: old, .. }, Moments::F32 { m, v }) => {
+                    m.len() == old.len() && v.len() == old.len()
+                }
+                (Moments::Dynamic8 { m: old, .. }, Moments::Dynamic8 { m, v }) => [m, v]
+                    .iter()
+                    .all(|new| new.codes.len() == old.codes.len() && new.scales.len() == old.scales.len()),
+                _ => false,
+            };
+            old.len() == new.len() && old.iter().zip(&new).all(alike)
+        };
+        if !fits {
+            bail!("moments that do not fit the {} tensors AdamW is over", self.vars.len());
+        }
+        match &mut self.held {
+            Held::Host { moments, .. } => {
+                *moments = new;
+                Ok(())
+            }
+            Held::Gpu(held) => held.set_moments(&new),
+        }
+    }
+
+    /// One update in place. Gradients are multiplied by `gradient_scale` (clipping) first; each tensor has its decay.
+    pub fn step(&mut self, gradient_scale: f64, learning_rate: f64) -> Result<()> {
         self.num_updates += 1;
         let AdamWParams { beta1, beta2, eps } = self.params;
         let correction1 = 1.0 - beta1.powi(self.num_updates as i32);
         let correction2 = 1.0 - beta2.powi(self.num_updates as i32);
-        for (((var, weight_decay), gradient), moments) in vars.iter().zip(gradients).zip(&mut self.moments) {
-            let update = Update {
-                gradient,
-                moments: Mutex::new(moments),
-                gradient_scale: gradient_scale as f32,
-                decay: (1.0 - learning_rate * weight_decay) as f32,
-                step_size: (learning_rate / correction1) as f32,
-                inverse_root_correction2: (1.0 / correction2.sqrt()) as f32,
-                beta1: beta1 as f32,
-                beta2: beta2 as f32,
-                share1: (1.0 - beta1) as f32,
-                share2: (1.0 - beta2) as f32,
-                eps: eps as f32,
-            };
-            var.inplace_op1(&update)?;
+        let rates = Rates {
+            gradient_scale: gradient_scale as f32,
+            learning_rate,
+            step_size: (learning_rate / correction1) as f32,
+            inverse_root_correction2: (1.0 / correction2.sqrt()) as f32,
+            beta1: beta1 as f32,
+            beta2: beta2 as f32,
+            share1: (1.0 - beta1) as f32,
+            share2: (1.0 - beta2) as f32,
+            eps: eps as f32,
+        };
+        match &mut self.held {
+            Held::Host { gradients, moments } => {
+                for (((var, weight_decay), gradient), moments) in self.vars.iter().zip(gradients).zip(moments)
+                {
+                    let decay = (1.0 - learning_rate * weight_decay) as f32;
+                    let update = Update { gradient, moments: Mutex::new(moments), rates, decay };
+                    var.inplace_op1(&update)?;
+                }
+                Ok(())
+            }
+            Held::Gpu(held) => held.step(&rates),
         }
-        Ok(())
     }
 }
 
-/// The Euclidean norm over all gradients together.
-pub fn global_norm(gradients: &[Vec<f32>]) -> f64 {
+fn global_norm(gradients: &[Vec<f32>]) -> f64 {
     let squares: Vec<f64> = gradients
         .par_iter()
         .map(|gradient| {
@@ -141,27 +246,20 @@ pub fn global_norm(gradients: &[Vec<f32>]) -> f64 {
 struct Update<'a> {
     gradient: &'a [f32],
     moments: Mutex<&'a mut Moments>,
-    gradient_scale: f32,
+    rates: Rates,
     decay: f32,
-    step_size: f32,
-    inverse_root_correction2: f32,
-    beta1: f32,
-    beta2: f32,
-    /// Of the gradient in the new moments.
-    share1: f32,
-    share2: f32,
-    eps: f32,
 }
 
 impl Update<'_> {
     #[inline(always)]
     fn apply(&self, weights: &mut [f32], gradient: &[f32], m: &mut [f32], v: &mut [f32]) {
+        let Rates { step_size, inverse_root_correction2, beta1, beta2, share1, share2, eps, .. } = self.rates;
         for (((w, g), m), v) in weights.iter_mut().zip(gradient).zip(m).zip(v) {
-            let g = g * self.gradient_scale;
-            *m = self.beta1 * *m + self.share1 * g;
-            *v = self.beta2 * *v + self.share2 * g * g;
-            let denominator = v.sqrt() * self.inverse_root_correction2 + self.eps;
-            *w = *w * self.decay - self.step_size * *m / denominator;
+            let g = g * self.rates.gradient_scale;
+            *m = beta1 * *m + share1 * g;
+            *v = beta2 * *v + share2 * g * g;
+            let denominator = v.sqrt() * inverse_root_correction2 + eps;
+            *w = *w * self.decay - step_size * *m / denominator;
         }
     }
 

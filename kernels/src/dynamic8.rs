@@ -63,6 +63,11 @@ impl DynamicMap {
         Self { values: *values, bounds }
     }
 
+    /// Its values, then the bounds between them.
+    pub(crate) fn table(&self) -> [&[f32; 256]; 2] {
+        [&self.values, &self.bounds]
+    }
+
     /// Reads a block.
     #[inline(always)]
     pub(crate) fn decode(&self, codes: &[u8], scale: f32, values: &mut [f32]) {

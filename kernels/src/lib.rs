@@ -35,7 +35,7 @@ mod seeded;
 mod simd;
 mod swiglu;
 
-pub use adamw::{AdamW, AdamWParams, Moments, global_norm};
+pub use adamw::{AdamW, AdamWParams, MomentType, Moments};
 pub use attention::{Attention, Segment};
 pub use blocks::{BlockType, Blocks};
 pub use cross_entropy::{
@@ -53,7 +53,7 @@ pub use nf4::{Nf4, Nf4Scales};
 pub use quantized::QuantizedLinear;
 pub(crate) use quantized::{AffineBlock, CodeBits, CodeLayout};
 pub use rms_norm::{rms_norm, rms_norm_frozen};
-pub use rope::{RopeTable, rope};
+pub use rope::{Positions, RopeTable, rope};
 pub use routing::{RouterSoftmax, Routing, route};
-pub use seeded::{add_to, seeded};
+pub use seeded::seeded;
 pub use swiglu::swiglu;

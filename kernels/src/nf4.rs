@@ -141,8 +141,17 @@ impl Nf4 {
         Self::new(codes, scales, shape)
     }
 
+    /// Two values a byte, the first in the high nibble.
+    pub fn codes(&self) -> &[u8] {
+        &self.codes
+    }
+
+    pub fn scales(&self) -> &Nf4Scales {
+        &self.scales
+    }
+
     /// (O, C).
-    pub(crate) fn shape(&self) -> (usize, usize) {
+    pub fn shape(&self) -> (usize, usize) {
         (self.out_features, self.in_features)
     }
 

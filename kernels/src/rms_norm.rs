@@ -7,6 +7,9 @@ use crate::{cpu, gpu, simd};
 /// Shapes: x (…,C), w (C) -> (…,C). F32. Gradient: reaches x and w.
 /// Source: RMSNorm, arXiv 1910.07467.
 pub fn rms_norm(x: &Tensor, weight: &Tensor, eps: f64) -> Result<Tensor> {
+    if gpu::is_on_gpu(x) {
+        return gpu::rms_norm::rms_norm(x, weight, eps as f32);
+    }
     x.contiguous()?.apply_op2(weight, RmsNorm { eps: eps as f32 })
 }
 

@@ -1,15 +1,22 @@
 use std::sync::Arc;
 
-use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor, bail};
+use candle_core::{CpuStorage, CustomOp1, Device, Layout, Result, Shape, Tensor, bail};
 
-use crate::{cpu, simd};
+use crate::{
+    cpu,
+    gpu::{self, Mirrored},
+    simd,
+};
+
+/// The position of each token in its own example, (T).
+pub type Positions = Mirrored<u32>;
 
 /// Cosines and sines of every position and frequency of a model.
 #[derive(Debug)]
 pub struct RopeTable {
     /// (positions, D/2), row-major.
-    cos: Vec<f32>,
-    sin: Vec<f32>,
+    cos: Mirrored<f32>,
+    sin: Mirrored<f32>,
     half_dim: usize,
 }
 
@@ -25,8 +32,17 @@ impl RopeTable {
                 inverse_frequencies.iter().map(move |frequency| position as f32 * frequency)
             })
         };
-        let scaled = |f: fn(f32) -> f32| angles().map(|angle| f(angle) * scale).collect();
+        let scaled = |f: fn(f32) -> f32| angles().map(|angle| f(angle) * scale).collect::<Vec<_>>().into();
         Self { cos: scaled(f32::cos), sin: scaled(f32::sin), half_dim }
+    }
+
+    /// Cosines and sines there, (positions, D/2) each.
+    pub(crate) fn on_device(&self, device: &Device) -> Result<[&Tensor; 2]> {
+        Ok([self.cos.on_device(device)?, self.sin.on_device(device)?])
+    }
+
+    pub(crate) fn half_dim(&self) -> usize {
+        self.half_dim
     }
 
     pub fn num_positions(&self) -> usize {
@@ -38,13 +54,30 @@ impl RopeTable {
 ///
 /// Shapes: x (T, H·D), positions (T) -> (T, H·D). F32. Gradient: reaches x.
 /// Errors: a position beyond the table.
-pub fn rope(x: &Tensor, table: &Arc<RopeTable>, positions: &Arc<Vec<u32>>) -> Result<Tensor> {
+pub fn rope(x: &Tensor, table: &Arc<RopeTable>, positions: &Arc<Positions>) -> Result<Tensor> {
+    check(x, table, positions)?;
+    if gpu::is_on_gpu(x) {
+        return gpu::rope::rope(x, table, positions);
+    }
     x.contiguous()?.apply_op1(Rope { table: table.clone(), positions: positions.clone() })
+}
+
+fn check(x: &Tensor, table: &RopeTable, positions: &Positions) -> Result<()> {
+    let (num_tokens, width) = x.dims2()?;
+    if num_tokens != positions.len() || !width.is_multiple_of(2 * table.half_dim) {
+        let (count, head_dim) = (positions.len(), 2 * table.half_dim);
+        bail!("rope of {:?} with {count} positions and head dim {head_dim}", x.dims());
+    }
+    let num_positions = table.num_positions();
+    if let Some(position) = positions.iter().find(|position| **position as usize >= num_positions) {
+        bail!("position {position} lies beyond the {num_positions} the model can take");
+    }
+    Ok(())
 }
 
 struct Rope {
     table: Arc<RopeTable>,
-    positions: Arc<Vec<u32>>,
+    positions: Arc<Positions>,
 }
 
 impl Rope {
@@ -88,19 +121,7 @@ impl CustomOp1 for Rope {
     }
 
     fn cpu_fwd(&self, storage: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
-        let (num_tokens, width) = layout.shape().dims2()?;
-        if num_tokens != self.positions.len() || !width.is_multiple_of(2 * self.table.half_dim) {
-            bail!(
-                "rope of {:?} with {} positions and head dim {}",
-                layout.dims(),
-                self.positions.len(),
-                2 * self.table.half_dim
-            );
-        }
-        let num_positions = self.table.num_positions();
-        if let Some(position) = self.positions.iter().find(|position| **position as usize >= num_positions) {
-            bail!("position {position} lies beyond the {num_positions} the model can take");
-        }
+        let width = layout.shape().dims2()?.1;
         Ok((CpuStorage::F32(self.rotate(cpu::slice(storage, layout)?, width, 1.0)), layout.shape().clone()))
     }
 

@@ -40,7 +40,7 @@ impl CustomOp1 for Seeded {
 /// Adds a tensor's values to `sum`, where they are. F32.
 ///
 /// Errors: another number of values.
-pub fn add_to(sum: &mut [f32], tensor: &Tensor) -> Result<()> {
+pub(crate) fn add_to(sum: &mut [f32], tensor: &Tensor) -> Result<()> {
     cpu::with_slice(tensor, |values| {
         if values.len() != sum.len() {
             bail!("{} values to add to {}", values.len(), sum.len());

@@ -1,12 +1,15 @@
 use candle_core::{CpuStorage, CustomOp2, Layout, Result, Shape, Tensor, bail};
 
-use crate::{cpu, simd};
+use crate::{cpu, gpu, simd};
 
 /// `silu(gate) · up`.
 ///
 /// Shapes: gate and up alike. F32. Gradient: reaches both.
 /// Source: GLU variants, arXiv 2002.05202.
 pub fn swiglu(gate: &Tensor, up: &Tensor) -> Result<Tensor> {
+    if gpu::is_on_gpu(gate) {
+        return gpu::swiglu::swiglu(gate, up);
+    }
     gate.contiguous()?.apply_op2(&up.contiguous()?, SwiGlu)
 }
 

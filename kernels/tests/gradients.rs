@@ -154,7 +154,7 @@ fn norms() {
 fn rotations_and_activations() {
     let (x, y) = (values(&[4, 16], 1), values(&[4, 16], 2));
     let table = Arc::new(RopeTable::new(&[1.0, 0.3, 0.1, 0.02], 1.2, 50));
-    let positions = Arc::new(vec![0, 3, 20, 49]);
+    let positions = Arc::new(vec![0, 3, 20, 49].into());
     check("rope", &[&x], || Ok(weigh(&rope(&x, &table, &positions)?)));
     check("swiglu", &[&x, &y], || Ok(weigh(&swiglu(&x, &y)?)));
 }

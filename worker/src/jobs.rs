@@ -7,7 +7,7 @@ use lathe_engine::{
     Error, Result,
     chat::{ChatSession, ReplyRequest},
     data::{self, Dataset},
-    inspect,
+    device, inspect,
     origins::{self, Checked},
     preflight,
     store::Reading,
@@ -144,13 +144,13 @@ fn lock_out_dir(out_dir: &Path) -> Result<File> {
     Ok(file)
 }
 
+/// The device is opened before anything is loaded, so that what is missing is said at once.
+///
+/// Errors: there is none of that name; the engine computes on the CPU only.
 fn require_cpu(device: &str) -> Result<()> {
-    if device == "cpu" {
+    if device::open(device)?.is_cpu() {
         return Ok(());
     }
-    Err(Error::invalid(
-        ErrorCode::Device,
-        format!("Device {device:?} is not available: this is the CPU build"),
-    )
-    .hint("use --device cpu"))
+    Err(Error::invalid(ErrorCode::Device, format!("Nothing computes on {device} yet"))
+        .hint("use --device cpu"))
 }

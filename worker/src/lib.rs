@@ -17,7 +17,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use lathe_engine::foreign::panic_is_expected;
+use lathe_engine::{device, foreign::panic_is_expected};
 use lathe_protocol::{ErrorInfo, EventBody, Job, Request, handshake, read_frame, write_frame};
 
 /// How long a job may take to notice that it should stop, after which the process ends itself: whoever started it is
@@ -115,7 +115,11 @@ pub fn main() -> ExitCode {
         return ExitCode::FAILURE;
     }
     let channel = Channel { stop: stop.clone(), cancel_reply, requests, started };
-    let output = Output { stdout: Mutex::new(stdout()), stop };
+    let output = Arc::new(Output { stdout: Mutex::new(stdout()), stop });
+    let last_words = output.clone();
+    device::end_on_fatal(move |error| {
+        last_words.emit(&EventBody::Failed { error: ErrorInfo::from(error) });
+    });
     match jobs::run(job, &channel, &output) {
         Ok(()) => {
             output.emit(&EventBody::Done);

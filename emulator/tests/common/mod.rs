@@ -33,24 +33,32 @@ pub fn distance(actual: &Tensor, expected: &Tensor) -> Result<f32> {
 
 /// Inputs of an operation.
 pub struct Twins {
-    inputs: Vec<Tensor>,
+    /// With whether they are f32 on the GPU, too.
+    inputs: Vec<(Tensor, bool)>,
 }
 
 impl Twins {
     /// Of these shapes, drawn with these seeds.
     pub fn new(inputs: &[(&[usize], u64)]) -> Result<Self> {
         lathe_emulator::install();
-        Ok(Self { inputs: inputs.iter().map(|(dims, seed)| random(dims, *seed)).collect::<Result<_>>()? })
+        let drawn = inputs.iter().map(|(dims, seed)| Ok((random(dims, *seed)?, false)));
+        Ok(Self { inputs: drawn.collect::<Result<_>>()? })
+    }
+
+    /// One more, which is f32 on the GPU, too: something that learns.
+    pub fn with_f32(mut self, dims: &[usize], seed: u64) -> Result<Self> {
+        self.inputs.push((random(dims, seed)?, true));
+        Ok(self)
     }
 
     /// Checks result and gradients of `op`, computed in bf16 by the kernels and in f32 by the twin.
     pub fn check(&self, tolerance: f32, op: impl Fn(&[Tensor]) -> Result<Tensor>) -> Result<()> {
-        let run = |dtype: DType| -> Result<Vec<Tensor>> {
-            let vars: Vec<Var> = self
-                .inputs
-                .iter()
-                .map(|input| Var::from_tensor(&input.to_dtype(dtype)?))
-                .collect::<Result<_>>()?;
+        let run = |on_gpu: bool| -> Result<Vec<Tensor>> {
+            let var = |(input, is_f32): &(Tensor, bool)| {
+                let dtype = if on_gpu && !is_f32 { DType::BF16 } else { DType::F32 };
+                Var::from_tensor(&input.to_dtype(dtype)?.copy()?)
+            };
+            let vars: Vec<Var> = self.inputs.iter().map(var).collect::<Result<_>>()?;
             let inputs: Vec<Tensor> = vars.iter().map(|var| var.as_tensor().clone()).collect();
             let y = op(&inputs)?;
             let seed = random(y.dims(), 99)?.to_dtype(y.dtype())?;
@@ -61,7 +69,7 @@ impl Twins {
             }
             Ok(results)
         };
-        for (i, (actual, expected)) in run(DType::BF16)?.iter().zip(&run(DType::F32)?).enumerate() {
+        for (i, (actual, expected)) in run(true)?.iter().zip(&run(false)?).enumerate() {
             let distance = distance(actual, expected)?;
             assert!(distance < tolerance, "result {i} (0 is y, then gradients) is {distance} away");
         }

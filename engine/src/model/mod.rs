@@ -18,8 +18,9 @@ use std::sync::Arc;
 
 use candle_core::{Tensor, Var};
 use lathe_kernels::{
-    Attention, FrozenLinear, QuantizedLinear, RopeTable, Segment, Targets, TokenLoss, linear_cross_entropy,
-    linear_cross_entropy_trainable, linear_cross_entropy_with_rows, rms_norm, rms_norm_frozen, rope,
+    Attention, FrozenLinear, Positions, QuantizedLinear, RopeTable, Segment, Targets, TokenLoss,
+    linear_cross_entropy, linear_cross_entropy_trainable, linear_cross_entropy_with_rows, rms_norm,
+    rms_norm_frozen, rope,
 };
 
 pub use config::{ExpertsConfig, ModelConfig};
@@ -94,7 +95,7 @@ pub struct Model {
 #[derive(Clone)]
 pub struct Context {
     /// Position of each token in its own example.
-    pub positions: Arc<Vec<u32>>,
+    pub positions: Arc<Positions>,
     /// Which tokens see which.
     pub segments: Arc<Vec<Segment>>,
     pub rope: Arc<RopeTable>,
@@ -244,7 +245,7 @@ impl Model {
     pub fn all_logits(&self, ids: &[u32]) -> Result<Tensor> {
         let num_tokens = ids.len();
         let context = Context {
-            positions: Arc::new((0..num_tokens as u32).collect()),
+            positions: Arc::new((0..num_tokens as u32).collect::<Vec<_>>().into()),
             segments: Arc::new(vec![Segment::square(0..num_tokens)]),
             rope: self.rope_table(num_tokens),
             dropout_key: None,
@@ -274,7 +275,7 @@ impl Model {
             )));
         }
         let context = Context {
-            positions: Arc::new((past as u32..(past + new) as u32).collect()),
+            positions: Arc::new((past as u32..(past + new) as u32).collect::<Vec<_>>().into()),
             segments: Arc::new(vec![Segment { queries: 0..new, keys: 0..past + new }]),
             rope: rope.clone(),
             dropout_key: None,

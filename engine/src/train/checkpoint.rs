@@ -93,7 +93,7 @@ pub fn save(
     }
     let written = files::create_dir_all(&aside)
         .and_then(|()| save_weights(&aside))
-        .and_then(|()| save_moments(&aside.join(OPTIMIZER_FILE), trainables, &optimizer.moments))
+        .and_then(|()| save_moments(&aside.join(OPTIMIZER_FILE), trainables, &*optimizer.moments()?))
         .and_then(|()| files::write_json(&aside.join(STATE_FILE), state))
         .and_then(|()| checksums::write(&aside))
         .and_then(|()| files::sync_dir(&aside))
@@ -203,7 +203,8 @@ pub fn load(
     };
     // Read everything before anything is changed: a broken checkpoint leaves the model as it was.
     let mut loaded = Vec::with_capacity(trainables.len());
-    for (trainable, old) in trainables.iter().zip(&optimizer.moments) {
+    let mut loaded_moments = Vec::with_capacity(trainables.len());
+    for (trainable, old) in trainables.iter().zip(&*optimizer.moments()?) {
         let dims = trainable.var.dims();
         let [first, second] = moment_names(trainable);
         let in_8_bits = |name: &str, old: &Dynamic8| -> Result<Dynamic8> {
@@ -212,20 +213,20 @@ pub fn load(
                 scales: floats(&moments, &scales_name(name), &[old.scales.len()])?,
             })
         };
-        let moments = match old {
+        loaded_moments.push(match old {
             Moments::F32 { .. } => {
                 Moments::F32 { m: floats(&moments, &first, dims)?, v: floats(&moments, &second, dims)? }
             }
             Moments::Dynamic8 { m, v } => {
                 Moments::Dynamic8 { m: in_8_bits(&first, m)?, v: in_8_bits(&second, v)? }
             }
-        };
-        loaded.push((floats(&weights, &trainable.name, dims)?, moments));
+        });
+        loaded.push(floats(&weights, &trainable.name, dims)?);
     }
-    for ((trainable, slot), (weight, moments)) in trainables.iter().zip(&mut optimizer.moments).zip(loaded) {
+    for (trainable, weight) in trainables.iter().zip(loaded) {
         trainable.var.set(&Tensor::from_vec(weight, trainable.var.dims(), trainable.var.device())?)?;
-        *slot = moments;
     }
+    optimizer.set_moments(loaded_moments)?;
     optimizer.num_updates = state.num_updates;
     Ok(state)
 }

@@ -18,7 +18,7 @@ use std::{
     sync::atomic::AtomicBool,
 };
 
-use lathe_kernels::{AdamW, global_norm};
+use lathe_kernels::AdamW;
 use lathe_protocol::{
     Divergence, DivergenceSign, ErrorCode, EvalMetrics, EventBody, LogLevel, Origins, RowPlace, RunConfig,
     StepMetrics, Told, TrainJob, TrainSummary, WeightsMetrics,
@@ -30,10 +30,9 @@ pub use evaluation::{Evaluation, evaluate_rows};
 pub use plan::{Plan, Window};
 pub use probe::{ProcessMemory, probe};
 pub use samples::Samples;
-pub use step::{PassOptions, Weights, accumulate, evaluate, trainables};
+pub use step::{PassOptions, Weights, accumulate, evaluate, optimizer, trainables};
 pub use talk::{Audience, Question};
 
-use step::Learning;
 use talk::Talk;
 
 use crate::{
@@ -181,7 +180,7 @@ fn run_on(
     let (mut model, peft_config) =
         load::load_model(Path::new(&job.model), &job.model_name, config, init_adapter, text_files)?;
     let trainables = trainables(&model, config.method);
-    let Learning { mut gradients, vars, mut optimizer } = Learning::new(&trainables, config);
+    let mut optimizer = step::optimizer(&trainables, config)?;
     let longest = rows.longest_side().max(eval_rows.longest_side());
     let context = model.config.max_position_embeddings;
     if longest > context {
@@ -234,7 +233,7 @@ fn run_on(
     emit(EventBody::TrainingStarted {
         total_steps: plan.total_steps,
         first_step: state.step,
-        trainable_parameters: gradients.iter().map(|gradient| gradient.len() as u64).sum(),
+        trainable_parameters: optimizer.num_elements() as u64,
         total_parameters: model.num_parameters() as u64,
         rows: rows.len(),
         tokens_per_epoch,
@@ -270,12 +269,12 @@ fn run_on(
                 stop: world.stop,
             };
             let Some(step::WindowLoss { loss, loss_tokens, preference }) =
-                pass.run(state.step, &window, &mut gradients)?
+                pass.run(state.step, &window, &mut optimizer)?
             else {
                 stopped = true;
                 break;
             };
-            let grad_norm = global_norm(&gradients);
+            let grad_norm = optimizer.gradient_norm()?;
             if let Some(alarm) = guard::check(config, &mut state.recent, loss, grad_norm) {
                 let mut places: Vec<RowPlace> = window.iter().flatten().map(|row| rows.place(*row)).collect();
                 places.sort_by_key(|place| place.row);
@@ -298,7 +297,7 @@ fn run_on(
                 1.0
             };
             let lr = schedule::learning_rate(config, state.step, plan.total_steps);
-            optimizer.step(&vars, &gradients, clip, lr)?;
+            optimizer.step(clip, lr)?;
             state.last_loss = Some(loss);
             let tokens: usize = window.iter().flatten().map(|row| lengths[*row]).sum();
             let seconds = (world.clock)() - step_started;

@@ -1,6 +1,5 @@
 use std::path::Path;
 
-use lathe_kernels::global_norm;
 use lathe_protocol::{
     ErrorCode, EventBody, MeasuredMemory, Placement, ProbeJob, ProbeReport, training_memory,
 };
@@ -8,7 +7,7 @@ use rand::Rng as _;
 
 use super::{
     Surroundings, load,
-    step::{Learning, Pass, trainables},
+    step::{self, Pass, trainables},
 };
 use crate::{
     Error, Result,
@@ -57,11 +56,9 @@ pub fn probe(
 
     // 2. What learns. An update by nothing, so that gradients and moments are really there.
     let trainables = trainables(&model, config.method);
-    let Learning { mut gradients, vars, mut optimizer } = Learning::new(&trainables, config);
-    for gradient in &mut gradients {
-        gradient.fill(0.0);
-    }
-    optimizer.step(&vars, &gradients, 1.0, 0.0)?;
+    let mut optimizer = step::optimizer(&trainables, config)?;
+    optimizer.clear_gradients()?;
+    optimizer.step(1.0, 0.0)?;
     measured.ready = memory()?.now;
 
     // 3. The step
@@ -91,11 +88,11 @@ pub fn probe(
         stop: world.stop,
     };
     let window = vec![(0..rows.len()).collect()];
-    if pass.run(0, &window, &mut gradients)?.is_none() {
+    if pass.run(0, &window, &mut optimizer)?.is_none() {
         return Err(Error::invalid(ErrorCode::Busy, "Stopped on request"));
     }
-    global_norm(&gradients);
-    optimizer.step(&vars, &gradients, 1.0, 0.0)?;
+    optimizer.gradient_norm()?;
+    optimizer.step(1.0, 0.0)?;
     measured.peak = memory()?.peak;
     Ok(ProbeReport {
         predicted: training_memory(&shape, config, *row_tokens, Placement::Cpu),

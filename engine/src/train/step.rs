@@ -4,7 +4,9 @@ use std::sync::{
 };
 
 use candle_core::{Tensor, Var, backprop::GradStore};
-use lathe_kernels::{AdamW, AdamWParams, CrossEntropyStats, RopeTable, Targets, TokenLoss, add_to, seeded};
+use lathe_kernels::{
+    AdamW, AdamWParams, CrossEntropyStats, MomentType, RopeTable, Targets, TokenLoss, seeded,
+};
 use lathe_protocol::{Method, Optimizer, PreferenceMetrics, RunConfig};
 
 use super::{
@@ -24,28 +26,15 @@ pub fn trainables(model: &Model, method: Method) -> Vec<Trainable> {
     if method == Method::Full { model.whole_weights() } else { adapter::trainables(model) }
 }
 
-/// What training holds beside the weights that learn.
-pub(super) struct Learning {
-    /// Of the window at hand, one for each trainable.
-    pub gradients: Vec<Vec<f32>>,
-    /// Each trainable with its weight decay.
-    pub vars: Vec<(Var, f64)>,
-    pub optimizer: AdamW,
-}
-
-impl Learning {
-    pub fn new(trainables: &[Trainable], config: &RunConfig) -> Self {
-        let lengths = trainables.iter().map(|trainable| trainable.var.elem_count());
-        let decay = |decays| if decays { config.weight_decay } else { 0.0 };
-        Self {
-            gradients: lengths.clone().map(|length| vec![0.0; length]).collect(),
-            vars: trainables.iter().map(|t| (t.var.clone(), decay(t.decays))).collect(),
-            optimizer: match config.optimizer {
-                Optimizer::Adamw => AdamW::new(AdamWParams::default(), lengths),
-                Optimizer::Adamw8bit => AdamW::new_8bit(AdamWParams::default(), lengths),
-            },
-        }
-    }
+/// What training holds beside the weights that learn: gradients and moments, one for each trainable.
+pub fn optimizer(trainables: &[Trainable], config: &RunConfig) -> Result<AdamW> {
+    let decay = |decays| if decays { config.weight_decay } else { 0.0 };
+    let vars = trainables.iter().map(|t| (t.var.clone(), decay(t.decays))).collect();
+    let moments = match config.optimizer {
+        Optimizer::Adamw => MomentType::F32,
+        Optimizer::Adamw8bit => MomentType::Dynamic8,
+    };
+    Ok(AdamW::new(AdamWParams::default(), vars, moments)?)
 }
 
 /// How one forward and backward is to be done.
@@ -83,18 +72,11 @@ pub(super) struct WindowLoss {
 }
 
 impl Pass<'_> {
-    /// Sets `gradients` to those of the window's loss. None if stopped midway.
-    pub fn run(
-        &self,
-        step: usize,
-        window: &Window,
-        gradients: &mut [Vec<f32>],
-    ) -> Result<Option<WindowLoss>> {
-        for gradient in gradients.iter_mut() {
-            gradient.fill(0.0);
-        }
+    /// Sets the optimizer's gradients to those of the window's loss. None if stopped midway.
+    pub fn run(&self, step: usize, window: &Window, optimizer: &mut AdamW) -> Result<Option<WindowLoss>> {
+        optimizer.clear_gradients()?;
         if self.config.objective.takes_pairs() {
-            return self.run_on_pairs(step, window, gradients);
+            return self.run_on_pairs(step, window, optimizer);
         }
         let batches =
             window.iter().map(|micro_batch| self.rows.pack(micro_batch)).collect::<Result<Vec<_>>>()?;
@@ -106,7 +88,7 @@ impl Pass<'_> {
             }
             let options = self.options(step, micro_batch);
             let weights = Weights::Even(1.0 / loss_tokens as f64);
-            stats.add(&accumulate(self.model, self.trainables, batch, &options, weights, gradients)?);
+            stats.add(&accumulate(self.model, self.trainables, batch, &options, weights, optimizer)?);
         }
         let loss = stats.loss_sum / stats.num_tokens as f64;
         Ok(Some(WindowLoss { loss, loss_tokens: stats.num_tokens, preference: None }))
@@ -117,7 +99,7 @@ impl Pass<'_> {
         &self,
         step: usize,
         window: &Window,
-        gradients: &mut [Vec<f32>],
+        optimizer: &mut AdamW,
     ) -> Result<Option<WindowLoss>> {
         let Self { model, trainables, rows, references, config, .. } = self;
         let batches = window
@@ -134,7 +116,7 @@ impl Pass<'_> {
             let options = self.options(step, micro_batch);
             let weigh = |tokens: &[TokenLoss]| pairs.weights(tokens, config, num_pairs, num_chosen_tokens);
             let weights = Weights::OfLosses(&weigh);
-            let tokens = accumulate(model, trainables, &pairs.batch, &options, weights, gradients)?;
+            let tokens = accumulate(model, trainables, &pairs.batch, &options, weights, optimizer)?;
             sums.add(pairs, &tokens, config);
         }
         let (loss, preference) = sums.means(config.objective);
@@ -208,14 +190,15 @@ fn loss(model: &Model, h: &Tensor, batch: &Batch, weights: Weights<'_>) -> Resul
     }
 }
 
-/// Forward and backward of one batch: adds the gradient of its weighted loss to `gradients`. The losses of its tokens.
+/// Forward and backward of one batch: adds the gradient of its weighted loss to the optimizer's, which is over the
+/// trainables. The losses of its tokens.
 pub fn accumulate(
     model: &Model,
     trainables: &[Trainable],
     batch: &Batch,
     options: &PassOptions,
     weights: Weights<'_>,
-    gradients: &mut [Vec<f32>],
+    optimizer: &mut AdamW,
 ) -> Result<Vec<TokenLoss>> {
     let context = context(batch, options);
     let mut embeddings = model.embed(&batch.ids)?;
@@ -225,7 +208,7 @@ pub fn accumulate(
     let Some(recomputed_blocks) = options.recomputed_blocks else {
         let h = model.hidden(embeddings, &context)?;
         let (loss, tokens) = loss(model, &h, batch, weights)?;
-        add_gradients(trainables, loss.backward()?, gradients)?;
+        add_gradients(trainables, loss.backward()?, optimizer)?;
         return Ok(tokens);
     };
     // 1. Forward, keeping the input of each group of blocks only.
@@ -243,7 +226,7 @@ pub fn accumulate(
     let (loss, tokens) = loss(model, &output, batch, weights)?;
     let mut store = loss.backward()?;
     let mut dy = store.remove(&output);
-    add_gradients(trainables, store, gradients)?;
+    add_gradients(trainables, store, optimizer)?;
     drop((h, output));
     // 3. Backward, one group at a time, re-run on a variable of its input.
     for (group, input) in inputs.into_iter().enumerate().rev() {
@@ -256,21 +239,21 @@ pub fn accumulate(
         }
         let mut store = seeded(&output, &seed)?.backward()?;
         dy = store.remove(&input);
-        add_gradients(trainables, store, gradients)?;
+        add_gradients(trainables, store, optimizer)?;
     }
     // 4. The embeddings, where they learn.
     if let Some(seed) = dy
         && embeddings.track_op()
     {
-        add_gradients(trainables, seeded(&embeddings, &seed)?.backward()?, gradients)?;
+        add_gradients(trainables, seeded(&embeddings, &seed)?.backward()?, optimizer)?;
     }
     Ok(tokens)
 }
 
-fn add_gradients(trainables: &[Trainable], mut store: GradStore, gradients: &mut [Vec<f32>]) -> Result<()> {
-    for (trainable, sum) in trainables.iter().zip(gradients) {
+fn add_gradients(trainables: &[Trainable], mut store: GradStore, optimizer: &mut AdamW) -> Result<()> {
+    for (index, trainable) in trainables.iter().enumerate() {
         if let Some(gradient) = store.remove(&trainable.var) {
-            add_to(sum, &gradient)?;
+            optimizer.add_gradient(index, &gradient)?;
         }
     }
     Ok(())

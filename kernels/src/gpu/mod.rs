@@ -4,12 +4,19 @@
 //! on bf16 tensors that lie there: so they are tested where no GPU is. Each operation's twin is the f32 one of the same
 //! name outside this module.
 
+pub(crate) mod adamw;
 #[cfg(feature = "cuda")]
 mod cuda;
+pub(crate) mod expert_lora;
+pub(crate) mod experts;
 mod launch;
 mod memory;
-pub mod rms_norm;
+mod mirrored;
+mod mxfp4;
+pub(crate) mod rms_norm;
+pub(crate) mod rope;
 pub mod routing;
+pub(crate) mod swiglu;
 mod trace;
 
 use std::sync::OnceLock;
@@ -19,6 +26,8 @@ use candle_core::{DType, Device, Result, Tensor};
 pub use launch::{Arg, Grid};
 pub(crate) use launch::{ToArg, launch};
 pub(crate) use memory::Buffer;
+pub use mirrored::Mirrored;
+pub use mxfp4::GpuMxfp4;
 pub(crate) use trace::{traced1, traced2, traced3};
 
 /// Runs a kernel by its name; the error is a sentence.
