@@ -41,7 +41,9 @@ struct Fiber {
     std::deque<std::vector<Copy>> groups;
     std::vector<Copy> open_group;
 
-    ~Fiber() { munmap(stack, STACK_BYTES); }
+    ~Fiber() {
+        if (stack != nullptr) munmap(stack, STACK_BYTES);
+    }
 };
 
 struct Block {
@@ -102,6 +104,20 @@ __attribute__((noinline)) void enter(Fiber &fiber) {
     if (fiber.is_started) _longjmp(fiber.context, 1);
     fiber.is_started = true;
     setcontext(&fiber.start);
+}
+
+// Not inlined either: getcontext returns twice.
+__attribute__((noinline)) std::unique_ptr<Fiber> new_fiber() {
+    auto fiber = std::make_unique<Fiber>();
+    void *stack = mmap(nullptr, STACK_BYTES, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    if (stack == MAP_FAILED) fail("no memory for a stack");
+    fiber->stack = static_cast<uint8_t *>(stack);
+    getcontext(&fiber->start);
+    fiber->start.uc_stack.ss_sp = fiber->stack;
+    fiber->start.uc_stack.ss_size = STACK_BYTES;
+    fiber->start.uc_link = nullptr;
+    makecontext(&fiber->start, live, 0);
+    return fiber;
 }
 
 bool can_run(const Fiber &fiber) {
@@ -208,16 +224,7 @@ extern "C" int lathe_emulate(const char *name, const unsigned *grid, unsigned nu
     place.block_dim = {num_threads, 1, 1};
     place.grid_dim = {grid[0], grid[1], grid[2]};
     for (unsigned thread = 0; thread < num_threads; thread++) {
-        auto fiber = std::make_unique<Fiber>();
-        void *stack = mmap(nullptr, STACK_BYTES, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-        if (stack == MAP_FAILED) fail("no memory for a stack");
-        fiber->stack = static_cast<uint8_t *>(stack);
-        getcontext(&fiber->start);
-        fiber->start.uc_stack.ss_sp = fiber->stack;
-        fiber->start.uc_stack.ss_size = STACK_BYTES;
-        fiber->start.uc_link = nullptr;
-        makecontext(&fiber->start, live, 0);
-        own.fibers.push_back(std::move(fiber));
+        own.fibers.push_back(new_fiber());
     }
     for (unsigned z = 0; z < grid[2]; z++) {
         for (unsigned y = 0; y < grid[1]; y++) {

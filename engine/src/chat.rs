@@ -9,6 +9,7 @@ use std::{
     },
 };
 
+use candle_core::Tensor;
 use jiff::civil::DateTime;
 use lathe_kernels::RopeTable;
 use lathe_protocol::{
@@ -18,9 +19,9 @@ use lathe_protocol::{
 use crate::{
     Error, Result, adapter,
     data::Chat,
-    model::{KvCache, LoadFor, Model},
+    model::{Compute, KvCache, LoadFor, Model},
     reply::{ANSWER_AT_ONCE, Parser, ReplyForm},
-    sample::{Sampler, forbid},
+    sample::Sampler,
     styles,
     template::RenderOptions,
     text_files::TextFiles,
@@ -59,9 +60,19 @@ pub struct ChatSession {
 impl ChatSession {
     /// Loads a model and puts the adapters on it. `clock` tells seconds.
     pub fn load(model_path: &Path, adapters: &[PathBuf], clock: &dyn Fn() -> f64) -> Result<Self> {
+        Self::load_on(Compute::cpu(), model_path, adapters, clock)
+    }
+
+    /// [`Self::load`] for computing elsewhere than on the CPU.
+    pub fn load_on(
+        compute: Compute,
+        model_path: &Path,
+        adapters: &[PathBuf],
+        clock: &dyn Fn() -> f64,
+    ) -> Result<Self> {
         let started = clock();
         let text_files = TextFiles::open_with(model_path, adapters)?;
-        let mut model = Model::load(model_path, LoadFor::Inference)?;
+        let mut model = Model::load_on(model_path, LoadFor::Inference, compute)?;
         for folder in adapters {
             adapter::attach(&mut model, folder)?;
         }
@@ -224,9 +235,9 @@ impl Reading {
         let shared = shared.min(prompt_tokens - 1);
         self.cache.truncate(shared);
         self.cached.truncate(shared);
-        let mut logits = Vec::new();
+        let mut logits = None;
         for chunk in prompt_ids[shared..].chunks(PREFILL_CHUNK) {
-            logits = self.feed(model, chunk)?;
+            logits = Some(self.feed(model, chunk)?);
             if cancel.load(Ordering::Relaxed) {
                 break;
             }
@@ -246,10 +257,13 @@ impl Reading {
                 thought.ending = tokenize::encode_plain(text_files, parser.end_of_thinking())?.into();
             }
             let forced = thought.ending.pop_front();
-            if output_tokens < sampling.min_tokens {
-                forbid(&mut logits, &text_files.stop_ids);
-            }
-            let id = forced.unwrap_or_else(|| sampler.next_token(&logits));
+            let forbidden =
+                if output_tokens < sampling.min_tokens { text_files.stop_ids.as_slice() } else { &[] };
+            let id = match (forced, &logits) {
+                (Some(id), _) => id,
+                (None, Some(logits)) => sampler.next_token(logits, forbidden)?,
+                (None, None) => break,
+            };
             output_tokens += 1;
             if output_tokens == 1 {
                 first_token_at = clock();
@@ -265,7 +279,7 @@ impl Reading {
             if self.cache.num_tokens() == self.cache.capacity() {
                 break;
             }
-            logits = self.feed(model, &[id])?;
+            logits = Some(self.feed(model, &[id])?);
         }
         parser.finish().into_iter().for_each(&mut *emit);
         thought.note(false, clock());
@@ -284,10 +298,10 @@ impl Reading {
         })
     }
 
-    fn feed(&mut self, model: &Model, ids: &[u32]) -> Result<Vec<f32>> {
+    fn feed(&mut self, model: &Model, ids: &[u32]) -> Result<Tensor> {
         let logits = model.decode(ids, &mut self.cache, &self.rope)?;
         self.cached.extend_from_slice(ids);
-        Ok(logits.to_vec1()?)
+        Ok(logits)
     }
 }
 

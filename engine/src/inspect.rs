@@ -11,7 +11,7 @@ use crate::{
     Error, Result, adapter,
     corpus::{self, Rows},
     family, files,
-    model::{LoadFor, Model, ModelConfig},
+    model::{Compute, LoadFor, Model, ModelConfig},
     preflight,
     store::Reading,
     text_files::TextFiles,
@@ -95,7 +95,8 @@ pub fn logits(job: &LogitsJob) -> Result<(usize, usize)> {
     if job.ids.is_empty() {
         return Err(Error::invalid(ErrorCode::Usage, "No token ids were given"));
     }
-    let mut model = Model::load(Path::new(&job.model), LoadFor::Inference)?;
+    let compute = Compute::open(&job.device)?;
+    let mut model = Model::load_on(Path::new(&job.model), LoadFor::Inference, compute)?;
     if let Some(folder) = &job.adapter {
         adapter::attach(&mut model, Path::new(folder))?;
     }
@@ -128,7 +129,7 @@ pub fn eval(job: &EvalJob, stop: &AtomicBool, emit: &mut dyn FnMut(EventBody)) -
         return Err(Error::data(message).hint(preflight::need_of_rows(config.objective.takes_pairs())));
     }
     let rows = Rows::Stored(rows);
-    let mut model = Model::load(path, LoadFor::Inference)?;
+    let mut model = Model::load_on(path, LoadFor::Inference, Compute::open(&job.device)?)?;
     let references = train::preference::references(&model, &rows, |_| true, &config, stop, emit)?;
     let references = references.ok_or(Error::Stopped)?;
     if let Some(folder) = &job.adapter {

@@ -1,6 +1,6 @@
 //! Which weights get an adapter, and its fresh values.
 
-use candle_core::{Device, Var};
+use candle_core::{Device, Tensor, Var};
 use lathe_protocol::{ErrorCode, LoraConfig, LoraTargets, REGEX_PREFIX, ends_in, indices_text, is_saved};
 use rand::Rng as _;
 
@@ -36,6 +36,7 @@ pub fn attach_fresh(model: &mut Model, config: &LoraConfig, seed: u64) -> Result
     let targets = LoraTargets::new(config)?;
     check_matches(model, config)?;
     let scale = scale(config.r, config.alpha, config.use_rslora);
+    let compute = model.compute.clone();
     let fresh = |rows: usize, in_features: usize, out_features: usize, index: u64| -> Result<LoraWeights> {
         // Kaiming-uniform with a = √5 is uniform within ±1/√fan_in.
         let bound = 1.0 / (in_features as f32).sqrt();
@@ -43,8 +44,8 @@ pub fn attach_fresh(model: &mut Model, config: &LoraConfig, seed: u64) -> Result
         let a: Vec<f32> = (0..rows * in_features).map(|_| rng.random_range(-bound..bound)).collect();
         let b = vec![0.0f32; out_features * rows];
         Ok(LoraWeights {
-            a: Var::from_vec(a, (rows, in_features), &Device::Cpu)?,
-            b: Var::from_vec(b, (out_features, rows), &Device::Cpu)?,
+            a: compute.var(&Tensor::from_vec(a, (rows, in_features), &Device::Cpu)?)?,
+            b: compute.var(&Tensor::from_vec(b, (out_features, rows), &Device::Cpu)?)?,
             scale,
             dropout: config.dropout,
             dora: None,

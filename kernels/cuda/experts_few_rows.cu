@@ -172,30 +172,42 @@ template <class ROWS> __device__ __forceinline__ void place_x(uint4 *placed, con
 }
 
 // The products of 16 rows from `first_row` on (up to `end_row`, behind which the last stands for them) with x, over the steps
-// `part`, `part + parts` ..; a warp does it, and its lanes 4 g write rows g and g + 8 of `sums` (16).
-template <class ROWS>
-__device__ __forceinline__ void multiply_rows(const ROWS &matrix, size_t first_row, size_t end_row, const uint4 *x,
-                                              unsigned part, unsigned parts, float *sums) {
-    const unsigned group = lane_index() / 4, steps = (matrix.width + ROWS::STEP - 1) / ROWS::STEP;
-    const size_t rows[2] = {min(first_row + group, end_row - 1), min(first_row + group + 8, end_row - 1)};
-    float own[4] = {};
-    for (unsigned step = part; step < steps; step += ROWS::UNROLL * parts) {
-        typename ROWS::Part read[ROWS::UNROLL];
+// `part`, `part + parts` ..; a warp does it. UNROLL reads are always under way, the first of them before x is there.
+template <class ROWS> struct Product {
+    ROWS matrix;
+    size_t rows[2];
+    unsigned first, parts, steps;
+    typename ROWS::Part read[ROWS::UNROLL];
+
+    __device__ __forceinline__ void begin(size_t first_row, size_t end_row, unsigned part) {
+        const size_t row = first_row + lane_index() / 4;
+        rows[0] = min(row, end_row - 1), rows[1] = min(row + 8, end_row - 1);
+        first = part;
+        steps = (matrix.width + ROWS::STEP - 1) / ROWS::STEP;
 #pragma unroll
-        for (unsigned i = 0; i < ROWS::UNROLL; i++) {
-            matrix.fetch(read[i], rows, step + i * parts, step + i * parts < steps);
+        for (unsigned i = 0; i < ROWS::UNROLL; i++) fetch(i, first + i * parts);
+    }
+
+    __device__ __forceinline__ void fetch(unsigned i, unsigned step) { matrix.fetch(read[i], rows, step, step < steps); }
+
+    // Lanes 4 g write rows g and g + 8 of `sums` (16).
+    __device__ __forceinline__ void finish(const uint4 *x, float *sums) {
+        float own[4] = {};
+        for (unsigned step = first; step < steps; step += ROWS::UNROLL * parts) {
+#pragma unroll
+            for (unsigned i = 0; i < ROWS::UNROLL; i++) {
+                const unsigned now = step + i * parts;
+                // The same for all lanes.
+                if (now < steps) matrix.multiply(read[i], x + now * (ROWS::STEP / 8), own);
+                fetch(i, now + ROWS::UNROLL * parts);
+            }
         }
-#pragma unroll
-        for (unsigned i = 0; i < ROWS::UNROLL; i++) {
-            // The same for all lanes.
-            if (step + i * parts < steps) matrix.multiply(read[i], x + (step + i * parts) * (ROWS::STEP / 8), own);
+        if (lane_index() % 4 == 0) {
+            sums[lane_index() / 4] = own[0] * ROWS::UNIT;
+            sums[lane_index() / 4 + 8] = own[2] * ROWS::UNIT;
         }
     }
-    if (lane_index() % 4 == 0) {
-        sums[group] = own[0] * ROWS::UNIT;
-        sums[group + 8] = own[2] * ROWS::UNIT;
-    }
-}
+};
 
 constexpr unsigned ROWS_A_WARP = 16, TILES = 2, PARTS = 4;
 
@@ -207,13 +219,14 @@ __device__ __forceinline__ void gate_up(const bf16 *x, const ROWS &matrix, const
     SHARED_MEMORY(shared);
     __shared__ float sums[PARTS][TILES * ROWS_A_WARP];
     const unsigned place = blockIdx.y, first = blockIdx.x * TILES * ROWS_A_WARP, expert = experts[place];
-    uint4 *const placed = (uint4 *)shared;
-    place_x<ROWS>(placed, x + (size_t)(place / k) * matrix.width, matrix.width);
-    __syncthreads();
     const unsigned tile = warp_index() / PARTS, part = warp_index() % PARTS;
     const size_t start = (size_t)expert * num_rows;
-    multiply_rows(matrix, start + first + tile * ROWS_A_WARP, start + num_rows, placed, part, PARTS,
-                  &sums[part][tile * ROWS_A_WARP]);
+    uint4 *const placed = (uint4 *)shared;
+    Product<ROWS> product = {matrix, {}, 0, PARTS};
+    product.begin(start + first + tile * ROWS_A_WARP, start + num_rows, part);
+    place_x<ROWS>(placed, x + (size_t)(place / k) * matrix.width, matrix.width);
+    __syncthreads();
+    product.finish(placed, &sums[part][tile * ROWS_A_WARP]);
     __syncthreads();
     const unsigned row = 2 * threadIdx.x;
     if (row >= TILES * ROWS_A_WARP || first + row >= num_rows) return;
@@ -241,15 +254,22 @@ __device__ __forceinline__ void down(const bf16 *inner, const ROWS &matrix, cons
     const unsigned token = blockIdx.y, first = blockIdx.x * ROWS_A_WARP;
     const unsigned placed_size = (matrix.width + ROWS::STEP - 1) / ROWS::STEP * ROWS::STEP / 8;
     uint4 *const placed = (uint4 *)shared;
+    const unsigned parts = max(WARPS / k, 1u);
+    Product<ROWS> product = {matrix, {}, 0, parts};
+    const auto begin = [&](unsigned task) {
+        const size_t start = (size_t)experts[token * k + task / parts] * num_rows;
+        product.begin(start + first, start + num_rows, task % parts);
+    };
+    unsigned task = warp_index();
+    if (task < k * parts) begin(task);
     for (unsigned i = 0; i < k; i++) {
         place_x<ROWS>(placed + i * placed_size, inner + (size_t)(token * k + i) * matrix.width, matrix.width);
     }
     __syncthreads();
-    const unsigned parts = max(WARPS / k, 1u);
-    for (unsigned task = warp_index(); task < k * parts; task += WARPS) {
-        const unsigned place = task / parts;
-        const size_t start = (size_t)experts[token * k + place] * num_rows;
-        multiply_rows(matrix, start + first, start + num_rows, placed + place * placed_size, task % parts, parts, sums[task]);
+    while (task < k * parts) {
+        product.finish(placed + task / parts * placed_size, sums[task]);
+        task += WARPS;
+        if (task < k * parts) begin(task);
     }
     __syncthreads();
     const unsigned row = threadIdx.x;

@@ -9,7 +9,7 @@ use rayon::prelude::*;
 use crate::{
     FrozenLinear,
     cpu::{self, Matrix, Store},
-    simd,
+    gpu, simd,
 };
 
 /// Rows whose logits exist at a time.
@@ -42,6 +42,29 @@ pub struct TokenLoss {
     pub is_likeliest: bool,
 }
 
+/// Each row's part of a loss, where it was computed.
+pub struct TokenLosses(Computed);
+
+enum Computed {
+    Host(Vec<TokenLoss>),
+    Gpu(gpu::cross_entropy::Losses),
+}
+
+impl TokenLosses {
+    /// Waits for a GPU to come so far.
+    pub fn read(self) -> Result<Vec<TokenLoss>> {
+        match self.0 {
+            Computed::Host(tokens) => Ok(tokens),
+            Computed::Gpu(losses) => {
+                let rows = losses.to_vec2::<f32>()?;
+                let token =
+                    |row: &Vec<f32>| TokenLoss { loss: f64::from(row[0]), is_likeliest: row[1] != 0.0 };
+                Ok(rows.iter().map(token).collect())
+            }
+        }
+    }
+}
+
 /// What each row should predict.
 #[derive(Debug, Clone, Copy)]
 pub struct Targets<'a> {
@@ -67,8 +90,11 @@ pub fn linear_cross_entropy(
     h: &Tensor,
     projection: &FrozenLinear,
     targets: Targets<'_>,
-) -> Result<(Tensor, Vec<TokenLoss>)> {
+) -> Result<(Tensor, TokenLosses)> {
     refuse_bias(projection)?;
+    if gpu::is_on_gpu(h) {
+        return gpu::cross_entropy::frozen(h, projection, targets).map(of_gpu);
+    }
     let op = LinearCrossEntropy::new(targets, h.track_op());
     let tokens = op.tokens.clone();
     let loss = h.contiguous()?.apply_op1(Frozen { op, projection: projection.clone() })?;
@@ -80,7 +106,10 @@ pub fn linear_cross_entropy_trainable(
     h: &Tensor,
     weight: &Tensor,
     targets: Targets<'_>,
-) -> Result<(Tensor, Vec<TokenLoss>)> {
+) -> Result<(Tensor, TokenLosses)> {
+    if gpu::is_on_gpu(h) {
+        return gpu::cross_entropy::trainable(h, weight, targets).map(of_gpu);
+    }
     let op = LinearCrossEntropy::new(targets, true);
     let tokens = op.tokens.clone();
     let loss = h.contiguous()?.apply_op2(&weight.contiguous()?, Trainable { op })?;
@@ -97,8 +126,11 @@ pub fn linear_cross_entropy_with_rows(
     projection: &FrozenLinear,
     (ids, rows): (&[u32], &Tensor),
     targets: Targets<'_>,
-) -> Result<(Tensor, Vec<TokenLoss>)> {
+) -> Result<(Tensor, TokenLosses)> {
     refuse_bias(projection)?;
+    if gpu::is_on_gpu(h) {
+        return gpu::cross_entropy::with_rows(h, projection, (ids, rows), targets).map(of_gpu);
+    }
     let op = LinearCrossEntropy::new(targets, h.track_op());
     let tokens = op.tokens.clone();
     let op = WithRows { op, projection: projection.clone(), ids: ids.to_vec() };
@@ -106,8 +138,13 @@ pub fn linear_cross_entropy_with_rows(
     Ok((loss, take(&tokens)?))
 }
 
-fn take(tokens: &Mutex<Vec<TokenLoss>>) -> Result<Vec<TokenLoss>> {
-    Ok(std::mem::take(&mut *tokens.lock().map_err(|_| candle_core::Error::Msg("poisoned".into()))?))
+fn take(tokens: &Mutex<Vec<TokenLoss>>) -> Result<TokenLosses> {
+    let tokens = std::mem::take(&mut *tokens.lock().map_err(|_| candle_core::Error::Msg("poisoned".into()))?);
+    Ok(TokenLosses(Computed::Host(tokens)))
+}
+
+fn of_gpu((loss, losses): (Tensor, gpu::cross_entropy::Losses)) -> (Tensor, TokenLosses) {
+    (loss, TokenLosses(Computed::Gpu(losses)))
 }
 
 fn refuse_bias(projection: &FrozenLinear) -> Result<()> {

@@ -1,6 +1,6 @@
 use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor};
 
-use crate::cpu;
+use crate::{cpu, gpu};
 
 /// Dropout whose mask is a function of a key and the element's index, so that it needs no state: the backward, a
 /// recomputation and a resumed run draw the same mask.
@@ -14,13 +14,25 @@ pub struct Dropout {
 impl Dropout {
     /// Gradient: reaches the elements that are kept, scaled as they are.
     pub fn forward(self, x: &Tensor) -> Result<Tensor> {
+        if gpu::is_on_gpu(x) {
+            return gpu::dropout::dropout(self, x);
+        }
         x.contiguous()?.apply_op1(self)
+    }
+
+    /// An element is dropped whose 32 bits lie below.
+    pub(crate) fn threshold(&self) -> u32 {
+        (f64::from(self.probability) * 2f64.powi(32)) as u32
+    }
+
+    /// What the others are multiplied with.
+    pub(crate) fn keep_scale(&self) -> f32 {
+        1.0 / (1.0 - self.probability)
     }
 
     /// Zeroes dropped elements and scales the others by `1 / (1 − p)`.
     pub(crate) fn apply(&self, values: &mut [f32]) {
-        let threshold = (f64::from(self.probability) * 2f64.powi(32)) as u32;
-        let keep_scale = 1.0 / (1.0 - self.probability);
+        let (threshold, keep_scale) = (self.threshold(), self.keep_scale());
         for (index, value) in values.iter_mut().enumerate() {
             let bits = (splitmix64(self.key ^ index as u64) >> 32) as u32;
             *value = if bits < threshold { 0.0 } else { *value * keep_scale };

@@ -123,7 +123,7 @@ impl Experts {
     /// A copy whose weights lie in a GPU's memory: packed ones as they are, others in bf16.
     ///
     /// Errors: matrices in GGUF's blocks; widths that its kernels do not take; no memory; weights on a GPU already.
-    pub fn to_gpu(&self, device: &Device) -> Result<Self> {
+    pub fn to_device(&self, device: &Device) -> Result<Self> {
         let shape = [self.num_experts, self.hidden_size, self.intermediate_size];
         let weights = Weights::Gpu(gpu::experts::Weights::new(self.host()?, shape, device)?);
         Ok(Self { weights, ..*self })

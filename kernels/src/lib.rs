@@ -32,6 +32,7 @@ mod quantized;
 mod rms_norm;
 mod rope;
 mod routing;
+mod sampling;
 mod seeded;
 mod simd;
 mod swiglu;
@@ -40,7 +41,7 @@ pub use adamw::{AdamW, AdamWParams, MomentType, Moments};
 pub use attention::{Attention, Segment};
 pub use blocks::{BlockType, Blocks};
 pub use cross_entropy::{
-    CrossEntropyStats, Targets, TokenLoss, linear_cross_entropy, linear_cross_entropy_trainable,
+    CrossEntropyStats, Targets, TokenLoss, TokenLosses, linear_cross_entropy, linear_cross_entropy_trainable,
     linear_cross_entropy_with_rows,
 };
 pub use dropout::Dropout;
@@ -57,5 +58,6 @@ pub(crate) use quantized::{AffineBlock, CodeBits, CodeLayout};
 pub use rms_norm::{rms_norm, rms_norm_frozen};
 pub use rope::{Positions, RopeTable, rope};
 pub use routing::{RouterSoftmax, Routing, route};
+pub use sampling::Sampling;
 pub use seeded::seeded;
 pub use swiglu::swiglu;

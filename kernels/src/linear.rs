@@ -1,17 +1,18 @@
 use std::{ops::Range, sync::Arc};
 
-use candle_core::{CpuStorage, CustomOp1, CustomOp2, DType, Layout, Result, Shape, Tensor, bail};
+use candle_core::{CpuStorage, CustomOp1, CustomOp2, DType, Device, Layout, Result, Shape, Tensor, bail};
 
 use crate::{
     Nf4,
     cpu::{self, Matrix, Store, TILE_ROWS},
+    gpu::{self, GpuNf4, Operand},
     simd,
 };
 
 /// A projection whose weight is frozen: `y = x Wᵀ + b`.
 ///
 /// Shapes: x (T,C), W (O,C), b (O) -> (T,O). F32; the weight may be bf16 or NF4, of which a tile of rows exists in f32
-/// at a time.
+/// at a time. On a GPU ([`FrozenLinear::to_device`]) bf16 or NF4, x in bf16 and the bias in f32.
 /// Gradient: reaches x only; the weight never enters autograd.
 #[derive(Clone)]
 pub struct FrozenLinear {
@@ -23,6 +24,7 @@ pub struct FrozenLinear {
 enum Weight {
     Dense(Tensor),
     Nf4(Arc<Nf4>),
+    GpuNf4(Arc<GpuNf4>),
 }
 
 impl FrozenLinear {
@@ -35,6 +37,35 @@ impl FrozenLinear {
     pub fn nf4(weight: Nf4, bias: Option<&Tensor>) -> Result<Self> {
         let shape = weight.shape();
         Self::with_weight(Weight::Nf4(Arc::new(weight)), shape, bias)
+    }
+
+    /// Likewise, of a weight in a GPU's memory.
+    pub fn gpu_nf4(weight: GpuNf4, bias: Option<&Tensor>) -> Result<Self> {
+        let shape = weight.shape();
+        let bias = bias.map(|bias| bias.to_dtype(DType::F32)).transpose()?;
+        Self::with_weight(Weight::GpuNf4(Arc::new(weight)), shape, bias.as_ref())
+    }
+
+    /// A copy in a GPU's memory: NF4 stays so, any other weight is bf16 there.
+    ///
+    /// Errors: no memory, a width that no kernel takes.
+    pub fn to_device(&self, device: &Device) -> Result<Self> {
+        let weight = match &self.weight {
+            Weight::Dense(weight) => Weight::Dense(weight.to_dtype(DType::BF16)?.to_device(device)?),
+            Weight::Nf4(packed) => Weight::GpuNf4(Arc::new(GpuNf4::new(packed, device)?)),
+            Weight::GpuNf4(packed) => Weight::GpuNf4(packed.clone()),
+        };
+        let bias = self.bias.as_ref().map(|bias| bias.to_dtype(DType::F32)?.to_device(device)).transpose()?;
+        Ok(Self { weight, bias })
+    }
+
+    /// The weight as a GPU's kernels take it. Errors: one that is not there.
+    pub(crate) fn operand(&self) -> Result<Operand<'_>> {
+        match &self.weight {
+            Weight::Dense(weight) if gpu::is_on_gpu(weight) => Ok(Operand::Bf16(weight)),
+            Weight::GpuNf4(packed) => Ok(Operand::Nf4(packed)),
+            Weight::Dense(_) | Weight::Nf4(_) => bail!("a weight {:?} is not on the GPU", self.shape()),
+        }
     }
 
     fn with_weight(weight: Weight, shape: (usize, usize), bias: Option<&Tensor>) -> Result<Self> {
@@ -71,6 +102,9 @@ impl FrozenLinear {
                 lora_b.dims()
             );
         }
+        if let Ok(weight) = self.operand() {
+            return gpu::linear::adapted_row_norms(weight, lora_a, lora_b, scale as f32);
+        }
         let mut norms = Vec::with_capacity(out_features);
         cpu::with_slice(lora_a, |a| {
             cpu::with_slice(lora_b, |b| {
@@ -93,7 +127,7 @@ impl FrozenLinear {
     pub fn weight(&self) -> Result<&Tensor> {
         match &self.weight {
             Weight::Dense(weight) => Ok(weight),
-            Weight::Nf4(_) => bail!("a weight held in NF4 is no tensor"),
+            Weight::Nf4(_) | Weight::GpuNf4(_) => bail!("a weight held in NF4 is no tensor"),
         }
     }
 
@@ -102,6 +136,7 @@ impl FrozenLinear {
         match &self.weight {
             Weight::Dense(weight) => (weight.dims()[0], weight.dims()[1]),
             Weight::Nf4(packed) => packed.shape(),
+            Weight::GpuNf4(packed) => packed.shape(),
         }
     }
 
@@ -120,10 +155,14 @@ impl FrozenLinear {
                 packed.for_tiles(f);
                 Ok(())
             }
+            Weight::GpuNf4(_) => bail!("a weight on the GPU, for an input that is not"),
         }
     }
 
     pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
+        if gpu::is_on_gpu(x) {
+            return gpu::linear::frozen(self, x);
+        }
         x.contiguous()?.apply_op1(self.clone())
     }
 
@@ -144,6 +183,7 @@ impl FrozenLinear {
             Weight::Nf4(packed) => {
                 cpu::add_packed_product(&mut y, x, self.shape(), |row, out| packed.dequantize_row(row, out));
             }
+            Weight::GpuNf4(_) => bail!("a weight on the GPU, for an input that is not"),
         }
         if let Some(bias) = &self.bias {
             cpu::with_slice(bias, |bias| {
@@ -194,8 +234,11 @@ impl CustomOp1 for FrozenLinear {
 
 /// A projection whose weight learns: `y = x Wᵀ`. Gradient: reaches x and W.
 ///
-/// Shapes: x (T,C), W (O,C) -> (T,O). F32.
+/// Shapes: x (T,C), W (O,C) -> (T,O). F32; on a GPU x in bf16.
 pub fn linear(x: &Tensor, weight: &Tensor) -> Result<Tensor> {
+    if gpu::is_on_gpu(x) {
+        return gpu::linear::trainable(x, weight);
+    }
     x.contiguous()?.apply_op2(&weight.contiguous()?, TrainableLinear)
 }
 

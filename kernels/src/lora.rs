@@ -5,11 +5,12 @@ use candle_core::{CpuStorage, CustomOp3, Layout, Result, Shape, Tensor, bail};
 use crate::{
     Dropout, FrozenLinear,
     cpu::{self, Matrix, Store},
+    gpu,
 };
 
 /// Adds the low-rank update `scale · (dropout(x) Aᵀ) Bᵀ` to the frozen projection of `x`.
 ///
-/// Shapes: x (T,C), A (R,C), B (O,R) -> (T,O). F32.
+/// Shapes: x (T,C), A (R,C), B (O,R) -> (T,O). F32; on a GPU x in bf16.
 /// Gradient: reaches x, A and B, never the base weight.
 /// Source: LoRA, arXiv 2106.09685, eq. 3.
 pub struct LoraLinear {
@@ -29,6 +30,9 @@ impl LoraLinear {
         scale: f64,
         dropout: Option<Dropout>,
     ) -> Result<Tensor> {
+        if gpu::is_on_gpu(x) {
+            return gpu::lora::lora(base, x, [lora_a, lora_b], scale as f32, dropout);
+        }
         let op = Self { base: base.clone(), scale: scale as f32, dropout, low: OnceLock::new() };
         x.contiguous()?.apply_op3(lora_a, lora_b, op)
     }
@@ -47,7 +51,7 @@ impl LoraLinear {
 
 /// Adds the low-rank update `scale · (x Aᵀ) Bᵀ` to `y`, for inference: no gradient.
 ///
-/// Shapes: y (T,O), x (T,C), A (R,C), B (O,R) -> (T,O). F32.
+/// Shapes: y (T,O), x (T,C), A (R,C), B (O,R) -> (T,O). F32; on a GPU y and x in bf16.
 pub fn add_low_rank(y: &Tensor, x: &Tensor, lora_a: &Tensor, lora_b: &Tensor, scale: f64) -> Result<Tensor> {
     let (rank, in_features) = lora_a.dims2()?;
     let (num_rows, out_features) = y.dims2()?;
@@ -58,6 +62,9 @@ pub fn add_low_rank(y: &Tensor, x: &Tensor, lora_a: &Tensor, lora_b: &Tensor, sc
             lora_b.dims(),
             y.dims()
         );
+    }
+    if gpu::is_on_gpu(x) {
+        return gpu::lora::add_low_rank(y, x, lora_a, lora_b, scale as f32);
     }
     let mut sum = cpu::with_slice(y, |y| Ok(y.to_vec()))?;
     let mut low = vec![0.0; num_rows * rank];

@@ -9,7 +9,7 @@ use crate::{
 };
 
 /// Values that share a scale.
-const BLOCK: usize = 64;
+pub(crate) const BLOCK: usize = 64;
 const BLOCK_BYTES: usize = BLOCK / 2;
 /// Scales that share a scale of their own.
 pub(crate) const NESTED_BLOCK: usize = 256;

@@ -7,14 +7,15 @@ use lathe_engine::{
     Error, Result,
     chat::{ChatSession, ReplyRequest},
     data::{self, Dataset},
-    device, inspect,
+    inspect,
+    model::Compute,
     origins::{self, Checked},
     preflight,
     store::Reading,
     text_files::TextFiles,
     train::{self, Audience, Question, Surroundings},
 };
-use lathe_protocol::{ChatJob, DataFile, DataJob, ErrorCode, EventBody, Job, LogLevel, Request};
+use lathe_protocol::{ChatJob, DataFile, DataJob, EventBody, Job, LogLevel, Request};
 
 use crate::{Channel, Output, memory::Meter};
 
@@ -43,7 +44,6 @@ pub(crate) fn run(job: Job, channel: &Channel, output: &Output) -> Result<()> {
             }
         }
         Job::Train(job) => {
-            require_cpu(&job.device)?;
             let _held = lock_out_dir(Path::new(&job.out_dir))?;
             let clock = || channel.clock();
             let next_question = || question(channel.requests.try_recv().ok()?);
@@ -53,7 +53,6 @@ pub(crate) fn run(job: Job, channel: &Channel, output: &Output) -> Result<()> {
             output.emit(&EventBody::TrainingDone(summary));
         }
         Job::Probe(job) => {
-            require_cpu(&job.device)?;
             let (clock, meter) = (|| channel.clock(), Meter::start());
             let world = Surroundings { clock: &clock, stop: &channel.stop, audience: None };
             let report = train::probe(&job, &|| meter.read(), &world, &mut |event| output.emit(&event))?;
@@ -61,13 +60,11 @@ pub(crate) fn run(job: Job, channel: &Channel, output: &Output) -> Result<()> {
         }
         Job::Chat(job) => chat(&job, channel, output)?,
         Job::Logits(job) => {
-            require_cpu(&job.device)?;
             check_bases(&job.model, job.adapter.as_slice(), job.force, output)?;
             let (num_tokens, vocab_size) = inspect::logits(&job)?;
             output.emit(&EventBody::LogitsWritten { path: job.out, num_tokens, vocab_size });
         }
         Job::Eval(job) => {
-            require_cpu(&job.device)?;
             check_bases(&job.data.model, job.adapter.as_slice(), job.force, output)?;
             let metrics = inspect::eval(&job, &channel.stop, &mut |event| output.emit(&event))?;
             output.emit(&EventBody::Eval(metrics));
@@ -101,11 +98,11 @@ fn check_bases(model: &str, adapters: &[String], force: bool, output: &Output) -
 }
 
 fn chat(job: &ChatJob, channel: &Channel, output: &Output) -> Result<()> {
-    require_cpu(&job.device)?;
     let clock = || channel.clock();
     let adapters: Vec<PathBuf> = job.adapters.iter().map(PathBuf::from).collect();
     check_bases(&job.model, &job.adapters, job.force, output)?;
-    let mut session = ChatSession::load(Path::new(&job.model), &adapters, &clock)?;
+    let compute = Compute::open(&job.device)?;
+    let mut session = ChatSession::load_on(compute, Path::new(&job.model), &adapters, &clock)?;
     output.emit(&EventBody::ChatReady {
         load_seconds: session.load_seconds(),
         supports_thinking: session.supports_thinking(),
@@ -142,15 +139,4 @@ fn lock_out_dir(out_dir: &Path) -> Result<File> {
     let file = File::create(&path).map_err(Error::io("lock the run's folder", &path))?;
     file.lock().map_err(Error::io("lock the run's folder", &path))?;
     Ok(file)
-}
-
-/// The device is opened before anything is loaded, so that what is missing is said at once.
-///
-/// Errors: there is none of that name; the engine computes on the CPU only.
-fn require_cpu(device: &str) -> Result<()> {
-    if device::open(device)?.is_cpu() {
-        return Ok(());
-    }
-    Err(Error::invalid(ErrorCode::Device, format!("Nothing computes on {device} yet"))
-        .hint("use --device cpu"))
 }

@@ -1,12 +1,12 @@
 use std::{collections::BTreeSet, path::Path};
 
-use candle_core::{Tensor, Var};
+use candle_core::Tensor;
 use lathe_protocol::{ErrorCode, ends_in, is_saved, matches_pattern};
 
 use super::{PREFIX, PeftConfig, RESIZED_TABLES, TOKEN_ROWS, WEIGHTS_FILE, expert_modules, tensor_names};
 use crate::{
     Error, Result, lora,
-    model::{Dora, LoraWeights, Model},
+    model::{Compute, Dora, LoraWeights, Model},
     styles,
     weights::SafetensorsFolder,
 };
@@ -18,7 +18,7 @@ use crate::{
 /// another.
 pub fn attach(model: &mut Model, folder: &Path) -> Result<PeftConfig> {
     let config = PeftConfig::read(folder)?;
-    let mut stored = Stored::open(folder, &config)?;
+    let mut stored = Stored::open(folder, &config, model.compute.clone())?;
     let mut num_attached = 0;
     for projection in model.projections_mut() {
         let (out_features, in_features) = projection.base.shape()?;
@@ -91,13 +91,15 @@ struct Stored<'a> {
     config: &'a PeftConfig,
     weights: SafetensorsFolder,
     unused: BTreeSet<String>,
+    /// The model's.
+    compute: Compute,
 }
 
 impl<'a> Stored<'a> {
-    fn open(folder: &'a Path, config: &'a PeftConfig) -> Result<Self> {
+    fn open(folder: &'a Path, config: &'a PeftConfig, compute: Compute) -> Result<Self> {
         let weights = SafetensorsFolder::open_file(&folder.join(WEIGHTS_FILE))?;
         let unused = weights.names().map(String::from).collect();
-        Ok(Self { folder, config, weights, unused })
+        Ok(Self { folder, config, weights, unused, compute })
     }
 
     fn wrong(&self, message: &str) -> Error {
@@ -144,7 +146,7 @@ impl<'a> Stored<'a> {
         let dora = if self.config.use_dora {
             match self.take(&magnitude_name)? {
                 Some(magnitude) if magnitude.dims() == [out_features] => {
-                    Some(Dora { magnitude: Var::from_tensor(&magnitude)?, norms: None })
+                    Some(Dora { magnitude: self.compute.var(&magnitude)?, norms: None })
                 }
                 Some(magnitude) => {
                     let found = magnitude.dims();
@@ -158,8 +160,8 @@ impl<'a> Stored<'a> {
             None
         };
         Ok(Some(LoraWeights {
-            a: Var::from_tensor(&a)?,
-            b: Var::from_tensor(&b)?,
+            a: self.compute.var(&a)?,
+            b: self.compute.var(&b)?,
             scale: lora::scale(rows / num_matrices, self.alpha(path)?, self.config.use_rslora),
             dropout: self.config.lora_dropout,
             dora,

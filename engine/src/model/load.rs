@@ -2,10 +2,12 @@ mod experts;
 
 use std::{cell::RefCell, path::Path, sync::Arc};
 
-use candle_core::{DType, Device, Tensor, Var};
+use candle_core::{DType, Device, Tensor};
 use lathe_kernels::{Attention, FrozenLinear, Nf4, QuantizedLinear};
 
-use super::{BaseLinear, Block, Embedding, Mlp, Model, ModelConfig, Norm, OutputHead, Projection, nf4};
+use super::{
+    BaseLinear, Block, Compute, Embedding, Mlp, Model, ModelConfig, Norm, OutputHead, Projection, nf4,
+};
 use crate::{Error, Result, weights::Weights};
 
 /// Larger tables of tokens stay in bf16, if their file has them so: half the memory, for some work at every product.
@@ -29,11 +31,16 @@ impl Model {
     ///
     /// Errors: unsupported architecture, a missing tensor, a tensor whose shape contradicts the config.
     pub fn load(path: &Path, load_for: LoadFor) -> Result<Self> {
+        Self::load_on(path, load_for, Compute::cpu())
+    }
+
+    /// [`Self::load`] for computing elsewhere than on the CPU; a GGUF's blocks become bf16 there.
+    pub fn load_on(path: &Path, load_for: LoadFor, compute: Compute) -> Result<Self> {
         let weights = Weights::open(path)?;
         let config = weights.config(path)?;
         let factors = weights.rope_factors()?;
         let inverse_frequencies = config.inverse_frequencies(factors.as_deref());
-        build(config, inverse_frequencies, Source::Stored(&weights), load_for)
+        build(config, inverse_frequencies, Source::Stored(&weights), load_for, compute)
     }
 
     /// A trainable model of the given shape with fresh weights: normal(0, 0.02) matrices, ones in norms, no biases.
@@ -41,7 +48,8 @@ impl Model {
     /// `normal` draws so many standard normal numbers.
     pub fn fresh(config: ModelConfig, mut normal: impl FnMut(usize) -> Vec<f32>) -> Result<Self> {
         let inverse_frequencies = config.inverse_frequencies(None);
-        build(config, inverse_frequencies, Source::Fresh(RefCell::new(&mut normal)), LoadFor::Full)
+        let source = Source::Fresh(RefCell::new(&mut normal));
+        build(config, inverse_frequencies, source, LoadFor::Full, Compute::cpu())
     }
 }
 
@@ -56,6 +64,7 @@ fn build(
     inverse_frequencies: Vec<f32>,
     source: Source<'_>,
     load_for: LoadFor,
+    compute: Compute,
 ) -> Result<Model> {
     if load_for == LoadFor::Full && config.family.has_experts() {
         let name = config.family.name();
@@ -65,7 +74,7 @@ fn build(
     if let (Source::Stored(weights), LoadFor::Qlora { .. }) = (&source, load_for) {
         nf4::check_can_quantize(weights)?;
     }
-    let loader = Loader { source, config: &config, load_for };
+    let loader = Loader { source, config: &config, load_for, compute: compute.clone() };
     let embedding = loader.embedding()?;
     let blocks = (0..config.num_layers).map(|layer| loader.block(layer)).collect::<Result<Vec<_>>>()?;
     let final_norm = loader.norm("model.norm.weight", config.hidden_size)?;
@@ -74,13 +83,14 @@ fn build(
     } else {
         OutputHead::Own(loader.linear("lm_head", config.vocab_size, config.hidden_size)?)
     };
-    Ok(Model { config, embedding, token_rows: None, blocks, final_norm, head, inverse_frequencies })
+    Ok(Model { config, embedding, token_rows: None, blocks, final_norm, head, compute, inverse_frequencies })
 }
 
 struct Loader<'a, 'c> {
     source: Source<'a>,
     config: &'c ModelConfig,
     load_for: LoadFor,
+    compute: Compute,
 }
 
 impl Loader<'_, '_> {
@@ -110,7 +120,8 @@ impl Loader<'_, '_> {
 
     /// A weight (O, C) that is held in the blocks it is stored in: for inference.
     fn quantized(&self, name: &str, shape: (usize, usize)) -> Result<Option<QuantizedLinear>> {
-        if self.load_for == LoadFor::Inference { self.stored_blocks(name, shape) } else { Ok(None) }
+        let are_kept = self.load_for == LoadFor::Inference && !self.compute.is_gpu();
+        if are_kept { self.stored_blocks(name, shape) } else { Ok(None) }
     }
 
     /// A weight (O, C) that is stored in blocks.
@@ -124,8 +135,10 @@ impl Loader<'_, '_> {
     fn norm(&self, name: &str, width: usize) -> Result<Norm> {
         let weight = self.dense(name, &[width])?;
         Ok(match self.load_for {
-            LoadFor::Full => Norm::Trainable(Var::from_tensor(&weight)?),
-            LoadFor::Inference | LoadFor::Lora | LoadFor::Qlora { .. } => Norm::Frozen(weight),
+            LoadFor::Full => Norm::Trainable(self.compute.var(&weight)?),
+            LoadFor::Inference | LoadFor::Lora | LoadFor::Qlora { .. } => {
+                Norm::Frozen(self.compute.place(&weight)?)
+            }
         })
     }
 
@@ -144,16 +157,19 @@ impl Loader<'_, '_> {
         let shape = (self.config.vocab_size, self.config.hidden_size);
         // A frozen table that no logits are made with is only looked up: as it is stored it does as well.
         let is_looked_up = !self.config.tie_word_embeddings && self.load_for != LoadFor::Full;
+        let keeps_blocks = is_looked_up && !self.compute.is_gpu();
         let in_blocks =
-            if is_looked_up { self.stored_blocks(name, shape) } else { self.quantized(name, shape) };
+            if keeps_blocks { self.stored_blocks(name, shape) } else { self.quantized(name, shape) };
         if let Some(table) = in_blocks? {
             return Ok(Embedding::Quantized(table));
         }
         let table =
             if is_looked_up { self.compact(name, &<[usize; 2]>::from(shape))? } else { self.table(name)? };
         Ok(match self.load_for {
-            LoadFor::Full => Embedding::Trainable(Var::from_tensor(&table)?),
-            LoadFor::Inference | LoadFor::Lora | LoadFor::Qlora { .. } => Embedding::Frozen(table),
+            LoadFor::Full => Embedding::Trainable(self.compute.var(&table)?),
+            LoadFor::Inference | LoadFor::Lora | LoadFor::Qlora { .. } => {
+                Embedding::Frozen(self.compute.table(&table)?)
+            }
         })
     }
 
@@ -166,7 +182,7 @@ impl Loader<'_, '_> {
             return Ok(BaseLinear::Gguf { weight, bias });
         }
         if let Some(weight) = self.nf4(&name, (out_features, in_features))? {
-            return Ok(BaseLinear::Dense(FrozenLinear::nf4(weight, bias.as_ref())?));
+            return Ok(BaseLinear::Dense(self.compute.linear(FrozenLinear::nf4(weight, bias.as_ref())?)?));
         }
         let weight = if name == "lm_head.weight" {
             self.table(&name)?
@@ -175,11 +191,11 @@ impl Loader<'_, '_> {
         };
         Ok(match self.load_for {
             LoadFor::Full => BaseLinear::Trainable {
-                weight: Var::from_tensor(&weight)?,
-                bias: bias.map(|bias| Var::from_tensor(&bias)).transpose()?,
+                weight: self.compute.var(&weight)?,
+                bias: bias.map(|bias| self.compute.var(&bias)).transpose()?,
             },
             LoadFor::Inference | LoadFor::Lora | LoadFor::Qlora { .. } => {
-                BaseLinear::Dense(FrozenLinear::new(&weight, bias.as_ref())?)
+                BaseLinear::Dense(self.compute.linear(FrozenLinear::new(&weight, bias.as_ref())?)?)
             }
         })
     }

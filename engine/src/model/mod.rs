@@ -4,6 +4,7 @@
 //! batch dimension: a batch is one row of tokens cut into segments.
 
 mod bare;
+mod compute;
 mod config;
 mod gguf_config;
 mod load;
@@ -16,13 +17,14 @@ mod whole;
 
 use std::sync::Arc;
 
-use candle_core::{Tensor, Var};
+use candle_core::{DType, Tensor, Var};
 use lathe_kernels::{
-    Attention, FrozenLinear, Positions, QuantizedLinear, RopeTable, Segment, Targets, TokenLoss,
+    Attention, FrozenLinear, Positions, QuantizedLinear, RopeTable, Segment, Targets, TokenLosses,
     linear_cross_entropy, linear_cross_entropy_trainable, linear_cross_entropy_with_rows, rms_norm,
     rms_norm_frozen, rope,
 };
 
+pub use compute::Compute;
 pub use config::{ExpertsConfig, ModelConfig};
 pub use load::LoadFor;
 pub use mlp::{ExpertParameter, MixtureOfExperts, Mlp};
@@ -88,6 +90,7 @@ pub struct Model {
     pub blocks: Vec<Block>,
     pub final_norm: Norm,
     pub head: OutputHead,
+    pub compute: Compute,
     inverse_frequencies: Vec<f32>,
 }
 
@@ -194,7 +197,7 @@ impl Model {
         self.final_norm.forward(h, self.config.rms_norm_eps)
     }
 
-    /// Normed hidden states (T,C) -> logits (T,V).
+    /// Normed hidden states (T,C) -> logits (T,V) in f32.
     pub fn logits(&self, h: &Tensor) -> Result<Tensor> {
         let logits = match (&self.head, &self.embedding) {
             (OutputHead::Own(linear), _) => linear.forward(h)?,
@@ -202,12 +205,13 @@ impl Model {
             (OutputHead::Tied, Embedding::Trainable(table)) => lathe_kernels::linear(h, table)?,
             (OutputHead::Tied, Embedding::Quantized(table)) => table.forward(h)?,
         };
-        self.head_rows().map_or(Ok(logits.clone()), |own| own.join_logits(h, &logits))
+        let logits = self.head_rows().map_or(Ok(logits.clone()), |own| own.join_logits(h, &logits))?;
+        Ok(logits.to_dtype(DType::F32)?)
     }
 
     /// The cross-entropy of normed hidden states (N,C) against targets (N), summed, and each state's own; the logits
     /// never exist as a whole.
-    pub fn cross_entropy(&self, h: &Tensor, targets: Targets<'_>) -> Result<(Tensor, Vec<TokenLoss>)> {
+    pub fn cross_entropy(&self, h: &Tensor, targets: Targets<'_>) -> Result<(Tensor, TokenLosses)> {
         if let Some(own) = self.head_rows() {
             let table = FrozenLinear::new(&self.embedding.dense()?, None)?;
             let rows = (own.ids.as_slice(), own.rows.as_tensor());
@@ -257,7 +261,8 @@ impl Model {
     /// An empty cache for up to `capacity` tokens.
     pub fn new_cache(&self, capacity: usize) -> Result<KvCache> {
         let width = self.config.num_kv_heads * self.config.head_dim;
-        let buffer = || Tensor::zeros((capacity, width), candle_core::DType::F32, &candle_core::Device::Cpu);
+        let Compute { device, dtype } = &self.compute;
+        let buffer = || Tensor::zeros((capacity, width), *dtype, device);
         let layers = (0..self.blocks.len()).map(|_| Ok((buffer()?, buffer()?))).collect::<Result<_>>()?;
         Ok(KvCache { layers, num_tokens: 0, capacity })
     }

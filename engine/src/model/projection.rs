@@ -57,7 +57,7 @@ impl BaseLinear {
             Self::Trainable { weight, bias } => {
                 let y = linear(x, weight)?;
                 Ok(match bias {
-                    Some(bias) => y.broadcast_add(bias)?,
+                    Some(bias) => y.broadcast_add(&bias.to_dtype(y.dtype())?)?,
                     None => y,
                 })
             }
@@ -129,7 +129,8 @@ impl Projection {
 impl LoraWeights {
     /// `scale · (x Aᵀ) Bᵀ`: (T,C) -> (T,O).
     fn update(&self, x: &Tensor) -> Result<Tensor> {
-        Ok((x.matmul(&self.a.t()?)?.matmul(&self.b.t()?)? * self.scale)?)
+        let [a, b] = [&self.a, &self.b].map(|weight| weight.to_dtype(x.dtype()));
+        Ok((x.matmul(&a?.t()?)?.matmul(&b?.t()?)? * self.scale)?)
     }
 
     /// `m/‖V‖ · V x + b` with V = W + scale · B A; with dropout `m/‖V‖ · V d + W (x − d) + b`, d the rest of x.
@@ -147,7 +148,7 @@ impl LoraWeights {
             Some(norms) => norms.clone(),
             None => base.adapted_row_norms(self)?,
         };
-        let factors = (dora.magnitude.as_tensor() / norms)?;
+        let factors = (dora.magnitude.as_tensor() / norms)?.to_dtype(x.dtype())?;
         let dropped = dropout.map(|dropout| dropout.forward(x)).transpose()?;
         let input = dropped.as_ref().unwrap_or(x);
         let (product, bias) = match base {
@@ -166,7 +167,7 @@ impl LoraWeights {
         let y = product.broadcast_mul(&factors)?;
         Ok(match (&dropped, bias) {
             (Some(dropped), _) => (y + base.forward(&(x - dropped)?)?)?,
-            (None, Some(bias)) => y.broadcast_add(bias)?,
+            (None, Some(bias)) => y.broadcast_add(&bias.to_dtype(y.dtype())?)?,
             (None, None) => y,
         })
     }

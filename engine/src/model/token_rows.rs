@@ -1,4 +1,4 @@
-use candle_core::{DType, Device, Tensor, Var};
+use candle_core::{Tensor, Var};
 
 use super::{Embedding, Model, OutputHead};
 use crate::{Error, Result};
@@ -19,7 +19,7 @@ impl TokenRows {
 
     /// Logits (T,V) of the table and those of these rows as one, by token. Shapes: h (T,C) -> (T,V or more).
     pub(super) fn join_logits(&self, h: &Tensor, logits: &Tensor) -> Result<Tensor> {
-        let own = h.matmul(&self.rows.t()?)?;
+        let own = h.matmul(&self.rows.to_dtype(h.dtype())?.t()?)?;
         let table_size = logits.dim(1)? as u32;
         let end = self.ids.iter().map(|id| id + 1).fold(table_size, u32::max);
         let column = |id| self.place_of(id).map_or(id, |place| table_size + place as u32);
@@ -49,7 +49,7 @@ impl Model {
         if self.token_rows.is_some() {
             return Err(Error::model("Two adapters with tokens of their own cannot be used together"));
         }
-        self.token_rows = Some(TokenRows { ids, rows: Var::from_tensor(&rows.to_dtype(DType::F32)?)? });
+        self.token_rows = Some(TokenRows { ids, rows: self.compute.var(rows)? });
         Ok(())
     }
 
@@ -71,11 +71,12 @@ impl Model {
         let num_tokens = ids.len() as u32;
         let of_table: Vec<u32> =
             ids.iter().map(|id| if own.place_of(*id).is_some() { 0 } else { *id }).collect();
-        let both = Tensor::cat(&[&self.look_up(&of_table)?, own.rows.as_tensor()], 0)?;
+        let own_rows = own.rows.to_dtype(self.compute.dtype)?;
+        let both = Tensor::cat(&[&self.look_up(&of_table)?, &own_rows], 0)?;
         let places = (0..).zip(ids);
         let places: Vec<u32> =
             places.map(|(t, id)| own.place_of(*id).map_or(t, |place| num_tokens + place as u32)).collect();
-        Ok(both.index_select(&Tensor::new(places, &Device::Cpu)?, 0)?)
+        Ok(both.index_select(&Tensor::new(places, both.device())?, 0)?)
     }
 
     /// Rows of the table.
@@ -85,7 +86,7 @@ impl Model {
             Embedding::Trainable(table) => table,
             Embedding::Quantized(table) => return Ok(table.rows(ids)?),
         };
-        Ok(table.index_select(&Tensor::new(ids, &Device::Cpu)?, 0)?.to_dtype(DType::F32)?)
+        Ok(table.index_select(&Tensor::new(ids, table.device())?, 0)?.to_dtype(self.compute.dtype)?)
     }
 
     /// The rows that a tied head has beside the table's.

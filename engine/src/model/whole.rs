@@ -1,7 +1,7 @@
-use candle_core::{DType, Tensor, Var};
+use candle_core::{Tensor, Var};
 use lathe_kernels::FrozenLinear;
 
-use super::{BaseLinear, Block, Embedding, Model, Norm, OutputHead};
+use super::{BaseLinear, Block, Compute, Embedding, Model, Norm, OutputHead};
 use crate::{Error, Result};
 
 const EMBEDDING: &str = "model.embed_tokens";
@@ -43,9 +43,9 @@ impl Block {
 }
 
 impl Norm {
-    fn make_trainable(&mut self, stored: Option<Tensor>) -> Result<()> {
+    fn make_trainable(&mut self, stored: Option<Tensor>, compute: &Compute) -> Result<()> {
         if let Self::Frozen(weight) = self {
-            *self = Self::Trainable(Var::from_tensor(&stored.unwrap_or(weight.clone()))?);
+            *self = Self::Trainable(compute.var(&stored.unwrap_or(weight.clone()))?);
         }
         Ok(())
     }
@@ -117,10 +117,11 @@ impl Model {
             let found = stored.dims();
             return Err(Error::model(format!("{name:?} has shape {found:?}, the model wants {shape:?}")));
         }
+        let compute = self.compute.clone();
         match module {
             EMBEDDING => {
-                let table = stored.map_or_else(|| self.embedding.dense(), Ok)?.to_dtype(DType::F32)?;
-                let learned = Embedding::Trainable(Var::from_tensor(&table)?);
+                let table = stored.map_or_else(|| self.embedding.dense(), Ok)?;
+                let learned = Embedding::Trainable(compute.var(&table)?);
                 let frozen = std::mem::replace(&mut self.embedding, learned);
                 if matches!(self.head, OutputHead::Tied) {
                     self.head = OutputHead::Own(match frozen {
@@ -141,10 +142,10 @@ impl Model {
                     (None, OutputHead::Own(base)) => own(base)?,
                     (None, OutputHead::Tied) => self.embedding.dense()?,
                 };
-                let weight = Var::from_tensor(&weight.to_dtype(DType::F32)?)?;
+                let weight = compute.var(&weight)?;
                 self.head = OutputHead::Own(BaseLinear::Trainable { weight, bias: None });
             }
-            "model.norm" => self.final_norm.make_trainable(stored)?,
+            "model.norm" => self.final_norm.make_trainable(stored, &compute)?,
             _ => {
                 let parts = module.strip_prefix("model.layers.").and_then(|rest| rest.split_once('.'));
                 let norm = parts.and_then(|(layer, name)| {
@@ -152,7 +153,7 @@ impl Model {
                 });
                 let norm =
                     norm.ok_or_else(|| Error::model(format!("No module {module:?} can learn whole")))?;
-                norm.make_trainable(stored)?;
+                norm.make_trainable(stored, &compute)?;
             }
         }
         Ok(())

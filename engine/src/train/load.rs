@@ -11,7 +11,7 @@ use crate::{
     corpus::{self, StoredRows},
     data::Dataset,
     files, lora,
-    model::{LoadFor, Model, Trainable},
+    model::{Compute, LoadFor, Model, Trainable},
     preflight,
     store::Reading,
     styles,
@@ -72,6 +72,7 @@ pub(super) fn load_model(
     config: &RunConfig,
     init_adapter: Option<&Path>,
     text_files: Option<&TextFiles>,
+    compute: Compute,
 ) -> Result<(Model, Option<PeftConfig>)> {
     match config.method {
         Method::Full if path.is_file() => Err(Error::invalid(
@@ -79,14 +80,14 @@ pub(super) fn load_model(
             format!("A GGUF cannot be trained whole: {}", path.display()),
         )
         .hint("use method = \"lora\", or the model's Hugging Face folder")),
-        Method::Full => Ok((Model::load(path, LoadFor::Full)?, None)),
+        Method::Full => Ok((Model::load_on(path, LoadFor::Full, compute)?, None)),
         Method::Lora | Method::Qlora => {
             let load_for = match config.base_quant() {
                 Quant::None => LoadFor::Lora,
                 Quant::Nf4 => LoadFor::Qlora { double_quant: false },
                 Quant::Nf4Double => LoadFor::Qlora { double_quant: true },
             };
-            let mut model = Model::load(path, load_for)?;
+            let mut model = Model::load_on(path, load_for, compute)?;
             let mut peft_config = if let Some(folder) = init_adapter {
                 adapter::attach(&mut model, folder)?
             } else {

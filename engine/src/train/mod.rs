@@ -39,7 +39,7 @@ use crate::{
     Error, Result,
     corpus::Rows,
     files,
-    model::Model,
+    model::{Compute, Model},
     origins::{self, Checked},
     styles,
     text_files::TextFiles,
@@ -175,10 +175,11 @@ fn run_on(
     }
 
     // 2. Model
+    let compute = Compute::open(&job.device)?;
     emit(EventBody::Progress { what: "Loading the model".into(), done: 0, total: 0 });
     let init_adapter = job.init_adapter.as_deref().map(Path::new);
     let (mut model, peft_config) =
-        load::load_model(Path::new(&job.model), &job.model_name, config, init_adapter, text_files)?;
+        load::load_model(Path::new(&job.model), &job.model_name, config, init_adapter, text_files, compute)?;
     let trainables = trainables(&model, config.method);
     let mut optimizer = step::optimizer(&trainables, config)?;
     let longest = rows.longest_side().max(eval_rows.longest_side());

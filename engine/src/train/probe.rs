@@ -12,7 +12,9 @@ use super::{
 use crate::{
     Error, Result,
     corpus::Rows,
-    inspect, rng,
+    inspect,
+    model::Compute,
+    rng,
     text_files::TextFiles,
     tokenize::{TokenizedRow, Tokens},
     weights::Weights,
@@ -35,7 +37,7 @@ pub fn probe(
     world: &Surroundings<'_>,
     emit: &mut dyn FnMut(EventBody),
 ) -> Result<ProbeReport> {
-    let ProbeJob { model: path, config, row_tokens, .. } = job;
+    let ProbeJob { model: path, config, row_tokens, device } = job;
     let path = Path::new(path);
     let memory = || {
         memory()
@@ -46,12 +48,13 @@ pub fn probe(
     let mut measured = MeasuredMemory { program: memory()?.now, ..MeasuredMemory::default() };
 
     // 1. The model
+    let compute = Compute::open(device)?;
     tell("Loading the model");
     let shape = {
         let weights = Weights::open(path)?;
         inspect::shape(&weights.config(path)?, &weights)
     };
-    let (model, _) = load::load_model(path, "", config, None, Some(&text_files))?;
+    let (model, _) = load::load_model(path, "", config, None, Some(&text_files), compute)?;
     measured.loaded = memory()?.now;
 
     // 2. What learns. An update by nothing, so that gradients and moments are really there.

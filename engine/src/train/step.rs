@@ -5,7 +5,7 @@ use std::sync::{
 
 use candle_core::{Tensor, Var, backprop::GradStore};
 use lathe_kernels::{
-    AdamW, AdamWParams, CrossEntropyStats, MomentType, RopeTable, Targets, TokenLoss, seeded,
+    AdamW, AdamWParams, CrossEntropyStats, MomentType, RopeTable, Targets, TokenLoss, TokenLosses, seeded,
 };
 use lathe_protocol::{Method, Optimizer, PreferenceMetrics, RunConfig};
 
@@ -17,7 +17,7 @@ use crate::{
     Result, adapter,
     batch::Batch,
     corpus::Rows,
-    model::{Context, Model, Trainable},
+    model::{Compute, Context, Model, Trainable},
     rng,
 };
 
@@ -168,11 +168,11 @@ pub fn evaluate(model: &Model, batch: &Batch, rope: &Arc<RopeTable>) -> Result<V
         // Detached, so that no block's activations outlive it.
         h = model.block(layer, &h, &context)?.detach();
     }
-    Ok(loss(model, &h, batch, Weights::Even(1.0))?.1)
+    loss(model, &h, batch, Weights::Even(1.0))?.1.read().map_err(Into::into)
 }
 
 /// The weighted loss of the batch's trained tokens, from the hidden states before the final norm; and each token's own.
-fn loss(model: &Model, h: &Tensor, batch: &Batch, weights: Weights<'_>) -> Result<(Tensor, Vec<TokenLoss>)> {
+fn loss(model: &Model, h: &Tensor, batch: &Batch, weights: Weights<'_>) -> Result<(Tensor, TokenLosses)> {
     let rows = Tensor::new(batch.loss_positions.as_slice(), h.device())?;
     let h = model.norm(&h.index_select(&rows, 0)?)?;
     let even = Targets::even(&batch.targets);
@@ -183,9 +183,8 @@ fn loss(model: &Model, h: &Tensor, batch: &Batch, weights: Weights<'_>) -> Resul
         }
         Weights::OfLosses(weigh) => {
             let (_, tokens) = model.cross_entropy(&h.detach(), even)?;
-            let weights = weigh(&tokens);
-            let (loss, _) = model.cross_entropy(&h, Targets { weights: Some(&weights), ..even })?;
-            Ok((loss, tokens))
+            let weights = weigh(&tokens.read()?);
+            Ok(model.cross_entropy(&h, Targets { weights: Some(&weights), ..even })?)
         }
     }
 }
@@ -203,13 +202,13 @@ pub fn accumulate(
     let context = context(batch, options);
     let mut embeddings = model.embed(&batch.ids)?;
     if let Some(neftune) = &options.neftune {
-        embeddings = (embeddings + neftune.noise(batch, model.config.hidden_size)?)?;
+        embeddings = (embeddings + neftune.noise(batch, model)?)?;
     }
     let Some(recomputed_blocks) = options.recomputed_blocks else {
         let h = model.hidden(embeddings, &context)?;
         let (loss, tokens) = loss(model, &h, batch, weights)?;
         add_gradients(trainables, loss.backward()?, optimizer)?;
-        return Ok(tokens);
+        return Ok(tokens.read()?);
     };
     // 1. Forward, keeping the input of each group of blocks only.
     let mut inputs = Vec::with_capacity(model.blocks.len().div_ceil(recomputed_blocks));
@@ -247,7 +246,7 @@ pub fn accumulate(
     {
         add_gradients(trainables, seeded(&embeddings, &seed)?.backward()?, optimizer)?;
     }
-    Ok(tokens)
+    Ok(tokens.read()?)
 }
 
 fn add_gradients(trainables: &[Trainable], mut store: GradStore, optimizer: &mut AdamW) -> Result<()> {
@@ -261,8 +260,10 @@ fn add_gradients(trainables: &[Trainable], mut store: GradStore, optimizer: &mut
 
 impl Neftune {
     /// (T,C)
-    fn noise(&self, batch: &Batch, hidden_size: usize) -> Result<Tensor> {
+    fn noise(&self, batch: &Batch, model: &Model) -> Result<Tensor> {
         use rand::Rng as _;
+        let hidden_size = model.config.hidden_size;
+        let Compute { device, dtype } = &model.compute;
         let mut rng = crate::rng::stream(self.key, "neftune", 0);
         let mut noise = Vec::with_capacity(batch.ids.len() * hidden_size);
         for segment in batch.segments.iter() {
@@ -270,6 +271,6 @@ impl Neftune {
             let magnitude = (self.alpha / (elements as f64).sqrt()) as f32;
             noise.extend((0..elements).map(|_| rng.random_range(-magnitude..=magnitude)));
         }
-        Ok(Tensor::from_vec(noise, (batch.ids.len(), hidden_size), &candle_core::Device::Cpu)?)
+        Ok(Tensor::from_vec(noise, (batch.ids.len(), hidden_size), device)?.to_dtype(*dtype)?)
     }
 }

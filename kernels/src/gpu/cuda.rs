@@ -22,16 +22,16 @@ use candle_core::{
 
 use super::{Arg, Grid};
 
-/// All kernels, as machine code for several cards.
-static FATBIN: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/kernels.fatbin"));
+/// The kernels of each source, and their machine code for several cards.
+static MODULES: &[(&[&str], &[u8])] = include!(concat!(env!("OUT_DIR"), "/modules.rs"));
 
 /// Dynamic shared memory that a block has without asking.
 const FREE_SHARED_BYTES: u32 = 48 << 10;
 
-/// The module of each card, by its ordinal, and the functions that were looked up in it.
+/// What was loaded so far, by the card's ordinal: modules, and the functions that were looked up in them.
 #[derive(Default)]
 struct Loaded {
-    modules: HashMap<usize, Arc<CudaModule>>,
+    modules: HashMap<(usize, usize), Arc<CudaModule>>,
     functions: HashMap<(usize, &'static str), CudaFunction>,
 }
 
@@ -45,11 +45,14 @@ fn function(device: &CudaDevice, name: &'static str, shared_bytes: u32) -> Resul
     if let Some(function) = loaded.functions.get(&(ordinal, name)) {
         return Ok(function.clone());
     }
-    let module = match loaded.modules.get(&ordinal) {
+    let Some(place) = MODULES.iter().position(|(names, _)| names.contains(&name)) else {
+        bail!("no kernel {name}")
+    };
+    let module = match loaded.modules.get(&(ordinal, place)) {
         Some(module) => module.clone(),
         None => {
-            let module = context.load_module(Ptx::from_binary(FATBIN.to_vec())).w()?;
-            loaded.modules.insert(ordinal, module.clone());
+            let module = context.load_module(Ptx::from_binary(MODULES[place].1.to_vec())).w()?;
+            loaded.modules.insert((ordinal, place), module.clone());
             module
         }
     };

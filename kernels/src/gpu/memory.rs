@@ -1,4 +1,7 @@
-use candle_core::{CpuStorage, DType, Device, Result, Shape, Storage, Tensor, bail, op::BackpropOp};
+use candle_core::{
+    CpuStorage, DType, Device, Result, Shape, Storage, Tensor, backend::BackendStorage as _, bail,
+    op::BackpropOp,
+};
 
 /// Memory that kernels write, on its way to become a tensor.
 pub(crate) struct Buffer {
@@ -24,6 +27,17 @@ impl Buffer {
             _ => bail!("kernels need a GPU"),
         };
         Ok(Self { storage, shape })
+    }
+
+    /// What a tensor holds, beginning with its first element.
+    pub(crate) fn copy_of(tensor: &Tensor) -> Result<Self> {
+        let (storage, layout) = tensor.storage_and_layout();
+        let storage = match &*storage {
+            Storage::Cpu(storage) => Storage::Cpu(storage.try_clone(layout)?),
+            Storage::Cuda(storage) => Storage::Cuda(storage.try_clone(layout)?),
+            Storage::Metal(_) => bail!("kernels need a GPU"),
+        };
+        Ok(Self { storage, shape: layout.shape().clone() })
     }
 
     /// The address of the first element.

@@ -42,7 +42,7 @@ impl Loader<'_, '_> {
         let bias = self.has(&bias).then(|| self.dense(&bias, &[num_experts])).transpose()?;
         let router = Projection {
             name: router,
-            base: BaseLinear::Dense(FrozenLinear::new(&weight, bias.as_ref())?),
+            base: BaseLinear::Dense(self.compute.linear(FrozenLinear::new(&weight, bias.as_ref())?)?),
             lora: Vec::new(),
             index: layer as u64 * 7 + 7,
         };
@@ -81,6 +81,7 @@ impl Loader<'_, '_> {
             ),
         };
         let experts = Experts::new((gate_up.0, &gate_up.1), (down.0, &down.1), activation)?;
+        let experts = self.compute.experts(experts)?;
         Ok(MixtureOfExperts {
             router,
             experts: Arc::new(experts),

@@ -1,17 +1,17 @@
 //! MXFP4 in bf16, to the bit.
 
-use candle_core::{DType, Device, Result};
+use candle_core::{DType, Result};
 use lathe_kernels::{Mxfp4, gpu::GpuMxfp4};
 
-#[test]
-fn every_code_has_its_value_at_every_scale() -> Result<()> {
-    lathe_emulator::install();
+use crate::twins::target;
+
+pub fn every_code_has_its_value_at_every_scale() -> Result<()> {
     let values = [0.0f32, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0];
     // All codes in either half of a byte, at the scales that f32 holds products of.
     let blocks: Vec<u8> = (0..16).map(|i| (i | (15 - i) << 4) as u8).collect();
     let scales: Vec<u8> = (0..=251).collect();
     let packed = Mxfp4::new(blocks.repeat(scales.len()), scales.clone(), 3 * 32)?;
-    let dense = GpuMxfp4::new(&packed, &Device::Cpu)?.dequantize()?;
+    let dense = GpuMxfp4::new(&packed, &target())?.dequantize()?;
     assert_eq!(dense.dims(), [scales.len() / 3, 96]);
     let dense: Vec<f32> = dense.to_dtype(DType::F32)?.flatten_all()?.to_vec1()?;
     for (scale, dense) in scales.iter().zip(dense.chunks_exact(32)) {

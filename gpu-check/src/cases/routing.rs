@@ -1,9 +1,7 @@
 //! Which experts a token goes to, and the places in the experts' order.
 
-mod common;
+use candle_core::{DType, Device, Result, Tensor, Var, bail};
 
-use candle_core::{DType, Device, Result, Tensor, Var};
-use common::{Twins, distance, random};
 use lathe_kernels::{
     RouterSoftmax, Routing,
     gpu::{
@@ -13,48 +11,50 @@ use lathe_kernels::{
     route, seeded,
 };
 
+use crate::twins::{Twins, check_near, random, target};
+
 /// Tokens, experts, experts a token. What bf16 holds has ties, too.
 const SHAPES: [(usize, usize, usize); 6] =
     [(1, 1, 1), (1, 4, 4), (5, 32, 4), (9, 33, 2), (3, 128, 8), (2, 40, 32)];
 const SOFTMAXES: [RouterSoftmax; 2] = [RouterSoftmax::Chosen, RouterSoftmax::All];
 
-#[test]
-fn routing_is_its_twin() -> Result<()> {
+pub fn routing_is_its_twin() -> Result<()> {
     for (num_tokens, num_experts, k) in SHAPES {
         for softmax in SOFTMAXES {
             let twins = Twins::new(&[(&[num_tokens, num_experts], 3)])?;
             twins.check(1e-2, |inputs| Ok(route(&inputs[0], k, softmax)?.weights))?;
             let logits = random(&[num_tokens, num_experts], 3)?;
             let chosen = route(&logits, k, softmax)?.experts()?;
-            assert_eq!(route(&logits.to_dtype(DType::BF16)?, k, softmax)?.experts()?, chosen);
+            let there = logits.to_dtype(DType::BF16)?.to_device(&target())?;
+            assert_eq!(route(&there, k, softmax)?.experts()?, chosen);
         }
     }
     Ok(())
 }
 
-#[test]
-fn logits_in_f32_are_routed_alike() -> Result<()> {
-    lathe_emulator::install();
+pub fn logits_in_f32_are_routed_alike() -> Result<()> {
     for softmax in SOFTMAXES {
-        let run = |route: fn(&Tensor, usize, RouterSoftmax) -> Result<Routing>| -> Result<Vec<Tensor>> {
-            let logits = Var::from_tensor(&random(&[7, 12], 4)?)?;
+        let run = |route: fn(&Tensor, usize, RouterSoftmax) -> Result<Routing>,
+                   device: &Device|
+         -> Result<[Tensor; 2]> {
+            let logits = Var::from_tensor(&random(&[7, 12], 4)?.to_device(device)?)?;
             let weights = route(&logits, 3, softmax)?.weights;
-            let gradients = seeded(&weights, &random(&[7, 3], 5)?)?.backward()?;
-            Ok(vec![weights, gradients.get(&logits).expect("a gradient").clone()])
+            let gradients = seeded(&weights, &random(&[7, 3], 5)?.to_device(device)?)?.backward()?;
+            let Some(gradient) = gradients.get(&logits) else { bail!("logits without a gradient") };
+            Ok([weights, gradient.clone()])
         };
-        for (actual, expected) in run(gpu::routing::route)?.iter().zip(&run(route)?) {
-            assert!(distance(actual, expected)? < 1e-5);
+        let found = run(gpu::routing::route, &target())?;
+        for (actual, expected) in found.iter().zip(&run(route, &Device::Cpu)?) {
+            check_near(actual, expected, 1e-5)?;
         }
     }
     Ok(())
 }
 
-#[test]
-fn places_are_sorted_by_expert() -> Result<()> {
-    lathe_emulator::install();
+pub fn places_are_sorted_by_expert() -> Result<()> {
     let check = |experts: &[u32], num_experts: usize, tile_rows: usize| -> Result<()> {
         let Sorted { order, tokens, rows, offsets, tiles } =
-            sort(&Tensor::new(experts, &Device::Cpu)?, 2, num_experts, tile_rows)?;
+            sort(&Tensor::new(experts, &target())?, 2, num_experts, tile_rows)?;
         let mut expected: Vec<u32> = (0..experts.len() as u32).collect();
         expected.sort_by_key(|place| experts[*place as usize]);
         assert_eq!(order.to_vec1::<u32>()?, expected);

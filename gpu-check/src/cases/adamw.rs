@@ -3,17 +3,14 @@
 use candle_core::{Device, Result, Tensor, Var};
 use lathe_kernels::{AdamW, AdamWParams, MomentType, Moments};
 
-#[expect(dead_code, reason = "other tests use the rest")]
-mod common;
-
-use common::random;
+use crate::twins::{random, target};
 
 /// A part of a block, some blocks, and more than one part.
 const LENGTHS: [usize; 4] = [7, 300, 4099, 20_000];
 
-fn vars() -> Result<Vec<(Var, f64)>> {
+fn vars(device: &Device) -> Result<Vec<(Var, f64)>> {
     let var = |(i, length): (usize, &usize)| {
-        Ok((Var::from_tensor(&random(&[*length], i as u64)?)?, 0.1 * i as f64))
+        Ok((Var::from_tensor(&random(&[*length], i as u64)?.to_device(device)?)?, 0.1 * i as f64))
     };
     LENGTHS.iter().enumerate().map(var).collect()
 }
@@ -26,20 +23,18 @@ fn assert_near(actual: &[f32], expected: &[f32], what: &str) {
     }
 }
 
-#[test]
-fn updates_norms_and_moments_are_those_of_the_host() -> Result<()> {
-    lathe_emulator::install();
+pub fn updates_norms_and_moments_are_those_of_the_host() -> Result<()> {
     for kind in [MomentType::F32, MomentType::Dynamic8] {
-        let (gpu_vars, host_vars) = (vars()?, vars()?);
+        let (gpu_vars, host_vars) = (vars(&target())?, vars(&Device::Cpu)?);
         let mut gpu = AdamW::on_gpu(AdamWParams::default(), gpu_vars.clone(), kind)?;
         let mut host = AdamW::new(AdamWParams::default(), host_vars.clone(), kind)?;
         for step in 0..4 {
-            for optimizer in [&mut gpu, &mut host] {
+            for (optimizer, device) in [(&mut gpu, target()), (&mut host, Device::Cpu)] {
                 optimizer.clear_gradients()?;
                 for (index, length) in LENGTHS.iter().enumerate() {
                     for micro_batch in 0..2 {
                         let seed = 100 * step + 10 * micro_batch + index as u64;
-                        optimizer.add_gradient(index, &random(&[*length], seed)?)?;
+                        optimizer.add_gradient(index, &random(&[*length], seed)?.to_device(&device)?)?;
                     }
                 }
             }
@@ -68,11 +63,9 @@ fn updates_norms_and_moments_are_those_of_the_host() -> Result<()> {
     Ok(())
 }
 
-#[test]
-fn gradients_that_do_not_fit_are_refused() -> Result<()> {
-    lathe_emulator::install();
-    let mut optimizer = AdamW::on_gpu(AdamWParams::default(), vars()?, MomentType::F32)?;
-    assert!(optimizer.add_gradient(0, &Tensor::new(&[1f32; 8], &Device::Cpu)?).is_err());
+pub fn gradients_that_do_not_fit_are_refused() -> Result<()> {
+    let mut optimizer = AdamW::on_gpu(AdamWParams::default(), vars(&target())?, MomentType::F32)?;
+    assert!(optimizer.add_gradient(0, &Tensor::new(&[1f32; 8], &target())?).is_err());
     assert!(AdamW::on_gpu(AdamWParams::default(), Vec::new(), MomentType::F32).is_err());
     Ok(())
 }
