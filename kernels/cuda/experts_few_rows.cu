@@ -24,12 +24,12 @@ struct Bf16Rows {
         uint4 words[2];
     };
 
-    __device__ __forceinline__ void fetch(Part &part, const size_t (&rows)[2], unsigned step, bool is_there) const {
+    __device__ __forceinline__ void fetch(Part &part, const size_t (&starts)[2], unsigned step, bool is_there) const {
         const unsigned column = step * STEP + lane_index() % 4 * 8;
         is_there = is_there && column < width;
 #pragma unroll
         for (unsigned i = 0; i < 2; i++) {
-            part.words[i] = is_there ? __ldg((const uint4 *)(values + rows[i] * width + column)) : make_uint4(0, 0, 0, 0);
+            part.words[i] = is_there ? __ldg((const uint4 *)(values + starts[i] + column)) : make_uint4(0, 0, 0, 0);
         }
     }
 
@@ -57,12 +57,12 @@ struct Mxfp4Rows {
         unsigned exponents[2];
     };
 
-    __device__ __forceinline__ void fetch(Part &part, const size_t (&rows)[2], unsigned step, bool is_there) const {
-        const unsigned block = step * 4 + lane_index() % 4, blocks = width / 32;
-        is_there = is_there && block < blocks;
+    __device__ __forceinline__ void fetch(Part &part, const size_t (&starts)[2], unsigned step, bool is_there) const {
+        const unsigned block = step * 4 + lane_index() % 4;
+        is_there = is_there && block < width / 32;
 #pragma unroll
         for (unsigned i = 0; i < 2; i++) {
-            const size_t at = rows[i] * blocks + block;
+            const size_t at = starts[i] / 32 + block;
             part.words[i] = is_there ? __ldg((const uint4 *)codes + at) : make_uint4(0, 0, 0, 0);
             part.exponents[i] = is_there ? __ldg(exponents + at) : 0;
         }
@@ -115,10 +115,10 @@ struct Nf4Rows {
         float scales[2];
     };
 
-    __device__ __forceinline__ void fetch(Part &part, const size_t (&rows)[2], unsigned step, bool is_there) const {
+    __device__ __forceinline__ void fetch(Part &part, const size_t (&starts)[2], unsigned step, bool is_there) const {
 #pragma unroll
         for (unsigned i = 0; i < 2; i++) {
-            const size_t block = rows[i] * (width / 64) + step;
+            const size_t block = starts[i] / 64 + step;
             part.words[i] = is_there ? __ldg((const uint2 *)codes + block * 4 + lane_index() % 4) : make_uint2(0, 0);
             part.scales[i] = is_there ? __ldg(scales + block) : 0.0f;
         }
@@ -174,21 +174,25 @@ template <class ROWS> __device__ __forceinline__ void place_x(uint4 *placed, con
 // The products of 16 rows from `first_row` on (up to `end_row`, behind which the last stands for them) with x, over the steps
 // `part`, `part + parts` ..; a warp does it. UNROLL reads are always under way, the first of them before x is there.
 template <class ROWS> struct Product {
-    ROWS matrix;
-    size_t rows[2];
-    unsigned first, parts, steps;
+    const ROWS matrix;
+    const unsigned parts, steps;
+    unsigned first = 0;
+    // Of the lane's rows, in values.
+    size_t starts[2] = {};
     typename ROWS::Part read[ROWS::UNROLL];
+
+    __device__ __forceinline__ Product(ROWS matrix, unsigned parts)
+        : matrix(matrix), parts(parts), steps((matrix.width + ROWS::STEP - 1) / ROWS::STEP) {}
 
     __device__ __forceinline__ void begin(size_t first_row, size_t end_row, unsigned part) {
         const size_t row = first_row + lane_index() / 4;
-        rows[0] = min(row, end_row - 1), rows[1] = min(row + 8, end_row - 1);
+        starts[0] = min(row, end_row - 1) * matrix.width, starts[1] = min(row + 8, end_row - 1) * matrix.width;
         first = part;
-        steps = (matrix.width + ROWS::STEP - 1) / ROWS::STEP;
 #pragma unroll
         for (unsigned i = 0; i < ROWS::UNROLL; i++) fetch(i, first + i * parts);
     }
 
-    __device__ __forceinline__ void fetch(unsigned i, unsigned step) { matrix.fetch(read[i], rows, step, step < steps); }
+    __device__ __forceinline__ void fetch(unsigned i, unsigned step) { matrix.fetch(read[i], starts, step, step < steps); }
 
     // Lanes 4 g write rows g and g + 8 of `sums` (16).
     __device__ __forceinline__ void finish(const uint4 *x, float *sums) {
@@ -222,7 +226,7 @@ __device__ __forceinline__ void gate_up(const bf16 *x, const ROWS &matrix, const
     const unsigned tile = warp_index() / PARTS, part = warp_index() % PARTS;
     const size_t start = (size_t)expert * num_rows;
     uint4 *const placed = (uint4 *)shared;
-    Product<ROWS> product = {matrix, {}, 0, PARTS};
+    Product<ROWS> product(matrix, PARTS);
     product.begin(start + first + tile * ROWS_A_WARP, start + num_rows, part);
     place_x<ROWS>(placed, x + (size_t)(place / k) * matrix.width, matrix.width);
     __syncthreads();
@@ -255,7 +259,7 @@ __device__ __forceinline__ void down(const bf16 *inner, const ROWS &matrix, cons
     const unsigned placed_size = (matrix.width + ROWS::STEP - 1) / ROWS::STEP * ROWS::STEP / 8;
     uint4 *const placed = (uint4 *)shared;
     const unsigned parts = max(WARPS / k, 1u);
-    Product<ROWS> product = {matrix, {}, 0, parts};
+    Product<ROWS> product(matrix, parts);
     const auto begin = [&](unsigned task) {
         const size_t start = (size_t)experts[token * k + task / parts] * num_rows;
         product.begin(start + first, start + num_rows, task % parts);
