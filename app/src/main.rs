@@ -27,7 +27,17 @@ fn main() -> ExitCode {
     let verbose = global.verbose;
     let json = global.json;
     let outcome = match command {
-        Some(command) => Session::open(&global).and_then(|mut session| commands::run(&mut session, command)),
+        Some(command) => Session::open(&global).and_then(|mut session| {
+            let outcome = commands::run(&mut session, command);
+            match outcome {
+                // Refused before anything was begun, so the command line says all there is to say.
+                Err(error) if session.agrees_to_cpu(&error) => match Cli::parse().command {
+                    Some(command) => commands::run(&mut session, command),
+                    None => Err(error),
+                },
+                outcome => outcome,
+            }
+        }),
         None => window::open(&global),
     };
     match outcome {

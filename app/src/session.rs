@@ -1,4 +1,5 @@
 use std::{
+    io::{IsTerminal as _, stderr, stdin},
     sync::atomic::{AtomicUsize, Ordering},
     time::Duration,
 };
@@ -71,6 +72,24 @@ impl Session {
 
     pub fn paths(&self) -> &Paths {
         self.host.paths()
+    }
+
+    /// Whether to compute on the CPU what no graphics card here can: asked of a person, never decided. From then on it is
+    /// the device.
+    pub fn agrees_to_cpu(&mut self, error: &ErrorInfo) -> bool {
+        let is_asked = error.code == ErrorCode::NeedsCpu && self.device == "auto" && !self.out.json;
+        if !is_asked || !stdin().is_terminal() || !stderr().is_terminal() {
+            return false;
+        }
+        note!("{}", error.message);
+        eprint!("Use the CPU instead? [y/N] ");
+        let mut answer = String::new();
+        let is_heard = stdin().read_line(&mut answer).is_ok();
+        let agrees = is_heard && ["y", "yes"].contains(&answer.trim().to_lowercase().as_str());
+        if agrees {
+            "cpu".clone_into(&mut self.device);
+        }
+        agrees
     }
 
     pub fn start(&mut self, body: CommandBody) -> JobId {

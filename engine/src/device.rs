@@ -17,7 +17,16 @@ pub fn end_on_fatal(say: impl Fn(Error) + Send + Sync + 'static) {
     LAST_WORDS.get_or_init(|| Box::new(say));
 }
 
-/// The device of this name: `cpu`, or `cuda:N`, counted among the cards that this process sees.
+static ONLY_CARD: OnceLock<String> = OnceLock::new();
+
+/// Names the card, say `cuda:1`, of a process that sees no other: CUDA itself counts it as its first. Only the first call
+/// counts.
+pub fn name_only_card(name: String) {
+    ONLY_CARD.get_or_init(|| name);
+}
+
+/// The device of this name: `cpu`, or `cuda:N`, counted among the cards that this process sees, unless its only one has a
+/// name.
 ///
 /// Errors: no driver or none of its libraries, no such card, or a build for the CPU only.
 pub fn open(device: &str) -> Result<Device> {
@@ -25,8 +34,9 @@ pub fn open(device: &str) -> Result<Device> {
     if device == "cpu" {
         return Ok(Device::Cpu);
     }
-    let index = device.strip_prefix("cuda:").and_then(|index| index.parse().ok()).ok_or_else(unknown)?;
-    open_card(index)
+    let named = |index: &str| index.parse().ok();
+    let index = device.strip_prefix("cuda:").and_then(named).ok_or_else(unknown)?;
+    open_card(if ONLY_CARD.get().is_some_and(|only| only == device) { 0 } else { index })
 }
 
 #[cfg(not(feature = "cuda"))]

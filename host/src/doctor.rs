@@ -1,6 +1,16 @@
+use std::time::Duration;
+
 use lathe_protocol::{CheckStatus, DoctorCheck, EventBody};
 
-use crate::{Paths, db::Db, files, gpus, hardware, job::Job, models, settings, worker};
+use crate::{
+    Paths,
+    cuda::{self, Missing},
+    db::Db,
+    error::Result,
+    files, gpus, hardware,
+    job::Job,
+    models, settings, worker,
+};
 
 const LITTLE_DISK_BYTES: u64 = 2 << 30;
 const LITTLE_RAM_BYTES: u64 = 4 << 30;
@@ -10,17 +20,55 @@ pub(crate) fn check(job: &mut Job) {
     let paths = job.host.paths().clone();
     let mut checks =
         vec![data_dir(&paths), disk(&paths), database(&paths), settings_file(&paths), hf_cache(&paths)];
-    checks.push(match worker::probe(job) {
-        Ok(took) => ok("worker", format!("Starts and answers in {} ms", took.as_millis())),
-        Err(error) => {
-            let hint = error.hint.unwrap_or_else(|| "reinstall Lathe".into());
-            let details = error.details.map(|details| format!("; it said: {details}")).unwrap_or_default();
-            fail("worker", format!("{}{details}", error.message), hint)
-        }
-    });
+    checks.push(answers("worker", worker::probe(job, None)));
+    checks.extend(cards(job));
     checks.push(starter(&paths));
     checks.extend(machine(&paths));
     job.emit(EventBody::Doctor { checks });
+}
+
+/// How a worker starts.
+fn answers(name: &str, took: Result<Duration>) -> DoctorCheck {
+    match took {
+        Ok(took) => ok(name, format!("Starts and answers in {} ms", took.as_millis())),
+        Err(error) => {
+            let hint = error.hint.unwrap_or_else(|| "reinstall Lathe".into());
+            let details = error.details.map(|details| format!("; it said: {details}")).unwrap_or_default();
+            fail(name, format!("{}{details}", error.message), hint)
+        }
+    }
+}
+
+/// Each card, and what stands in its way. A machine without one is sound.
+fn cards(job: &Job) -> Vec<DoctorCheck> {
+    let host = &job.host;
+    let seen = host.gpus.look(&host.options);
+    let mut checks: Vec<DoctorCheck> = Vec::new();
+    for gpu in &seen.gpus {
+        let (device, name) = (gpu.device(), &gpu.name);
+        checks.push(if gpu.is_usable {
+            ok(&device, format!("Can be used: {name}"))
+        } else if let Some(lacks) = cuda::card_lacks(gpu, host.options.cuda_visible.as_deref()) {
+            warn(&device, lacks, "compute on another, or on the CPU with --device cpu")
+        } else {
+            warn(&device, format!("Cannot be used yet: {name}"), "each thing that is missing follows")
+        });
+    }
+    for Missing { name, message, hint, looked } in &seen.missing {
+        let looked: Vec<String> = looked.iter().map(|folder| folder.display().to_string()).collect();
+        let looked =
+            if looked.is_empty() { String::new() } else { format!(", looked for in {}", looked.join(", ")) };
+        checks.push(warn(name, format!("{message}{looked}"), hint));
+    }
+    match (seen.usable().next(), &seen.gpu_note) {
+        (Some(gpu), _) => {
+            // A job has one worker, and this one had its.
+            checks.push(answers("cuda worker", worker::probe(&mut Job::unheard(host.clone()), Some(gpu))));
+        }
+        (None, Some(note)) if seen.missing.is_empty() => checks.push(ok("gpu", note.clone())),
+        (None, _) => {}
+    }
+    checks
 }
 
 fn ok(name: &str, message: String) -> DoctorCheck {

@@ -4,10 +4,11 @@ use std::{
     collections::BTreeMap,
     path::Path,
     sync::{Mutex, PoisonError},
+    thread,
     time::{Duration, Instant},
 };
 
-use lathe_protocol::{EventBody, Gpu, GpuProcess, PcieLink};
+use lathe_protocol::{ErrorCode, ErrorInfo, EventBody, Gpu, GpuProcess, LogLevel, PcieLink};
 use nvml_wrapper::{
     Device, Nvml, cuda_driver_version_major, cuda_driver_version_minor,
     enum_wrappers::device::{Clock, TemperatureSensor},
@@ -15,12 +16,21 @@ use nvml_wrapper::{
     error::NvmlError,
 };
 
-use crate::{HostOptions, hardware, job::Job};
+use crate::{
+    HostOptions, Shared,
+    cuda::{self, Missing},
+    hardware,
+    job::Job,
+};
 
 const FOLLOW_EVERY: Duration = Duration::from_secs(1);
 /// A driver that did not answer is tried again this late: it may start a program of its own to load itself.
 const RETRY_AFTER: Duration = Duration::from_secs(30);
-const CPU_ONLY: &str = "This version computes on the CPU only: GPU support comes with a later one";
+/// There where the driver's kernel module is loaded (Linux).
+const DRIVER_RUNS: &str = "/proc/driver/nvidia/version";
+/// How long a card may take to get back what a worker had, and how much of it is nobody's business.
+const GIVEN_BACK_WITHIN: Duration = Duration::from_secs(10);
+const GIVEN_BACK_SLACK: u64 = 256 << 20;
 
 /// What a look at the cards found.
 #[derive(Debug, Clone, Default, PartialEq)]
@@ -28,6 +38,28 @@ pub(crate) struct Seen {
     pub(crate) gpus: Vec<Gpu>,
     /// Why runs use none, or some are missing.
     pub(crate) gpu_note: Option<String>,
+    /// What to do about that.
+    pub(crate) missing: Vec<Missing>,
+    /// Whether there are cards, though the driver tells of none.
+    pub(crate) hides_cards: bool,
+}
+
+impl Seen {
+    pub(crate) fn usable(&self) -> impl Iterator<Item = &Gpu> {
+        self.gpus.iter().filter(|gpu| gpu.is_usable)
+    }
+
+    /// Why a card that is here is not computed on, if none of them is.
+    pub(crate) fn refusal(&self) -> Option<ErrorInfo> {
+        if self.usable().next().is_some() || (self.gpus.is_empty() && !self.hides_cards) {
+            return None;
+        }
+        let why = self.gpu_note.as_deref().unwrap_or("no card is usable");
+        let error = ErrorInfo::new(ErrorCode::NeedsCpu, format!("The graphics card cannot be used: {why}"));
+        let hints = cuda::hints(&self.missing);
+        let then = if hints.is_empty() { String::new() } else { format!("{hints}; ") };
+        Some(error.hint(format!("{then}or compute on the CPU: --device cpu")))
+    }
 }
 
 /// The driver, once it was asked.
@@ -44,23 +76,27 @@ enum Driver {
 }
 
 impl Gpus {
-    /// All cards as they are right now. What runs can use of them is as the options say.
+    /// All cards as they are right now, and what runs can use of them.
     pub(crate) fn look(&self, options: &HostOptions) -> Seen {
-        let Seen { mut gpus, mut gpu_note } = self.ask_driver(options);
+        let mut seen = self.ask_driver(options);
+        if options.gpus.is_empty() {
+            tell_usable(&mut seen, options);
+        }
         for usable in &options.gpus {
-            match gpus.iter_mut().find(|gpu| gpu.index == usable.index) {
+            match seen.gpus.iter_mut().find(|gpu| gpu.index == usable.index) {
                 Some(gpu) => gpu.is_usable = true,
-                None => gpus.push(Gpu { is_usable: true, ..usable.clone() }),
+                None => seen.gpus.push(Gpu { is_usable: true, ..usable.clone() }),
             }
         }
-        if !gpus.is_empty() && options.gpus.is_empty() {
-            gpu_note =
-                Some(gpu_note.map_or_else(|| CPU_ONLY.to_owned(), |note| format!("{CPU_ONLY}. {note}")));
-        }
-        for gpu in gpus.iter_mut().filter(|gpu| gpu.vram_total_bytes > 0) {
+        for gpu in seen.gpus.iter_mut().filter(|gpu| gpu.vram_total_bytes > 0) {
             gpu.advice = hardware::card_advice(gpu.vram_total_bytes);
         }
-        Seen { gpus, gpu_note }
+        seen
+    }
+
+    /// A card's free bytes, if the driver tells.
+    pub(crate) fn free_bytes(&self, options: &HostOptions, index: usize) -> Option<u64> {
+        self.ask_driver(options).gpus.iter().find(|gpu| gpu.index == index).map(|gpu| gpu.vram_free_bytes)
     }
 
     fn ask_driver(&self, options: &HostOptions) -> Seen {
@@ -75,14 +111,62 @@ impl Gpus {
         }
         let looked = match &*driver {
             Driver::Open(nvml) => nvml.device_count().map(|count| sample(nvml, count, options)),
-            Driver::Absent(why, _) => return Seen { gpus: Vec::new(), gpu_note: Some(why.clone()) },
+            Driver::Absent(why, _) => return nothing_seen(why.clone(), options),
             Driver::Unasked => return Seen::default(),
         };
         looked.unwrap_or_else(|error| {
             // It answered once: the next look opens it anew.
             *driver = Driver::Unasked;
-            Seen { gpus: Vec::new(), gpu_note: Some(why_absent(&error, options)) }
+            nothing_seen(why_absent(&error, options), options)
         })
+    }
+}
+
+/// Where the driver runs there is a card, but one that is named for us is another's.
+fn nothing_seen(why: String, options: &HostOptions) -> Seen {
+    let hides_cards = options.nvml.is_none() && Path::new(DRIVER_RUNS).exists();
+    Seen { gpu_note: Some(why), hides_cards, ..Seen::default() }
+}
+
+/// Marks the cards that runs can use, and says what stands against the others.
+fn tell_usable(seen: &mut Seen, options: &HostOptions) {
+    let Seen { gpus, gpu_note, missing, .. } = seen;
+    if gpus.is_empty() {
+        return;
+    }
+    let mut notes = Vec::new();
+    missing.extend(cuda::driver_lacks(gpus));
+    missing.extend(cuda::find(options).err().unwrap_or_default());
+    if !missing.is_empty() {
+        notes.push(cuda::sentences(missing));
+    }
+    for gpu in gpus {
+        let lacks = cuda::card_lacks(gpu, options.cuda_visible.as_deref());
+        gpu.is_usable = missing.is_empty() && lacks.is_none();
+        notes.extend(lacks);
+    }
+    notes.extend(gpu_note.take());
+    *gpu_note = (!notes.is_empty()).then(|| notes.join(". "));
+}
+
+/// Waits until a card has about as much free as it had before a worker took some, so that the next finds it.
+pub(crate) fn await_given_back(job: &Job, index: usize, before: u64) {
+    let Shared { gpus, options, .. } = &*job.host;
+    let due = Instant::now() + GIVEN_BACK_WITHIN;
+    while let Some(free) = gpus.free_bytes(options, index) {
+        if free + GIVEN_BACK_SLACK >= before || job.host.is_closing() {
+            return;
+        }
+        if Instant::now() >= due {
+            let gib = |bytes: u64| format!("{:.1} GiB", bytes as f64 / (1u64 << 30) as f64);
+            let message = format!(
+                "Card {index} has {} free, {} before the worker: something else has taken memory",
+                gib(free),
+                gib(before)
+            );
+            return job.log(LogLevel::Warn, message);
+        }
+        thread::sleep(Duration::from_millis(100));
     }
 }
 
@@ -96,7 +180,7 @@ pub(crate) fn follow(job: &Job) {
             gpu.power_watts = gpu.power_watts.map(f64::round);
         }
         if told.as_ref() != Some(&seen) {
-            let Seen { gpus, gpu_note } = seen.clone();
+            let Seen { gpus, gpu_note, .. } = seen.clone();
             job.emit(EventBody::Gpus { gpus, gpu_note });
             told = Some(seen);
         }
@@ -123,12 +207,12 @@ fn why_absent(error: &NvmlError, options: &HostOptions) -> String {
             Some(library) => {
                 format!("LATHE_NVML names no library that can be loaded: {}", library.to_string_lossy())
             }
-            None if Path::new("/proc/driver/nvidia/version").exists() => {
+            None if Path::new(DRIVER_RUNS).exists() => {
                 "An NVIDIA driver is loaded, but its library libnvidia-ml.so.1 is not here: \
                  a container must be started with it (--gpus all)"
                     .into()
             }
-            None => "No NVIDIA driver found; this version computes on the CPU".into(),
+            None => "No NVIDIA driver found: runs compute on the CPU".into(),
         },
         NvmlError::FailedToLoadSymbol(_) | NvmlError::FunctionNotFound => {
             "The NVIDIA driver is too old to tell of its cards: update it".into()
@@ -157,7 +241,7 @@ fn sample(nvml: &Nvml, count: u32, options: &HostOptions) -> Seen {
     if count == 0 {
         silent.push("An NVIDIA driver is loaded, but it has no card".into());
     }
-    Seen { gpus, gpu_note: (!silent.is_empty()).then(|| silent.join(". ")) }
+    Seen { gpus, gpu_note: (!silent.is_empty()).then(|| silent.join(". ")), ..Seen::default() }
 }
 
 /// One card. Whatever it does not tell, for any reason, is left out: a card is no worse for it.
@@ -216,11 +300,13 @@ fn processes(nvml: &Nvml, device: &Device<'_>, options: &HostOptions) -> Option<
         let of_both = bytes_of.entry(process.pid).or_default();
         *of_both = (*of_both).max(bytes);
     }
-    let our_program = options.worker_exe.file_name().map(|name| name.to_string_lossy());
+    let our_programs =
+        [options.worker_exe.file_name().map(|name| name.to_string_lossy()), Some(cuda::worker_file().into())];
     let describe = |(pid, bytes)| {
         let command = nvml.sys_process_name(pid, 256).ok();
         let name = command.as_deref().map(program_name);
-        let is_ours = pid == std::process::id() || (name.is_some() && name == our_program.as_deref());
+        let is_ours = pid == std::process::id()
+            || (name.is_some() && our_programs.iter().any(|ours| ours.as_deref() == name));
         GpuProcess { pid, name: name.map(str::to_owned), bytes, is_ours }
     };
     let mut processes: Vec<GpuProcess> = bytes_of.into_iter().map(describe).collect();

@@ -30,7 +30,7 @@ fn cpu(system: Option<&System>) -> String {
 }
 
 /// This machine, as far as it matters for models, with the cards that were seen.
-pub(crate) fn detect(paths: &Paths, Seen { gpus, gpu_note }: Seen) -> Hardware {
+pub(crate) fn detect(paths: &Paths, Seen { gpus, gpu_note, .. }: Seen) -> Hardware {
     let system = System::new_with_specifics(
         RefreshKind::nothing()
             .with_cpu(CpuRefreshKind::nothing())

@@ -44,8 +44,16 @@ pub struct HostOptions {
     pub train_stop_grace: Duration,
     /// Whether queued runs are started here.
     pub runs_queue: bool,
-    /// What runs can run on beside the CPU. This version uses none of the cards it sees, so it is empty.
+    /// Cards that runs can run on whatever the driver tells: what tests fill in. Empty, the cards that are seen are used,
+    /// if all that takes is there.
     pub gpus: Vec<Gpu>,
+    /// The worker for cards, in place of `lathe-worker-cuda` beside `worker_exe` or in the data folder's `workers/`.
+    /// From `LATHE_WORKER_CUDA`.
+    pub cuda_worker: Option<PathBuf>,
+    /// The folders that CUDA's libraries are looked for in, in place of the usual ones.
+    pub cuda_libraries: Option<Vec<PathBuf>>,
+    /// Of the cards, those that may be used. From `CUDA_VISIBLE_DEVICES`.
+    pub cuda_visible: Option<String>,
     /// The driver's library that tells of the cards, in place of the system's own. From `LATHE_NVML`.
     pub nvml: Option<OsString>,
     /// Called, on any thread, after every event that [`EngineLink::drain`] can give.
@@ -54,6 +62,7 @@ pub struct HostOptions {
 
 impl HostOptions {
     pub fn new(paths: Paths, worker_exe: PathBuf, worker_args: Vec<String>) -> Self {
+        let env = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty());
         Self {
             paths,
             worker_exe,
@@ -63,7 +72,12 @@ impl HostOptions {
             train_stop_grace: Duration::from_secs(110),
             runs_queue: false,
             gpus: Vec::new(),
-            nvml: std::env::var_os("LATHE_NVML"),
+            cuda_worker: env("LATHE_WORKER_CUDA").map(|path| absolute(path.as_ref())),
+            cuda_libraries: None,
+            // Empty, it hides them all.
+            cuda_visible: std::env::var_os("CUDA_VISIBLE_DEVICES")
+                .map(|cards| cards.to_string_lossy().into_owned()),
+            nvml: env("LATHE_NVML"),
             on_event: None,
         }
     }
@@ -320,7 +334,9 @@ fn run(job: &mut Job, body: CommandBody) -> Result<()> {
         CommandBody::RunsExport { run, format, out } => runs::export(job, &run, format, &out)?,
         CommandBody::RunsFollow => runs::follow(job)?,
         CommandBody::RunsWatch { run } => runs::watch(job, &run)?,
-        CommandBody::RunsResume { run, how, start } => runs::resume(job, &run, how, start)?,
+        CommandBody::RunsResume { run, how, start, device } => {
+            runs::resume(job, &run, how, start, device.as_deref())?;
+        }
         CommandBody::RunsStop { run, then } => runs::stop(job, &run, then)?,
         CommandBody::RunsMove { run, position } => runs::move_queued(job, &run, position)?,
         CommandBody::RunsAssign { run, device } => runs::assign(job, &run, &device)?,
@@ -403,7 +419,12 @@ fn run(job: &mut Job, body: CommandBody) -> Result<()> {
 
 fn simple_worker(job: &mut Job, work: WorkerJob) -> Result<()> {
     let grace = job.host.options.stop_grace;
-    worker::run(job, work, grace, &mut |_, _| Verdict::Continue)
+    worker::run(job, work, grace, &mut |_, _| Verdict::Continue).map_err(|error| match error {
+        ErrorInfo { code: ErrorCode::OutOfMemory, hint: None, .. } => {
+            error.hint("close other programs, or choose a smaller model or one that is quantised")
+        }
+        error => error,
+    })
 }
 
 fn data_job(job: &Job, model: &str, data: &str, mut config: RunConfig) -> Result<DataJob> {

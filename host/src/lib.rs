@@ -7,6 +7,7 @@ mod adapters;
 mod browse;
 mod chats;
 pub mod config;
+mod cuda;
 mod db;
 mod devices;
 mod doctor;

@@ -8,6 +8,7 @@ use lathe_protocol::{
 
 use crate::{
     config,
+    devices::Devices,
     error::Result,
     gpus, hardware,
     job::Job,
@@ -29,14 +30,18 @@ pub(crate) fn probe(
     // A packed sequence is full.
     let longest_row = longest_row.filter(|_| !config.packing).unwrap_or(config.max_seq_len);
     let row_tokens = longest_row.min(config.max_seq_len);
-    let machine = hardware::detect(job.host.paths(), gpus::Seen::default());
-    let free_bytes = machine.ram_available_bytes;
+    let (free_bytes, placement) = if let Some(gpu) = Devices::of(&job.host).card(&device) {
+        (gpu.vram_free_bytes, Placement::Cuda)
+    } else {
+        let machine = hardware::detect(job.host.paths(), gpus::Seen::default());
+        (machine.ram_available_bytes, Placement::Cpu)
+    };
     if let Some(shape) = models::shape(&model.path).filter(|_| free_bytes > 0) {
-        let needed = training_memory(&shape, &config, row_tokens, Placement::Cpu).total();
+        let needed = training_memory(&shape, &config, row_tokens, placement).total();
         if needed > free_bytes {
             let gib = |bytes: u64| format!("{:.1} GiB", bytes as f64 / (1u64 << 30) as f64);
             let message = format!("The step does not fit: needs {}, {} free", gib(needed), gib(free_bytes));
-            let remedy = Remedy::find(&shape, &config, row_tokens, Placement::Cpu, free_bytes);
+            let remedy = Remedy::find(&shape, &config, row_tokens, placement, free_bytes);
             return Err(ErrorInfo::new(ErrorCode::OutOfMemory, message).hint(Remedy::sentence(remedy)));
         }
     }

@@ -13,7 +13,7 @@ use lathe_protocol::{
     TrainRequest, TrainStart, TrainSummary, handshake, write_frame,
 };
 
-use crate::{Host, HostOptions, Paths};
+use crate::{Host, HostOptions, Paths, files};
 
 pub(crate) struct Bench {
     pub dir: tempfile::TempDir,
@@ -71,7 +71,25 @@ impl Bench {
         options.handshake_timeout = Duration::from_secs(5);
         options.stop_grace = Duration::from_millis(300);
         options.train_stop_grace = Duration::from_millis(300);
+        // This machine's own cards are no part of a test.
+        (options.nvml, options.cuda_visible) = (Some("/none".into()), None);
+        options.cuda_libraries = Some(vec![self.path("lib")]);
+        options.cuda_worker = Some(self.program(script));
         options
+    }
+
+    /// A worker for cards, which does the same, and CUDA's libraries as far as they are looked at.
+    fn program(&self, script: &str) -> PathBuf {
+        fs::create_dir_all(self.path("lib")).unwrap();
+        for library in ["libcuda.so.1", "libcublas.so.13", "libcublasLt.so.13", "libcurand.so.10"] {
+            fs::write(self.path("lib").join(library), "").unwrap();
+        }
+        let (text, program) = (self.path("script"), self.path(&files::unique_suffix()));
+        fs::write(&text, format!("#!/bin/sh\n{script}\n")).unwrap();
+        // Were it written here, a child that another test starts just now could keep it from being run.
+        let install = std::process::Command::new("install").arg("-m755").args([&text, &program]).status();
+        assert!(install.unwrap().success());
+        program
     }
 
     pub(crate) fn train_request(&self, out: &Path) -> TrainRequest {

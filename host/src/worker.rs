@@ -4,6 +4,7 @@ mod memory;
 
 use std::{
     io::{self, BufRead as _, BufReader, Read as _},
+    path::PathBuf,
     process::{Child, ChildStderr, ChildStdin, ChildStdout, Command as Process, ExitStatus, Stdio},
     sync::{
         Arc, Mutex, PoisonError,
@@ -14,12 +15,15 @@ use std::{
 };
 
 use lathe_protocol::{
-    ErrorCode, ErrorInfo, EventBody, Job as WorkerJob, ReplyDelta, Request, handshake, read_frame,
+    ErrorCode, ErrorInfo, EventBody, Gpu, Job as WorkerJob, ReplyDelta, Request, handshake, read_frame,
     write_frame,
 };
 
 use crate::{
+    Shared, cuda,
+    devices::{self, Devices},
     error::Result,
+    gpus,
     job::{Job, StopLevel, ToWorker},
     settings,
 };
@@ -68,10 +72,10 @@ enum Phase {
     Terminating { since: Instant },
 }
 
-/// Starts a worker and checks its handshake, nothing more.
-pub(crate) fn probe(job: &mut Job) -> Result<Duration> {
+/// Starts a worker, on a card's if one is given, and checks its handshake, nothing more.
+pub(crate) fn probe(job: &mut Job, card: Option<&Gpu>) -> Result<Duration> {
     let started = Instant::now();
-    let mut worker = Worker::start(job, None)?;
+    let mut worker = Worker::start(job, None, card)?;
     let answer = worker.output.recv_timeout(job.host.options.handshake_timeout);
     let verdict = worker.expect_handshake(answer.ok());
     drop(worker.input.try_send(ToWorker::Close));
@@ -88,10 +92,23 @@ pub(crate) fn run(
     grace: Duration,
     observe: &mut dyn FnMut(&Job, Beat<'_>) -> Verdict,
 ) -> Result<()> {
-    let mut worker = Worker::start(job, Some(work))?;
+    let card = card_of(&job.host, &work)?;
+    let free_before = card.as_ref().and_then(|card| job.host.gpus.free_bytes(&job.host.options, card.index));
+    let mut worker = Worker::start(job, Some(work), card.as_ref())?;
     let outcome = worker.supervise(job, grace, observe);
     worker.bury(if outcome.is_ok() { LAST_WAIT } else { Duration::ZERO });
+    if let (Some(card), Some(free_before)) = (card, free_before) {
+        gpus::await_given_back(job, card.index, free_before);
+    }
     outcome
+}
+
+/// The card that the work is for; none if it is the CPU's.
+fn card_of(host: &Shared, work: &WorkerJob) -> Result<Option<Gpu>> {
+    let Some(device) = work.device().filter(|device| *device != devices::CPU) else { return Ok(None) };
+    let devices = Devices::of(host);
+    let device = devices.checked(device)?;
+    Ok(devices.card(&device).cloned())
 }
 
 struct Worker {
@@ -105,10 +122,15 @@ struct Worker {
 
 impl Worker {
     /// The first frame is `work`; what the job is told later follows it.
-    fn start(job: &mut Job, work: Option<WorkerJob>) -> Result<Self> {
+    fn start(job: &mut Job, work: Option<WorkerJob>, card: Option<&Gpu>) -> Result<Self> {
         let options = &job.host.options;
-        let mut process = Process::new(&options.worker_exe);
-        process.args(&options.worker_args);
+        let mut process = if let Some(card) = card {
+            cuda::command(options, card)?
+        } else {
+            let mut process = Process::new(&options.worker_exe);
+            process.args(&options.worker_args);
+            process
+        };
         process.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
         if matches!(
             work,
@@ -123,8 +145,9 @@ impl Worker {
             process.env(THREADS, threads.to_string());
         }
         own_group(&mut process);
+        let exe = PathBuf::from(process.get_program());
         let cannot_start = |error: &io::Error| {
-            let exe = options.worker_exe.display();
+            let exe = exe.display();
             ErrorInfo::new(ErrorCode::WorkerDied, format!("Cannot start the worker: {error}: {exe}"))
                 .hint("reinstall Lathe, or run `lathe doctor`")
         };
@@ -274,7 +297,7 @@ impl Worker {
                             wanted.trim_end()
                         ),
                     )
-                    .hint("reinstall Lathe, so that all its parts are of one version")
+                    .hint("reinstall Lathe, so that all its parts are of one version; a worker for cards is built with: cargo xtask cuda")
                 })
             }
             Some(FromWorker::Closed | FromWorker::Broken(_) | FromWorker::Event(_)) => {

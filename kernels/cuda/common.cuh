@@ -55,6 +55,36 @@ __device__ __forceinline__ float high_half(uint32_t packed) { return __uint_as_f
 __device__ __forceinline__ void store(bf16 *at, float value) { *at = to_bf16(value); }
 __device__ __forceinline__ void store(float *at, float value) { *at = value; }
 
+// Both values of a pair times those of another, rounded.
+__device__ __forceinline__ uint32_t multiply_bf16(uint32_t a, uint32_t b) {
+#ifdef LATHE_EMULATOR
+    return pack_bf16(low_half(a) * low_half(b), high_half(a) * high_half(b));
+#else
+    uint32_t product;
+    asm("fma.rn.bf16x2 %0, %1, %2, %3;" : "=r"(product) : "r"(a), "r"(b), "r"(0x80008000u));
+    return product;
+#endif
+}
+
+// Four of the eight bytes of `low` and `high`, each chosen by a half-byte of `choice`; with its upper bit set it is all ones
+// or zeros, as that byte's upper bit.
+__device__ __forceinline__ uint32_t choose_bytes(uint32_t low, uint32_t high, uint32_t choice) {
+#ifdef LATHE_EMULATOR
+    uint32_t chosen = 0;
+    for (unsigned i = 0; i < 4; i++) {
+        const unsigned at = choice >> 4 * i & 15;
+        uint32_t byte = (uint32_t)(((uint64_t)high << 32 | low) >> 8 * (at % 8)) & 0xff;
+        if (at >= 8) byte = byte >> 7 ? 0xff : 0;
+        chosen |= byte << 8 * i;
+    }
+    return chosen;
+#else
+    uint32_t chosen;
+    asm("prmt.b32 %0, %1, %2, %3;" : "=r"(chosen) : "r"(low), "r"(high), "r"(choice));
+    return chosen;
+#endif
+}
+
 // 2^x, about two units in the last place.
 __device__ __forceinline__ float exp2_fast(float x) {
 #ifdef LATHE_EMULATOR

@@ -31,13 +31,13 @@ impl ExpertUpdates {
 
 /// An [`ExpertLora`] in the tensor that holds them all.
 pub(crate) struct LowRank {
-    rank: usize,
-    out_features: usize,
-    in_features: usize,
-    scale: f32,
+    pub(crate) rank: usize,
+    pub(crate) out_features: usize,
+    pub(crate) in_features: usize,
+    pub(crate) scale: f32,
     /// Where A begins; B follows it.
     start: usize,
-    num_experts: usize,
+    pub(crate) num_experts: usize,
 }
 
 /// Appends the A and B of updates of matrices (E, O, C) to `parts`, as vectors.
@@ -68,7 +68,7 @@ pub(crate) fn pack(
 
 impl LowRank {
     /// Where an expert's A (R, C) and B (O, R) begin.
-    fn starts(&self, expert: usize) -> (usize, usize) {
+    pub(crate) fn starts(&self, expert: usize) -> (usize, usize) {
         let a_len = self.rank * self.in_features;
         let b_start = self.start + self.num_experts * a_len;
         (self.start + expert * a_len, b_start + expert * self.out_features * self.rank)

@@ -1,42 +1,39 @@
-use std::{ops::Range, sync::Arc};
+use std::sync::Arc;
 
-use candle_core::{CpuStorage, CustomOp2, CustomOp3, DType, Layout, Result, Shape, Tensor, bail};
+use candle_core::{CpuStorage, CustomOp2, CustomOp3, Device, Layout, Result, Shape, Tensor, bail};
 
 use crate::{
-    Blocks, Mxfp4, Nf4, Routing,
-    cpu::{self, Matrix, Store},
+    ExpertMatrices, Routing, cpu,
     expert_lora::{ExpertLora, ExpertUpdates, LowRank, pack},
-    simd,
+    gpu, simd,
 };
-
-/// One matrix (O, C) an expert, frozen.
-pub enum ExpertMatrices {
-    /// (E, C, O) in any float type, the transpose, as transformers saves them; in f32 one expert at a time.
-    Dense(Tensor),
-    /// (E · O, C)
-    Mxfp4(Mxfp4),
-    /// Each (E · O/n, C): the outputs of an expert are those of the n matrices in turns.
-    Blocks(Vec<Blocks>),
-    /// Likewise, an expert's own n matrices, (O/n, C) each.
-    Nf4(Vec<Vec<Nf4>>),
-}
 
 /// `activation(x Wᵀ + b) Dᵀ + c` with an expert's own W, b, D and c: the frozen experts of a block.
 ///
 /// The first product's outputs are gate and up in turns.
-/// Shapes: x (T,C), routing (T,K) -> (T,C), the experts' outputs summed by their weights. F32.
+/// Shapes: x (T,C), routing (T,K) -> (T,C), the experts' outputs summed by their weights. F32, on a GPU x in bf16.
 /// Gradient: reaches x and the routing's weights. The first product is done again in the backward.
 /// Source: `GptOssExperts` in transformers.
 pub struct Experts {
-    gate_up: ExpertMatrices,
+    weights: Weights,
+    pub(crate) num_experts: usize,
+    pub(crate) hidden_size: usize,
+    pub(crate) intermediate_size: usize,
+    pub(crate) activation: ClampedSwiGlu,
+}
+
+enum Weights {
+    Host(HostWeights),
+    Gpu(gpu::experts::Weights),
+}
+
+pub(crate) struct HostWeights {
+    pub(crate) gate_up: ExpertMatrices,
     /// (E, 2I)
-    gate_up_bias: Vec<f32>,
-    down: ExpertMatrices,
+    pub(crate) gate_up_bias: Vec<f32>,
+    pub(crate) down: ExpertMatrices,
     /// (E, C)
-    down_bias: Vec<f32>,
-    hidden_size: usize,
-    intermediate_size: usize,
-    activation: ClampedSwiGlu,
+    pub(crate) down_bias: Vec<f32>,
 }
 
 /// `(up + offset) · gate · sigmoid(alpha · gate)`, gate at most `limit`, up within ±`limit`.
@@ -45,101 +42,6 @@ pub struct ClampedSwiGlu {
     pub alpha: f32,
     pub limit: f32,
     pub offset: f32,
-}
-
-impl ExpertMatrices {
-    /// Whether these are matrices (O, C) for so many experts.
-    fn fits(&self, num_experts: usize, (out_features, in_features): (usize, usize)) -> bool {
-        let is_part = |shape: (usize, usize), outputs: usize, parts: usize| {
-            shape == (outputs / parts, in_features) && out_features.is_multiple_of(parts)
-        };
-        match self {
-            Self::Dense(tensor) => tensor.dims() == [num_experts, in_features, out_features],
-            Self::Mxfp4(packed) => {
-                (packed.num_rows(), packed.in_features()) == (num_experts * out_features, in_features)
-            }
-            Self::Blocks(parts) => {
-                parts.iter().all(|part| is_part(part.shape(), num_experts * out_features, parts.len()))
-            }
-            Self::Nf4(experts) => {
-                experts.len() == num_experts
-                    && experts.iter().all(|parts| {
-                        parts.iter().all(|part| is_part(part.shape(), out_features, parts.len()))
-                    })
-            }
-        }
-    }
-
-    /// Calls `f(outputs, rows)` with the matrix of `expert` in parts: the rows `outputs` of it, (outputs, C).
-    fn for_tiles(
-        &self,
-        expert: usize,
-        shape @ (out_features, in_features): (usize, usize),
-        mut f: impl FnMut(Range<usize>, Matrix<'_>),
-    ) -> Result<()> {
-        match self {
-            Self::Dense(tensor) => cpu::with_slice(&tensor.get(expert)?.to_dtype(DType::F32)?, |values| {
-                f(0..out_features, Matrix::new(values, in_features, out_features).t());
-                Ok(())
-            }),
-            packed => {
-                let row = |row: usize, out: &mut [f32]| packed.dequantize_row(expert, out_features, row, out);
-                cpu::for_tiles(shape, row, f);
-                Ok(())
-            }
-        }
-    }
-
-    /// Writes row `row` of the packed matrix of `expert` in f32 into `out` (C).
-    fn dequantize_row(&self, expert: usize, out_features: usize, row: usize, out: &mut [f32]) {
-        match self {
-            Self::Dense(_) => unreachable!("dense matrices are used as they are"),
-            Self::Mxfp4(packed) => packed.dequantize_row(expert * out_features + row, out),
-            Self::Blocks(parts) => {
-                let row = expert * out_features + row;
-                parts[row % parts.len()].dequantize_row(row / parts.len(), out);
-            }
-            Self::Nf4(experts) => {
-                let parts = &experts[expert];
-                parts[row % parts.len()].dequantize_row(row / parts.len(), out);
-            }
-        }
-    }
-
-    /// `x Wᵀ + b`: (n, C) -> (n, O).
-    fn forward(&self, expert: usize, x: &[f32], in_features: usize, bias: &[f32]) -> Result<Vec<f32>> {
-        let (out_features, num_rows) = (bias.len(), x.len() / in_features);
-        let mut y = bias.repeat(num_rows);
-        if let Self::Dense(tensor) = self {
-            cpu::with_slice(&tensor.get(expert)?.to_dtype(DType::F32)?, |weight| {
-                let x = Matrix::new(x, num_rows, in_features);
-                cpu::matmul(&mut y, Store::Add, 1.0, x, Matrix::new(weight, in_features, out_features));
-                Ok(())
-            })?;
-        } else {
-            cpu::add_packed_product(&mut y, x, (out_features, in_features), |row, out| {
-                self.dequantize_row(expert, out_features, row, out);
-            });
-        }
-        Ok(y)
-    }
-
-    /// `dy W`: (n, O) -> (n, C).
-    fn backward(
-        &self,
-        expert: usize,
-        dy: &[f32],
-        out_features: usize,
-        in_features: usize,
-    ) -> Result<Vec<f32>> {
-        let num_rows = dy.len() / out_features;
-        let mut dx = vec![0.0; num_rows * in_features];
-        self.for_tiles(expert, (out_features, in_features), |outputs, rows| {
-            let dy = Matrix::strided(&dy[outputs.start..], num_rows, outputs.len(), out_features);
-            cpu::matmul(&mut dx, Store::Add, 1.0, dy, rows);
-        })?;
-        Ok(dx)
-    }
 }
 
 impl ClampedSwiGlu {
@@ -214,21 +116,44 @@ impl Experts {
         }
         let gate_up_bias = gate_up_bias.flatten_all()?.to_vec1()?;
         let down_bias = down_bias.flatten_all()?.to_vec1()?;
-        Ok(Self { gate_up, gate_up_bias, down, down_bias, hidden_size, intermediate_size, activation })
+        let weights = Weights::Host(HostWeights { gate_up, gate_up_bias, down, down_bias });
+        Ok(Self { weights, num_experts, hidden_size, intermediate_size, activation })
     }
 
-    fn count(&self) -> usize {
-        self.down_bias.len() / self.hidden_size
+    /// A copy whose weights lie in a GPU's memory: packed ones as they are, others in bf16.
+    ///
+    /// Errors: matrices in GGUF's blocks; widths that its kernels do not take; no memory; weights on a GPU already.
+    pub fn to_device(&self, device: &Device) -> Result<Self> {
+        let shape = [self.num_experts, self.hidden_size, self.intermediate_size];
+        let weights = Weights::Gpu(gpu::experts::Weights::new(self.host()?, shape, device)?);
+        Ok(Self { weights, ..*self })
+    }
+
+    fn host(&self) -> Result<&HostWeights> {
+        match &self.weights {
+            Weights::Host(weights) => Ok(weights),
+            Weights::Gpu(_) => bail!("experts whose weights lie on a GPU, for values on the host"),
+        }
+    }
+
+    pub(crate) fn gpu(&self) -> Result<&gpu::experts::Weights> {
+        match &self.weights {
+            Weights::Gpu(weights) => Ok(weights),
+            Weights::Host(_) => bail!("experts whose weights lie on the host, for values on a GPU"),
+        }
     }
 
     /// Weights, without the biases.
     pub fn num_parameters(&self) -> usize {
-        3 * self.count() * self.hidden_size * self.intermediate_size
+        3 * self.num_experts * self.hidden_size * self.intermediate_size
     }
 
     /// (T,C) -> (T,C).
     pub fn forward(self: &Arc<Self>, x: &Tensor, routing: &Routing) -> Result<Tensor> {
-        let op = ExpertsOp::new(self, routing, Arc::default(), Arc::default());
+        if gpu::is_on_gpu(x) {
+            return gpu::experts::forward(self, x, routing, None);
+        }
+        let op = ExpertsOp::new(self, routing, Arc::default(), Arc::default())?;
         x.contiguous()?.apply_op2(&routing.weights, op)
     }
 
@@ -238,8 +163,8 @@ impl Experts {
     pub fn updates(&self, gate_up: &[ExpertLora], down: &[ExpertLora]) -> Result<ExpertUpdates> {
         let (hidden, inner) = (self.hidden_size, self.intermediate_size);
         let mut parts = Vec::new();
-        let gate_up = pack(gate_up, [self.count(), 2 * inner, hidden], &mut parts)?;
-        let down = pack(down, [self.count(), hidden, inner], &mut parts)?;
+        let gate_up = pack(gate_up, [self.num_experts, 2 * inner, hidden], &mut parts)?;
+        let down = pack(down, [self.num_experts, hidden, inner], &mut parts)?;
         Ok(ExpertUpdates { packed: Tensor::cat(&parts, 0)?, gate_up, down })
     }
 
@@ -253,32 +178,41 @@ impl Experts {
         routing: &Routing,
         updates: &ExpertUpdates,
     ) -> Result<Tensor> {
+        if gpu::is_on_gpu(x) {
+            return gpu::experts::forward(self, x, routing, Some(updates));
+        }
         let ExpertUpdates { packed, gate_up, down } = updates;
-        let op = ExpertsOp::new(self, routing, gate_up.clone(), down.clone());
+        let op = ExpertsOp::new(self, routing, gate_up.clone(), down.clone())?;
         x.contiguous()?.apply_op3(&routing.weights, packed, op)
     }
 
-    fn down_bias(&self, expert: usize) -> &[f32] {
-        &self.down_bias[expert * self.hidden_size..][..self.hidden_size]
+    fn down_bias(&self, expert: usize) -> Result<&[f32]> {
+        Ok(&self.host()?.down_bias[expert * self.hidden_size..][..self.hidden_size])
     }
 }
 
 struct ExpertsOp {
     experts: Arc<Experts>,
     /// (T·K)
-    chosen: Arc<Vec<u32>>,
+    chosen: Vec<u32>,
     gate_up: Arc<[LowRank]>,
     down: Arc<[LowRank]>,
 }
 
 impl ExpertsOp {
-    fn new(experts: &Arc<Experts>, routing: &Routing, gate_up: Arc<[LowRank]>, down: Arc<[LowRank]>) -> Self {
-        Self { experts: experts.clone(), chosen: routing.experts.clone(), gate_up, down }
+    fn new(
+        experts: &Arc<Experts>,
+        routing: &Routing,
+        gate_up: Arc<[LowRank]>,
+        down: Arc<[LowRank]>,
+    ) -> Result<Self> {
+        Ok(Self { experts: experts.clone(), chosen: routing.experts()?, gate_up, down })
     }
 
     /// Gate and up of an expert's rows: (n, C) -> (n, 2I).
     fn gate_up(&self, expert: usize, x: &[f32], lora: &[f32]) -> Result<Vec<f32>> {
-        let Experts { gate_up, gate_up_bias, hidden_size, intermediate_size, .. } = &*self.experts;
+        let Experts { hidden_size, intermediate_size, .. } = &*self.experts;
+        let HostWeights { gate_up, gate_up_bias, .. } = self.experts.host()?;
         let bias = &gate_up_bias[expert * 2 * intermediate_size..][..2 * intermediate_size];
         let mut y = gate_up.forward(expert, x, *hidden_size, bias)?;
         for update in self.gate_up.iter() {
@@ -289,7 +223,7 @@ impl ExpertsOp {
 
     /// The places (token · K + rank) that go to each expert that is chosen at all.
     fn places(&self) -> Vec<(usize, Vec<usize>)> {
-        let mut places = vec![Vec::new(); self.experts.count()];
+        let mut places = vec![Vec::new(); self.experts.num_experts];
         for (place, expert) in self.chosen.iter().enumerate() {
             places[*expert as usize].push(place);
         }
@@ -318,7 +252,8 @@ impl ExpertsOp {
         lora: &[f32],
     ) -> Result<Vec<f32>> {
         let Experts { hidden_size, intermediate_size, .. } = *self.experts;
-        let num_experts = self.experts.count();
+        let HostWeights { down, .. } = self.experts.host()?;
+        let num_experts = self.experts.num_experts;
         let (num_tokens, width) = x_layout.shape().dims2()?;
         let (num_rows, k) = weights.1.shape().dims2()?;
         let fits = width == hidden_size
@@ -338,8 +273,8 @@ impl ExpertsOp {
             let gate_up = self.gate_up(expert, &self.gather(x, &places, k), lora)?;
             let inner = self.experts.activation.forward(&gate_up);
             // 2. Down and back to the tokens: (n, I) -> (n, C) -> (T, C)
-            let bias = self.experts.down_bias(expert);
-            let mut rows = self.experts.down.forward(expert, &inner, intermediate_size, bias)?;
+            let bias = self.experts.down_bias(expert)?;
+            let mut rows = down.forward(expert, &inner, intermediate_size, bias)?;
             for update in self.down.iter() {
                 update.forward(expert, lora, &inner, &mut rows);
             }
@@ -358,6 +293,7 @@ impl ExpertsOp {
         dy: &[f32],
     ) -> Result<[Vec<f32>; 3]> {
         let Experts { hidden_size, intermediate_size, activation, .. } = *self.experts;
+        let HostWeights { gate_up: gate_up_matrices, down, .. } = self.experts.host()?;
         let mut dx = vec![0.0; x.len()];
         let mut dweights = vec![0.0; weights.len()];
         let mut dlora = vec![0.0; lora.len()];
@@ -368,17 +304,17 @@ impl ExpertsOp {
             let inner = activation.forward(&gate_up);
             // 2. Through down, without the weight: (n, C) -> (n, I)
             let mut dy = self.gather(dy, &places, k);
-            let mut dinner = self.experts.down.backward(expert, &dy, hidden_size, intermediate_size)?;
+            let mut dinner = down.backward(expert, &dy, hidden_size, intermediate_size)?;
             for update in self.down.iter() {
                 update.backward_x(expert, lora, &dy, &mut dinner);
             }
             // 3. dweight = dy · (D inner + c) = (dy D) · inner + dy · c; then the weight
+            let bias = self.experts.down_bias(expert)?;
             let rows = dinner.chunks_exact_mut(intermediate_size);
             let rows = rows.zip(inner.chunks_exact(intermediate_size));
             let rows = rows.zip(dy.chunks_exact_mut(hidden_size)).zip(&places);
             for (((dinner, inner), dy), place) in rows {
-                dweights[*place] =
-                    simd::dot(&*dinner, inner) + simd::dot(&*dy, self.experts.down_bias(expert));
+                dweights[*place] = simd::dot(&*dinner, inner) + simd::dot(&*dy, bias);
                 for value in dinner.iter_mut().chain(dy) {
                     *value *= weights[*place];
                 }
@@ -389,7 +325,7 @@ impl ExpertsOp {
             // 4. Through the activation, gate and up: (n, I) -> (n, 2I) -> (n, C) -> (T, C)
             activation.backward(&mut gate_up, &dinner);
             let width = 2 * intermediate_size;
-            let mut rows = self.experts.gate_up.backward(expert, &gate_up, width, hidden_size)?;
+            let mut rows = gate_up_matrices.backward(expert, &gate_up, width, hidden_size)?;
             for update in self.gate_up.iter() {
                 update.backward_x(expert, lora, &gate_up, &mut rows);
                 update.backward(expert, lora, &x, &gate_up, &mut dlora);

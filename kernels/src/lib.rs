@@ -20,6 +20,7 @@ mod cross_entropy;
 mod dropout;
 mod dynamic8;
 mod expert_lora;
+mod expert_matrices;
 mod experts;
 pub mod gpu;
 mod linear;
@@ -47,7 +48,8 @@ pub use cross_entropy::{
 pub use dropout::Dropout;
 pub use dynamic8::Dynamic8;
 pub use expert_lora::{ExpertLora, ExpertUpdates};
-pub use experts::{ClampedSwiGlu, ExpertMatrices, Experts};
+pub use expert_matrices::ExpertMatrices;
+pub use experts::{ClampedSwiGlu, Experts};
 pub use linear::{FrozenLinear, linear};
 pub use lora::{LoraLinear, add_low_rank};
 pub use mxfp4::Mxfp4;

@@ -44,6 +44,16 @@ impl Mxfp4 {
         self.in_features
     }
 
+    /// (rows, C/32, 16), low nibble first.
+    pub fn blocks(&self) -> &[u8] {
+        &self.blocks
+    }
+
+    /// (rows, C/32), exponents with a bias of 127.
+    pub fn scales(&self) -> &[u8] {
+        &self.scales
+    }
+
     /// Writes a row in f32 into `out` (C). Exact: every value is one of f32.
     pub(crate) fn dequantize_row(&self, row: usize, out: &mut [f32]) {
         let first = row * self.in_features / BLOCK;

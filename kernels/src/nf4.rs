@@ -82,7 +82,7 @@ impl Nf4Scales {
     }
 
     #[inline(always)]
-    fn get(&self, block: usize) -> f32 {
+    pub(crate) fn get(&self, block: usize) -> f32 {
         match self {
             Self::Plain(scales) => scales[block],
             Self::Nested { codes, scales, map, offset } => {

@@ -2,14 +2,29 @@ use std::sync::{Arc, OnceLock};
 
 use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor, bail};
 
-use crate::cpu;
+use crate::{cpu, gpu};
 
 /// Which experts each token goes to, and with which weights.
 pub struct Routing {
     /// (T,K)
     pub weights: Tensor,
-    /// (T·K), row by row.
-    pub experts: Arc<Vec<u32>>,
+    pub(crate) experts: Chosen,
+}
+
+/// Experts (T·K), row by row, where they were chosen.
+pub(crate) enum Chosen {
+    Host(Arc<Vec<u32>>),
+    Gpu(Tensor),
+}
+
+impl Routing {
+    /// The chosen experts (T·K), row by row; from a GPU it waits for them.
+    pub fn experts(&self) -> Result<Vec<u32>> {
+        match &self.experts {
+            Chosen::Host(experts) => Ok(experts.to_vec()),
+            Chosen::Gpu(experts) => experts.to_vec1(),
+        }
+    }
 }
 
 /// What the chosen experts' weights are a softmax over.
@@ -23,15 +38,18 @@ pub enum RouterSoftmax {
 
 /// The `k` greatest of each token's logits, and their shares of the softmax.
 ///
-/// Shapes: logits (T,E) -> weights (T,K). F32. Equal logits: the lower expert first.
+/// Shapes: logits (T,E) -> weights (T,K). F32, on a GPU also logits in bf16. Equal logits: the lower expert first.
 /// Gradient: reaches the logits that the softmax is over; the choice itself has none.
 /// Errors: more experts asked for than there are.
 /// Source: `GptOssTopKRouter` and `Qwen3MoeTopKRouter` (with and without `norm_topk_prob`) in transformers.
 pub fn route(logits: &Tensor, k: usize, softmax: RouterSoftmax) -> Result<Routing> {
+    if gpu::is_on_gpu(logits) {
+        return gpu::routing::route(logits, k, softmax);
+    }
     let experts = Arc::new(OnceLock::new());
     let weights = logits.contiguous()?.apply_op1(TopKSoftmax { k, softmax, experts: experts.clone() })?;
     match experts.get() {
-        Some(experts) => Ok(Routing { weights, experts: Arc::clone(experts) }),
+        Some(experts) => Ok(Routing { weights, experts: Chosen::Host(Arc::clone(experts)) }),
         None => bail!("a routing op that never ran"),
     }
 }

@@ -99,6 +99,9 @@ pub enum CommandBody {
         how: ResumeHow,
         #[serde(default)]
         start: TrainStart,
+        /// In place of the one it was started with, from now on.
+        #[serde(default)]
+        device: Option<String>,
     },
     /// Checkpoint and stop, also when another Lathe process holds the run. Takes a queued run out of the queue.
     RunsStop {

@@ -30,6 +30,8 @@ pub enum ErrorCode {
     WorkerDied,
     /// The device asked for is not there.
     Device,
+    /// A graphics card is here, but cannot compute it; the CPU could, if it is asked for.
+    NeedsCpu,
     /// A bug in Lathe.
     Internal,
 }

@@ -31,6 +31,22 @@ pub enum Job {
     Origins(Box<TrainJob>),
 }
 
+impl Job {
+    /// What it computes on, if it does.
+    pub fn device(&self) -> Option<&str> {
+        match self {
+            Self::Train(job) => Some(&job.device),
+            Self::Probe(job) => Some(&job.device),
+            Self::Chat(job) => Some(&job.device),
+            Self::Logits(job) => Some(&job.device),
+            Self::Eval(job) => Some(&job.device),
+            Self::CheckData(_) | Self::ShowData { .. } | Self::DescribeModel { .. } | Self::Origins(_) => {
+                None
+            }
+        }
+    }
+}
+
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct DataJob {
     /// Model folder or `.gguf` file.

@@ -49,6 +49,8 @@ impl Lathe {
         let mut command = Command::new(program());
         command.args(args).env("LATHE_DATA_DIR", self.path("data")).env("HF_HUB_CACHE", self.path("hub"));
         command.env_remove("HF_HOME").stdin(Stdio::null());
+        // This machine's own cards are no part of a test.
+        command.env("LATHE_NVML", "none").env_remove("CUDA_VISIBLE_DEVICES");
         command
     }
 

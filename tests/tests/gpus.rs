@@ -10,13 +10,14 @@ use std::{
 
 use lathe_host::{Host, HostOptions, Paths};
 use lathe_protocol::{
-    Command as HostCommand, CommandBody, EngineLink as _, EventBody, Gpu, GpuProcess, Hardware, JobId,
-    PcieLink,
+    Command as HostCommand, CommandBody, EngineLink as _, ErrorCode, ErrorInfo, EventBody, Gpu, GpuProcess,
+    Hardware, JobId, PcieLink, handshake, write_frame,
 };
 use lathe_tests::{Lathe, program, repo};
 
 const GIB: u64 = 1 << 30;
-const CPU_ONLY: &str = "This version computes on the CPU only";
+/// All that a run on a card takes beside it.
+const LIBRARIES: [&str; 4] = ["libcuda.so.1", "libcublas.so.13", "libcublasLt.so.13", "libcurand.so.10"];
 
 /// The library with these `-D`s; none where there is no C compiler.
 fn fake_nvml(folder: &Path, defines: &[&str]) -> Option<PathBuf> {
@@ -32,7 +33,7 @@ fn fake_nvml(folder: &Path, defines: &[&str]) -> Option<PathBuf> {
     Some(library)
 }
 
-fn host(lathe: &Lathe, library: &Path, gpus: Vec<Gpu>) -> Host {
+fn host(lathe: &Lathe, library: &Path) -> Host {
     let paths = Paths {
         data_dir: lathe.path("data"),
         hf_cache: lathe.path("hub"),
@@ -40,7 +41,9 @@ fn host(lathe: &Lathe, library: &Path, gpus: Vec<Gpu>) -> Host {
     };
     let mut options = HostOptions::new(paths, program(), vec!["worker".into()]);
     options.nvml = Some(library.into());
-    options.gpus = gpus;
+    // What this machine has is no part of a test.
+    options.cuda_worker = Some(lathe.path("cuda-worker"));
+    (options.cuda_libraries, options.cuda_visible) = (Some(vec![lathe.path("data/cuda")]), None);
     Host::start(options).unwrap()
 }
 
@@ -67,7 +70,7 @@ fn hardware(host: &mut Host, job: u64) -> Hardware {
 fn every_fact_of_a_card_is_read_and_what_it_does_not_tell_is_left_out() {
     let lathe = Lathe::new();
     let Some(library) = fake_nvml(&lathe.path("lib"), &[]) else { return };
-    let mut host = host(&lathe, &library, Vec::new());
+    let mut host = host(&lathe, &library);
     let machine = hardware(&mut host, 1);
     let [first, second] = &machine.gpus[..] else { panic!("{:?}", machine.gpus) };
 
@@ -121,7 +124,7 @@ fn every_fact_of_a_card_is_read_and_what_it_does_not_tell_is_left_out() {
     assert_eq!(*second, expected);
     assert!(second.advice.iter().any(|line| line.starts_with("LoRA of openai/gpt-oss-20b: does not fit")));
 
-    assert!(machine.gpu_note.unwrap().starts_with(CPU_ONLY));
+    assert!(machine.gpu_note.unwrap().starts_with("LATHE_WORKER_CUDA names no file: "));
     assert!(machine.advice.iter().all(|line| !line.contains("gpt-oss")), "its own is the CPU's");
 }
 
@@ -129,7 +132,7 @@ fn every_fact_of_a_card_is_read_and_what_it_does_not_tell_is_left_out() {
 fn cards_are_told_of_every_second_while_they_change() {
     let lathe = Lathe::new();
     let Some(library) = fake_nvml(&lathe.path("lib"), &[]) else { return };
-    let mut host = host(&lathe, &library, Vec::new());
+    let mut host = host(&lathe, &library);
     let busy = answers(&mut host, 1, CommandBody::GpusFollow, 2).into_iter().map(|body| match body {
         EventBody::Gpus { gpus, .. } => gpus[0].utilization_percent.unwrap(),
         other => panic!("{other:?}"),
@@ -143,23 +146,69 @@ fn cards_are_told_of_every_second_while_they_change() {
 }
 
 #[test]
-fn only_what_runs_can_use_is_a_device() {
+fn a_card_is_a_device_once_nothing_is_missing() {
     let lathe = Lathe::new();
     let Some(library) = fake_nvml(&lathe.path("lib"), &[]) else { return };
-    let machine = hardware(&mut host(&lathe, &library, Vec::new()), 1);
+    let look = || hardware(&mut host(&lathe, &library), 1);
+    let machine = look();
     assert_eq!((machine.gpus.len(), machine.devices()), (2, vec!["cpu".to_owned()]));
-    // A version that computes on the second card would say so.
-    let usable = Gpu { index: 1, name: "named otherwise".into(), ..Gpu::default() };
-    let machine = hardware(&mut host(&lathe, &library, vec![usable]), 1);
-    assert_eq!(machine.devices(), ["cuda:1", "cpu"]);
-    assert_eq!((machine.gpus[1].name.as_str(), machine.gpu_note), ("NVIDIA GeForce GTX 1650", None));
+    let note = machine.gpu_note.unwrap();
+    let old = "Card 1 (NVIDIA GeForce GTX 1650) is too old: it has compute 7.5, 8.0 is needed";
+    for lack in [
+        "LATHE_WORKER_CUDA names no file: ",
+        "The NVIDIA driver's CUDA library is missing: libcuda.so.1",
+        "CUDA's libraries libcublas.so.13, libcublasLt.so.13 and libcurand.so.10 are missing",
+        old,
+    ] {
+        assert!(note.contains(lack), "{note}");
+    }
+    install(&lathe, "exit 1");
+    let machine = look();
+    assert_eq!(
+        (machine.devices(), machine.gpu_note.as_deref()),
+        (vec!["cuda:0".into(), "cpu".into()], Some(old))
+    );
+
+    let Some(library) = fake_nvml(&lathe.path("lib"), &["-DCOMPUTE=8"]) else { return };
+    let machine = hardware(&mut host(&lathe, &library), 1);
+    assert_eq!((machine.devices().len(), machine.gpu_note), (3, None));
+    let Some(library) = fake_nvml(&lathe.path("lib"), &["-DCUDA=12040"]) else { return };
+    let machine = hardware(&mut host(&lathe, &library), 1);
+    assert_eq!(machine.devices(), ["cpu"]);
+    let note = machine.gpu_note.unwrap();
+    let expected = "The NVIDIA driver 580.82.07 is too old: it runs CUDA up to 12.4, 13.0 is needed";
+    assert!(note.starts_with(expected), "{note}");
+}
+
+/// Libraries by name, and a worker for cards that is this shell script.
+fn install(lathe: &Lathe, script: &str) {
+    let folder = lathe.path("data/cuda");
+    std::fs::create_dir_all(&folder).unwrap();
+    for library in LIBRARIES {
+        std::fs::write(folder.join(library), "").unwrap();
+    }
+    let (text, worker) = (lathe.path("script"), lathe.path("cuda-worker"));
+    std::fs::write(&text, format!("#!/bin/sh\n{script}\n")).unwrap();
+    // Were it written here, a child that another test starts just now could keep it from being run.
+    assert!(Command::new("install").arg("-m755").args([&text, &worker]).status().unwrap().success());
+}
+
+/// What a worker says: the handshake, then these.
+fn frames(lathe: &Lathe, events: &[EventBody]) -> String {
+    let mut bytes = handshake().as_bytes().to_vec();
+    for event in events {
+        write_frame(&mut bytes, event).unwrap();
+    }
+    let path = lathe.path("frames");
+    std::fs::write(&path, bytes).unwrap();
+    path.display().to_string()
 }
 
 #[test]
 fn why_no_card_is_seen_is_a_plain_sentence() {
     let lathe = Lathe::new();
     let note = |library: &Path| {
-        let machine = hardware(&mut host(&lathe, library, Vec::new()), 1);
+        let machine = hardware(&mut host(&lathe, library), 1);
         assert!(machine.gpus.is_empty(), "{library:?}");
         machine.gpu_note.unwrap()
     };
@@ -185,22 +234,27 @@ fn why_no_card_is_seen_is_a_plain_sentence() {
 fn a_card_that_does_not_answer_hides_no_other() {
     let lathe = Lathe::new();
     let Some(library) = fake_nvml(&lathe.path("lib"), &["-DLOST=1"]) else { return };
-    let machine = hardware(&mut host(&lathe, &library, Vec::new()), 1);
+    let machine = hardware(&mut host(&lathe, &library), 1);
     assert_eq!(machine.gpus.len(), 1);
     let note = machine.gpu_note.unwrap();
-    assert!(note.starts_with(CPU_ONLY) && note.contains("Card 1 does not answer: device fell off"), "{note}");
+    assert!(note.contains("Card 1 does not answer: device fell off"), "{note}");
+}
+
+/// Runs the program on a driver's library: its stdout and stderr.
+fn run(lathe: &Lathe, library: &Path, args: &[&str], code: i32) -> (String, String) {
+    let mut command = lathe.command(args);
+    command.env("LATHE_NVML", library).env("LATHE_WORKER_CUDA", lathe.path("cuda-worker"));
+    let output = command.output().unwrap();
+    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+    assert_eq!(output.status.code(), Some(code), "{args:?}: {}", text(&output.stderr));
+    (text(&output.stdout), text(&output.stderr))
 }
 
 #[test]
-fn the_program_tells_of_cards_and_refuses_to_train_on_them() {
+fn the_program_tells_of_cards_and_what_they_lack() {
     let lathe = Lathe::new();
     let Some(library) = fake_nvml(&lathe.path("lib"), &[]) else { return };
-    let run = |args: &[&str], code: i32| {
-        let output = lathe.command(args).env("LATHE_NVML", &library).output().unwrap();
-        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
-        assert_eq!(output.status.code(), Some(code), "{args:?}: {}", text(&output.stderr));
-        (text(&output.stdout), text(&output.stderr))
-    };
+    let run = |args: &[&str], code: i32| run(&lathe, &library, args, code);
     let (json, _) = run(&["hardware", "--json"], 0);
     let json: serde_json::Value = serde_json::from_str(&json).unwrap();
     let names = [&json["gpus"][0]["name"], &json["gpus"][1]["name"]];
@@ -210,29 +264,151 @@ fn the_program_tells_of_cards_and_refuses_to_train_on_them() {
         (&700.0.into(), &false.into())
     );
     assert!(json["gpus"][1]["processes"].is_null());
+    assert!(json["gpu_note"].as_str().unwrap().starts_with("LATHE_WORKER_CUDA names no file: "));
 
     let (text, _) = run(&["hardware"], 0);
     for line in [
         "GPU      0: NVIDIA H200",
         "Build    compute 9.0, PCIe 5 ×16, driver 580.82.07, CUDA up to 13.0",
         "% busy, 45 °C, 322 of 700 W, 1980 MHz, memory 3201 MHz",
+        "Usable   not now",
         "VRAM     60.0 GiB free of 140.0 GiB",
         "Used by  python3.12 70.0 GiB, Lathe 2.0 GiB, process 99 3 MiB, chrome",
         "GPU      1: NVIDIA GeForce GTX 1650",
         "Used by  not told",
         "What it will have room for, once Lathe can use it:",
-        CPU_ONLY,
+        "LATHE_WORKER_CUDA names no file: ",
     ] {
         assert!(text.contains(line), "{line}\n{text}");
     }
-
-    let data = repo("resources/samples/pirate.jsonl").display().to_string();
-    let train = ["train", "--model", "starter", "--data", &data, "--out", "run", "--device", "cuda:0"];
-    for args in [&train[..], &["estimate", "--model", "starter", "--device", "cuda:0"]] {
-        let (_, stderr) = run(args, 1);
-        let expected = "Device cuda:0 is not available: this version computes on the CPU only";
-        assert!(stderr.contains(expected), "{stderr}");
+    let (text, _) = run(&["doctor"], 0);
+    for line in [
+        "warn  cuda:0         Cannot be used yet: NVIDIA H200",
+        "warn  cuda:1         Card 1",
+        "hint: build it with: cargo xtask cuda",
+    ] {
+        assert!(text.contains(line), "{line}\n{text}");
     }
+    install(&lathe, &format!("cat {}; cat > /dev/null", frames(&lathe, &[])));
+    let (text, _) = run(&["doctor"], 0);
+    for line in
+        ["ok    cuda:0         Can be used: NVIDIA H200", "ok    cuda worker    Starts and answers in "]
+    {
+        assert!(text.contains(line), "{line}\n{text}");
+    }
+    let (text, _) = run(&["hardware"], 0);
+    assert!(text.contains("Usable   yes, as cuda:0"), "{text}");
+}
+
+#[test]
+fn a_card_that_cannot_be_used_is_never_passed_over_in_silence() {
+    let lathe = Lathe::new();
+    let Some(library) = fake_nvml(&lathe.path("lib"), &[]) else { return };
+    let run = |args: &[&str], code: i32| run(&lathe, &library, args, code);
+    let data = repo("resources/samples/pirate.jsonl").display().to_string();
+    let train =
+        ["train", "--model", "starter", "--data", &data, "--max-steps", "1", "--set", "max_seq_len=64"];
+    let queue = [&train[..], &["--queue"]].concat();
+    let chat = ["chat", "--model", "starter", "-p", "Hello", "--max-tokens", "2"];
+    let probe = ["estimate", "--model", "starter", "--probe"];
+    for args in [&train[..], &queue, &chat, &probe, &["quickstart"]] {
+        let (_, stderr) = run(args, 1);
+        let expected = "error: The graphics card cannot be used: LATHE_WORKER_CUDA names no file: ";
+        assert!(stderr.contains(expected), "{args:?}: {stderr}");
+        let hint = "hint: build it with: cargo xtask cuda; ";
+        assert!(stderr.contains(hint) && stderr.contains("or compute on the CPU: --device cpu"), "{stderr}");
+    }
+    let (json, _) = run(&[&train[..], &["--json"]].concat(), 1);
+    let error: serde_json::Value = serde_json::from_str(json.lines().last().unwrap()).unwrap();
+    assert_eq!((&error["kind"], &error["code"]), (&"error".into(), &"needs_cpu".into()));
+    for args in [&train[..], &["estimate", "--model", "starter"]] {
+        let (_, stderr) = run(&[args, &["--device", "cuda:0"]].concat(), 1);
+        assert!(stderr.contains("LATHE_WORKER_CUDA names no file: "), "{stderr}");
+        let (_, stderr) = run(&[args, &["--device", "cuda:7"]].concat(), 1);
+        assert!(stderr.contains("This machine has no device cuda:7"), "{stderr}");
+    }
+    assert!(
+        !lathe.path("data/runs").exists() || std::fs::read_dir(lathe.path("data/runs")).unwrap().count() == 0
+    );
+    // Who asks for the CPU gets it, and who only reckons needs no card.
+    run(&[&train[..], &["--device", "cpu"]].concat(), 0);
+    run(&[&chat[..], &["--device", "cpu"]].concat(), 0);
     let (estimate, _) = run(&["estimate", "--model", "starter"], 0);
     assert!(estimate.contains("This machine’s cpu") && !estimate.contains("cuda:0"), "{estimate}");
+}
+
+#[test]
+fn a_job_sees_its_card_alone_and_its_memory_that_gives_out_is_an_answer() {
+    let lathe = Lathe::new();
+    let Some(library) = fake_nvml(&lathe.path("lib"), &["-DCOMPUTE=8"]) else { return };
+    let message = "The card's memory gave out: 0.5 GiB of 4.0 GiB free";
+    let error = ErrorInfo::new(ErrorCode::OutOfMemory, message);
+    let said = frames(&lathe, &[EventBody::Failed { error }]);
+    let environment = lathe.path("environment");
+    install(&lathe, &format!("env > {}; cat {said}; cat > /dev/null", environment.display()));
+    let data = repo("resources/samples/pirate.jsonl").display().to_string();
+    let train = ["train", "--model", "starter", "--data", &data, "--device", "cuda:1"];
+    let (_, stderr) = run(&lathe, &library, &train, 1);
+    assert!(stderr.contains(&format!("error: {message}")), "{stderr}");
+    let (_, hint) = stderr.split_once("hint: it was predicted to need ").unwrap();
+    assert!(
+        hint.contains("of cuda:1's 4.0 GiB, of which other programs hold 1.0 GiB. It fits with "),
+        "{hint}"
+    );
+    assert!(hint.contains("batch_size=") && hint.contains("or with max_seq_len="), "{hint}");
+
+    let environment = std::fs::read_to_string(environment).unwrap();
+    let folder = lathe.path("data");
+    let links = folder.join("workers/lib");
+    for line in [
+        "CUDA_VISIBLE_DEVICES=GPU-55555555-6666-7777-8888-999999999999".to_owned(),
+        "CUDA_DEVICE_ORDER=PCI_BUS_ID".to_owned(),
+        "LATHE_CARD=cuda:1".to_owned(),
+        format!("CUDA_CACHE_PATH={}", folder.join("cache/cuda").display()),
+    ] {
+        assert!(environment.lines().any(|found| found == line), "{line}\n{environment}");
+    }
+    let search = format!("LD_LIBRARY_PATH={}:{}", links.display(), folder.join("cuda").display());
+    assert!(environment.contains(&search), "{environment}");
+    // auto takes the first card, and the CPU's worker is none of this.
+    let chat = ["chat", "--model", "starter", "-p", "Hello"];
+    let (_, stderr) = run(&lathe, &library, &chat, 1);
+    assert!(stderr.contains(message) && stderr.contains("hint: close other programs"), "{stderr}");
+    let environment = std::fs::read_to_string(lathe.path("environment")).unwrap();
+    assert!(environment.contains("LATHE_CARD=cuda:0"), "{environment}");
+}
+
+#[test]
+fn a_card_is_free_again_before_the_next_job_has_it() {
+    let lathe = Lathe::new();
+    let free = lathe.path("free");
+    let Some(library) = fake_nvml(&lathe.path("lib"), &[&format!("-DFREE=\"{}\"", free.display())]) else {
+        return;
+    };
+    std::fs::write(&free, "60").unwrap();
+    // The driver gives it back two seconds after the worker has ended.
+    let done = EventBody::LogitsWritten { path: "o".into(), num_tokens: 1, vocab_size: 1 };
+    let said = frames(&lathe, &[done, EventBody::Done]);
+    let file = free.display();
+    install(&lathe, &format!("echo 20 > {file}; (sleep 2; echo 60 > {file}) > /dev/null 2>&1 & cat {said}"));
+    let mut host = host(&lathe, &library);
+    let started = Instant::now();
+    let logits = CommandBody::Logits {
+        model: "starter".into(),
+        adapter: None,
+        ids: vec![1],
+        out: "o".into(),
+        device: "cuda:0".into(),
+        force: false,
+    };
+    host.send(HostCommand { job: JobId(1), body: logits });
+    let mut ended = Vec::new();
+    while ended.is_empty() {
+        assert!(started.elapsed() < Duration::from_secs(20), "no end");
+        let events = host.wait(Duration::from_millis(50)).into_iter().map(|event| event.body);
+        ended.extend(events.filter(|body| matches!(body, EventBody::Done | EventBody::Failed { .. })));
+    }
+    assert_eq!(ended, [EventBody::Done]);
+    assert!(started.elapsed() >= Duration::from_millis(1900), "it did not wait: {:?}", started.elapsed());
+    assert_eq!(hardware(&mut host, 2).gpus[0].vram_free_bytes, 60 * GIB);
 }

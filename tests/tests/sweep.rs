@@ -113,7 +113,7 @@ fn runs_left_to_the_queue_are_moved_and_worked_off() {
     let moved = lathe.json(&["runs", "move", "b", "up"]);
     let first = moved[0]["runs"].as_array().unwrap().iter().find(|run| run["queue_position"] == 0).unwrap();
     assert_eq!(first["name"], "b");
-    assert!(lathe.fails(1, &["runs", "move", "a", "cuda:3"]).contains("computes on the CPU only"));
+    assert!(lathe.fails(1, &["runs", "move", "a", "cuda:3"]).contains("This machine has no device cuda:3"));
     assert!(lathe.fails(2, &["runs", "move", "a", "sideways"]).contains("Not a place in the queue"));
     let output = lathe.run(&["runs", "work"]);
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));

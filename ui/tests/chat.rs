@@ -240,6 +240,40 @@ fn a_failed_reply_loses_nothing() {
 }
 
 #[test]
+fn the_cpu_answers_only_after_a_question_where_a_card_is() {
+    let refusal = || ErrorInfo {
+        code: ErrorCode::NeedsCpu,
+        message: "The graphics card cannot be used: Lathe's worker for graphics cards is missing".into(),
+        hint: Some("build it with: cargo xtask cuda".into()),
+        details: None,
+    };
+    let devices = |test: &Test| -> Vec<String> {
+        let script = test.link.script.borrow();
+        let devices = script.sent.iter().filter_map(|command| match &command.body {
+            CommandBody::Chat { device, .. } => Some(device.clone()),
+            _ => None,
+        });
+        devices.collect()
+    };
+    let mut test = open(Vec::new());
+    test.send("Hello");
+    let job = test.jobs()[0];
+    test.say(job, EventBody::Failed { error: refusal() });
+    assert!(test.sees("On the CPU, answers come slower."));
+    test.click("Cancel");
+    assert_eq!(devices(&test), ["auto"]);
+
+    test.click("Try again");
+    let job = test.jobs()[1];
+    test.say(job, EventBody::Failed { error: refusal() });
+    test.click("Use the CPU");
+    assert_eq!(devices(&test), ["auto", "auto", "cpu"]);
+    let job = test.jobs()[2];
+    test.reply(job, "Hi");
+    assert_eq!(nodes(&test.saved(), 0), [(None, "Hello"), (Some(0), "Hi")]);
+}
+
+#[test]
 fn an_adapter_of_another_base_is_used_only_after_a_question() {
     let refusal = || ErrorInfo {
         code: ErrorCode::OtherBase,

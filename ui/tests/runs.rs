@@ -251,7 +251,8 @@ fn a_diverged_run_names_its_rows_and_goes_on_as_it_is_told() {
         harness.get_by_label_contains("the loss rose to 11.2500, from 1.7500 in the steps before");
         harness.get_by_label_contains("3 (line 4), 17 (line 18)");
         click(&mut harness, label);
-        let resume = CommandBody::RunsResume { run: run.id.clone(), how, start: TrainStart::Detached };
+        let resume =
+            CommandBody::RunsResume { run: run.id.clone(), how, start: TrainStart::Detached, device: None };
         assert_eq!(sent(&link, is_resume), [resume]);
         assert!(!shows(&harness, label), "once");
     }

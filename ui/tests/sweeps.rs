@@ -5,8 +5,8 @@ mod support;
 use egui::{Key, Modifiers, Role, Theme, Vec2};
 use egui_kittest::{Harness, SnapshotResults, kittest::Queryable as _};
 use lathe_protocol::{
-    Command, CommandBody, EventBody, RunDetails, RunEntry, RunStatus, SweepKey, SweepPlace, SweepRequest,
-    TrainStart, sweep_points,
+    Command, CommandBody, ErrorCode, ErrorInfo, EventBody, RunDetails, RunEntry, RunStatus, SweepKey,
+    SweepPlace, SweepRequest, TrainStart, sweep_points,
 };
 use lathe_ui::Route;
 use support::{Script, ScriptedLink, Window, fixtures, runs, window_of_size, wizard};
@@ -70,7 +70,10 @@ fn answer(command: &Command, script: &mut Script, all: &[RunEntry], gpus: usize)
 }
 
 fn open(all: Vec<RunEntry>, gpus: usize, theme: Theme, size: Vec2) -> (Test, ScriptedLink) {
-    let link = ScriptedLink::new(move |command, script| answer(command, script, &all, gpus));
+    open_on(ScriptedLink::new(move |command, script| answer(command, script, &all, gpus)), theme, size)
+}
+
+fn open_on(link: ScriptedLink, theme: Theme, size: Vec2) -> (Test, ScriptedLink) {
     let mut harness = window_of_size(link.clone(), theme, size);
     harness.input_mut().system_theme = Some(theme);
     harness.run_steps(4);
@@ -113,8 +116,13 @@ fn sent(link: &ScriptedLink, is: impl Fn(&CommandBody) -> bool) -> Vec<CommandBo
 /// The wizard's last step.
 fn review(theme: Theme, size: Vec2, gpus: usize) -> (Test, ScriptedLink) {
     let (mut harness, link) = open(fixtures::runs(), gpus, theme, size);
+    walk_to_review(&mut harness);
+    (harness, link)
+}
+
+fn walk_to_review(harness: &mut Test) {
     harness.key_press_modifiers(Modifiers::COMMAND, Key::N);
-    settle(&mut harness);
+    settle(harness);
     for label in [
         "HuggingFaceTB/SmolLM2-135M-Instruct",
         "Continue",
@@ -124,9 +132,8 @@ fn review(theme: Theme, size: Vec2, gpus: usize) -> (Test, ScriptedLink) {
         "Continue",
         "Continue",
     ] {
-        click(&mut harness, label);
+        click(harness, label);
     }
-    (harness, link)
 }
 
 fn choose(harness: &mut Test, combo: &str, option: &str) {
@@ -169,6 +176,58 @@ fn a_run_is_given_to_a_device_where_there_are_several() {
     let trains = sent(&link, |body| matches!(body, CommandBody::Train(_)));
     let [CommandBody::Train(request)] = trains.as_slice() else { panic!("{trains:?}") };
     assert_eq!(request.device, "cuda:1");
+}
+
+#[test]
+fn the_cpu_is_asked_for_where_no_card_can_be_used() {
+    let asked = |link: &ScriptedLink| -> Vec<String> {
+        let trains = sent(link, |body| matches!(body, CommandBody::Train(_)));
+        let device = |body| if let CommandBody::Train(request) = body { Some(request.device) } else { None };
+        trains.into_iter().filter_map(device).collect()
+    };
+    let refuse = |command: &Command, script: &mut Script, message: &str| {
+        let error = ErrorInfo::new(ErrorCode::NeedsCpu, message).hint("compute on the CPU: --device cpu");
+        script.say(command.job, EventBody::Failed { error });
+    };
+    let mut results = SnapshotResults::new();
+    for (theme, name) in [(Theme::Light, "wizard_no_card_light"), (Theme::Dark, "wizard_no_card_dark")] {
+        // 1. A card that something is missing for: said before anything is started.
+        let link = ScriptedLink::new(move |command, script| match &command.body {
+            CommandBody::Hardware => {
+                let machine = fixtures::hardware(fixtures::seen_gpus(1));
+                script.answer(command.job, EventBody::Hardware(machine));
+            }
+            CommandBody::Train(request) if request.device == "auto" => {
+                refuse(command, script, "The graphics card cannot be used");
+            }
+            _ => answer(command, script, &fixtures::runs(), 0),
+        });
+        let (mut harness, link) = open_on(link, theme, USUAL);
+        walk_to_review(&mut harness);
+        harness.get_by_label_contains("The graphics card cannot be used. Lathe's worker for graphics cards");
+        results.add(harness.try_snapshot(name));
+        click(&mut harness, "Queue");
+        assert_eq!(asked(&link), ["auto"], "never silently another");
+        click(&mut harness, "Use the CPU");
+        assert!(shows(&harness, "The run computes on the CPU: that was chosen"));
+        click(&mut harness, "Queue");
+        assert_eq!(asked(&link), ["auto", "cpu"]);
+    }
+    // 2. Cards that the run does not fit: said when it is started.
+    let link = ScriptedLink::new(move |command, script| match &command.body {
+        CommandBody::Train(request) if request.device == "auto" => {
+            refuse(command, script, "The run fits no graphics card: it needs 30.1 GiB, cuda:0 has 24.0 GiB");
+        }
+        _ => answer(command, script, &fixtures::runs(), 2),
+    });
+    let (mut harness, link) = open_on(link, Theme::Light, USUAL);
+    walk_to_review(&mut harness);
+    assert!(!shows(&harness, "Use the CPU"));
+    click(&mut harness, "Queue");
+    harness.get_by_label_contains("it needs 30.1 GiB");
+    click(&mut harness, "Use the CPU");
+    click(&mut harness, "Queue");
+    assert_eq!(asked(&link), ["auto", "cpu"]);
 }
 
 #[test]

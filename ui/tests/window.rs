@@ -72,7 +72,7 @@ fn graphics_cards_have_a_place_on_the_bench() {
         harness.get_by_label_contains("93 % busy · 71 °C · 388 of 450 W · 2730 MHz, memory 10501 MHz");
         harness.get_by_label_contains("VRAM: 15.0 GiB of 24.0 GiB used");
         harness.get_by_label("Lathe 13.0 GiB · Xorg 512 MiB · firefox 256 MiB · 1 more");
-        harness.get_by_label_contains("This version computes on the CPU only");
+        harness.get_by_label_contains("worker for graphics cards is missing");
         if count == 2 {
             harness.get_by_label("It does not tell who uses it");
         }
@@ -108,7 +108,7 @@ fn cards_are_followed_where_they_are_shown_and_nowhere_else() {
     link.script.borrow_mut().say(job, EventBody::Gpus { gpus, gpu_note: None });
     harness.run_ok();
     harness.get_by_label_contains("7 % busy · 71 °C");
-    assert!(harness.query_by_label_contains("This version computes on the CPU only").is_none());
+    assert!(harness.query_by_label_contains("worker for graphics cards is missing").is_none());
     go(&mut harness, Route::Models);
     assert!(link.script.borrow().sent.iter().any(|sent| sent.job == job && sent.body == CommandBody::Stop));
     go(&mut harness, Route::Bench);

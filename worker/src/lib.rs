@@ -116,6 +116,9 @@ pub fn main() -> ExitCode {
     }
     let channel = Channel { stop: stop.clone(), cancel_reply, requests, started };
     let output = Arc::new(Output { stdout: Mutex::new(stdout()), stop });
+    if let Ok(card) = std::env::var("LATHE_CARD") {
+        device::name_only_card(card);
+    }
     let last_words = output.clone();
     device::end_on_fatal(move |error| {
         last_words.emit(&EventBody::Failed { error: ErrorInfo::from(error) });

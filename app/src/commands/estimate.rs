@@ -34,12 +34,13 @@ pub fn run(session: &mut Session, model: &str, config: &ConfigArgs, probe: bool)
     let EventBody::Hardware(machine) = session.ask(CommandBody::Hardware)? else { return Err(unexpected()) };
     if session.device != "auto" && !machine.devices().contains(&session.device) {
         let is_seen = machine.gpus.iter().any(|gpu| gpu.device() == session.device);
-        let message = if is_seen {
-            format!("Device {} is not available: this version computes on the CPU only", session.device)
+        let what = if is_seen {
+            format!("Device {} cannot be used", session.device)
         } else {
             format!("This machine has no device {}", session.device)
         };
-        return Err(ErrorInfo::new(ErrorCode::Device, message)
+        let why = machine.gpu_note.as_ref().map(|why| format!(": {why}")).unwrap_or_default();
+        return Err(ErrorInfo::new(ErrorCode::Device, what + &why)
             .hint(format!("it has {}", machine.devices().join(", "))));
     }
     let report = if probe { Some(measure(session, model, &config)?) } else { None };

@@ -48,6 +48,7 @@ fn card(gpu: &Gpu) -> Vec<(&'static str, String)> {
         ("", gpu.uuid.clone().unwrap_or_default()),
         ("Build", gpu.build().join(", ")),
         ("Load", gpu.load().join(", ")),
+        ("Usable", if gpu.is_usable { format!("yes, as {}", gpu.device()) } else { "not now".into() }),
         ("VRAM", vram),
         ("Used by", gpu.processes.as_deref().map_or_else(|| "not told".into(), who)),
     ];

@@ -80,7 +80,8 @@ pub fn request(
 }
 
 pub fn resume(session: &mut Session, run: String, how: ResumeHow) -> Outcome {
-    finish(session, CommandBody::RunsResume { run, how, start: TrainStart::Attached })
+    let device = Some(session.device.clone()).filter(|device| device != "auto");
+    finish(session, CommandBody::RunsResume { run, how, start: TrainStart::Attached, device })
 }
 
 fn kept_config(out: &Path) -> Result<RunConfig, ErrorInfo> {

@@ -50,8 +50,9 @@ impl Compute {
         if self.is_gpu() { Ok(linear.to_device(&self.device)?) } else { Ok(linear) }
     }
 
+    /// Experts, held as they are computed with.
     pub(super) fn experts(&self, experts: Experts) -> Result<Experts> {
-        Ok(experts)
+        if self.is_gpu() { Ok(experts.to_device(&self.device)?) } else { Ok(experts) }
     }
 
     /// A table that tokens are looked up in, and that a tied head multiplies with.

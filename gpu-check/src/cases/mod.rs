@@ -4,9 +4,12 @@ pub mod adamw;
 pub mod attention;
 pub mod cross_entropy;
 pub mod elementwise;
+pub mod experts;
 pub mod linear;
 pub mod lora;
+pub mod mxfp4;
 pub mod nf4;
+pub mod routing;
 pub mod sampling;
 
 /// Calls a macro with the path of every check.
@@ -32,6 +35,14 @@ macro_rules! for_each_check {
             cases::elementwise::rms_norm_with_a_weight_that_learns_is_its_twin,
             cases::elementwise::rope_is_its_twin,
             cases::elementwise::swiglu_is_its_twin,
+            cases::experts::clamped_values_are_their_twins,
+            cases::experts::what_is_clamped_has_no_gradient,
+            cases::experts::a_few_places_are_their_twin,
+            cases::experts::many_places_are_their_twin,
+            cases::experts::one_expert_may_have_all_tokens,
+            cases::experts::updates_are_their_twin,
+            cases::experts::updates_may_be_of_one_product_alone,
+            cases::experts::what_does_not_fit_is_refused,
             cases::linear::a_frozen_weight_in_bf16_is_its_twin,
             cases::linear::a_weight_in_nf4_is_its_twin,
             cases::linear::a_weight_that_learns_is_its_twin,
@@ -41,10 +52,14 @@ macro_rules! for_each_check {
             cases::lora::an_update_that_is_added_later_is_its_twin,
             cases::lora::dropout_has_its_twins_mask,
             cases::lora::norms_of_adapted_rows_are_their_twins,
+            cases::mxfp4::every_code_has_its_value_at_every_scale,
             cases::nf4::a_weight_quantised_on_the_device_has_the_hosts_codes_and_scales,
             cases::nf4::values_are_the_hosts_rounded_to_bf16,
             cases::nf4::what_is_not_a_number_stays_so,
             cases::nf4::a_width_that_no_kernel_takes_is_refused,
+            cases::routing::routing_is_its_twin,
+            cases::routing::logits_in_f32_are_routed_alike,
+            cases::routing::places_are_sorted_by_expert,
             cases::sampling::the_same_draws_take_the_same_tokens,
             cases::sampling::logits_that_are_no_numbers_are_not_drawn,
             steps::qwen3_in_nf4_trains_as_on_the_cpu,

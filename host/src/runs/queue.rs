@@ -16,7 +16,7 @@ use super::{
 use crate::{
     Paths, Shared,
     db::{Db, RunRecord},
-    devices,
+    devices::{self, Devices},
     error::{Result, io_error, usage},
     job::{Control, Job, StopLevel},
 };
@@ -159,7 +159,7 @@ impl Claimed {
     /// To its end. How it ended is in the database.
     fn run(self, mut job: Job) {
         let Self { entry, device, folder } = self;
-        match folder.and_then(|folder| train::reopen(&job, folder, None, Some(device))) {
+        match folder.and_then(|folder| train::reopen(&job, folder, None, None, Some(device))) {
             Ok(run) => drop(ActiveRun::run(run, &mut job)),
             Err(error) => {
                 let failed = open_db(job.host.paths())
@@ -177,6 +177,7 @@ impl Claimed {
 pub(super) fn claim(host: &Shared, db: &Db, sweep: Option<&str>) -> Result<Option<Claimed>> {
     // Whoever works off the whole queue keeps its order; runs that nobody works off are not waited for.
     let keeps_order = sweep.is_none() || is_worked_off(host.paths());
+    let devices = Devices::of(host);
     db.exclusively(|| {
         let runs = all(host, db)?;
         let mut taken = devices::busy(&runs);
@@ -185,7 +186,15 @@ pub(super) fn claim(host: &Shared, db: &Db, sweep: Option<&str>) -> Result<Optio
             if !is_ours && !keeps_order {
                 continue;
             }
-            let wanted = devices::candidates(host, &entry.device, &entry.model, config);
+            let wanted = match devices.candidates(host.paths(), &entry.device, &entry.model, config) {
+                Ok(wanted) => wanted,
+                // It waits for nothing that could come.
+                Err(error) if is_ours => {
+                    db.set_status(&entry.id, RunStatus::Failed, Some(&error.message))?;
+                    continue;
+                }
+                Err(_) => continue,
+            };
             let Some(device) = devices::first_free(&wanted, &taken) else { continue };
             taken.push(device.clone());
             if !is_ours {
@@ -210,19 +219,17 @@ fn in_order(runs: &[RunRecord]) -> Vec<&RunRecord> {
     queue
 }
 
-/// What a run that is started at once runs on: a device that is free, else the one it would wait for.
-pub(super) fn free_device(host: &Shared, db: &Db, record: &RunRecord) -> Result<String> {
-    let RunRecord { entry, config, .. } = record;
-    let wanted = devices::candidates(host, &entry.device, &entry.model, config);
+/// What a run that is started at once runs on: of those it may, one that is free, else the one it would wait for.
+pub(super) fn free_device(host: &Shared, db: &Db, entry: &RunEntry, wanted: &[String]) -> Result<String> {
     let mut others = all(host, db)?;
     others.retain(|other| other.entry.id != entry.id);
-    let free = devices::first_free(&wanted, &devices::busy(&others));
+    let free = devices::first_free(wanted, &devices::busy(&others));
     Ok(free.or_else(|| wanted.first().cloned()).unwrap_or_else(|| devices::CPU.into()))
 }
 
 /// What a chat or an evaluation computes on, so that it holds up no run if it can be helped.
 pub(crate) fn device_beside(host: &Shared, device: &str) -> Result<String> {
-    devices::beside_runs(host, device, || all(host, &open_db(host.paths())?))
+    Devices::of(host).beside_runs(device, || all(host, &open_db(host.paths())?))
 }
 
 pub(crate) fn is_any_queued(paths: &Paths) -> Result<bool> {
@@ -241,7 +248,7 @@ pub(crate) fn move_queued(job: &Job, name: &str, position: usize) -> Result<()> 
 pub(crate) fn assign(job: &Job, name: &str, device: &str) -> Result<()> {
     let db = open_db(job.host.paths())?;
     let entry = find(&job.host, &db, name)?.entry;
-    let is_queued = db.assign(&entry.id, &devices::checked(&job.host, device)?)?;
+    let is_queued = db.assign(&entry.id, &Devices::of(&job.host).checked(device)?)?;
     answer_with_queue(job, &db, &entry, is_queued)
 }
 

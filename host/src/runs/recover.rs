@@ -5,9 +5,10 @@ use std::path::Path;
 use lathe_protocol::{Divergence, Placement, Remedy, ResumeHow, RunConfig, RunEntry, training_memory};
 
 use crate::{
+    Shared,
+    devices::{self, Devices},
     error::{Result, usage},
     gpus, hardware, models,
-    paths::Paths,
 };
 
 /// What `how` makes of the run's settings. They are kept, so that every later resume is the same.
@@ -49,18 +50,53 @@ fn can_take_less_memory(config: &RunConfig) -> bool {
     config.recomputed_blocks() != Some(1)
 }
 
-/// Of a run that is predicted to take more memory than is free: what would fit.
-pub(super) fn what_fits(paths: &Paths, model: &Path, config: &RunConfig) -> Option<String> {
+/// Of a run that is predicted to take more memory than its device has: what would fit.
+pub(super) fn what_fits(host: &Shared, model: &Path, config: &RunConfig, device: &str) -> Option<String> {
     let shape = models::shape(model)?;
-    let free_bytes = hardware::detect(paths, gpus::Seen::default()).ram_available_bytes;
     let rows = config.max_seq_len;
-    let needed = training_memory(&shape, config, rows, Placement::Cpu).total();
-    if free_bytes == 0 || needed <= free_bytes {
+    let placement = if device == devices::CPU { Placement::Cpu } else { Placement::Cuda };
+    let (room, word) = if placement == Placement::Cpu {
+        (hardware::detect(host.paths(), gpus::Seen::default()).ram_available_bytes, "free")
+    } else {
+        (devices::budget(Devices::of(host).card(device)?), "the card's")
+    };
+    let needed = training_memory(&shape, config, rows, placement).total();
+    if room == 0 || needed <= room {
         return None;
     }
-    let gib = |bytes: u64| bytes as f64 / (1u64 << 30) as f64;
-    let remedy = Remedy::sentence(Remedy::find(&shape, config, rows, Placement::Cpu, free_bytes));
-    Some(format!("it needs {:.1} GiB, {:.1} are free; {remedy}", gib(needed), gib(free_bytes)))
+    let remedy = Remedy::sentence(Remedy::find(&shape, config, rows, placement, room));
+    Some(format!("it needs {}, {} are {word}; {remedy}", gib(needed), gib_number(room)))
+}
+
+/// Of a run that a card's memory gave out under: what takes less, as far as the prediction tells. None on the CPU.
+pub(super) fn takes_less(host: &Shared, model: &Path, config: &RunConfig, device: &str) -> Option<String> {
+    let devices = Devices::of(host);
+    let card = devices.card(device)?;
+    let shape = models::shape(model)?;
+    let needed = devices::needed_bytes(&shape, config);
+    // It was said to fit: whatever is to help must take clearly less.
+    let room = devices::budget(card).min(needed / 10 * 9);
+    let remedies = Remedy::each(&shape, config, config.max_seq_len, Placement::Cuda, room);
+    let total = gib(card.vram_total_bytes);
+    let others = Some(card.vram_used_bytes()).filter(|others| *others >= NOTEWORTHY_BYTES);
+    let others = others.map(|others| format!(", of which other programs hold {}", gib(others)));
+    Some(format!(
+        "it was predicted to need {} of {device}'s {total}{}. {}",
+        gib(needed),
+        others.unwrap_or_default(),
+        Remedy::sentence_of(&remedies)
+    ))
+}
+
+/// What a display and the driver hold.
+const NOTEWORTHY_BYTES: u64 = 1 << 30;
+
+fn gib(bytes: u64) -> String {
+    format!("{} GiB", gib_number(bytes))
+}
+
+fn gib_number(bytes: u64) -> String {
+    format!("{:.1}", bytes as f64 / (1u64 << 30) as f64)
 }
 
 /// What to do when memory gave out under a run that has a checkpoint to go on from.

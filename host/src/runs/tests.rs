@@ -66,6 +66,7 @@ fn a_finished_run_is_recorded_and_its_adapter_in_the_library() {
             run: "model-pirate".into(),
             how: ResumeHow::AsItWas,
             start: TrainStart::Attached,
+            device: None,
         },
     ));
     assert!(error.message.contains("is complete after 2 steps"), "{error}");
@@ -97,6 +98,7 @@ fn a_worker_without_memory_leaves_a_run_that_can_take_less() {
         run: run.id.clone(),
         how: ResumeHow::LessMemory,
         start: TrainStart::Attached,
+        device: None,
     };
     let error = failure(&ask(&mut bench.host(&[training_started(), step(2)], script, &[]), 1, resume()));
     assert!(error.hint.unwrap().contains("lower max_seq_len"));
@@ -134,6 +136,7 @@ fn a_killed_worker_leaves_an_interrupted_run_that_can_be_resumed() {
             run: run.id[..18].into(),
             how: ResumeHow::AsItWas,
             start: TrainStart::Attached,
+            device: None,
         },
     );
     assert_eq!(events.last(), Some(&EventBody::Done), "{events:?}");

@@ -15,14 +15,14 @@ use super::{
     naming::{made_up_name, new_id},
     open_db,
     queue::free_device,
-    recover::{change, memory_hint, recovery_hint, what_fits},
+    recover::{change, memory_hint, recovery_hint, takes_less, what_fits},
     stop,
     talk::Answering,
 };
 use crate::{
     Shared, adapters, config,
     db::{Db, RunRecord},
-    devices,
+    devices::{self, Devices},
     error::{Result, usage},
     files, hardware,
     host::{cache_folder, data_files, data_path},
@@ -40,8 +40,9 @@ pub(crate) fn train(job: &mut Job, request: TrainRequest) -> Result<()> {
         let dir = request.out_dir.as_deref().ok_or_else(|| {
             usage("Resuming needs the run's folder").hint("add --out DIR, or use `lathe runs resume ID`")
         })?;
-        let how = ResumeHow::AsItWas;
-        return resume_folder(job, &absolute(dir.as_ref()), Some(&request), how, request.start);
+        let device = Some(request.device.as_str()).filter(|device| *device != devices::AUTO);
+        let run = reopen_folder(job, &absolute(dir.as_ref()), Some(&request), device)?;
+        return go_on(job, run, ResumeHow::AsItWas, request.start);
     }
     let start = request.start;
     let created = create(&job.host, request, None)?;
@@ -49,8 +50,8 @@ pub(crate) fn train(job: &mut Job, request: TrainRequest) -> Result<()> {
         job.emit(run_started(&created.record.entry));
         return Ok(());
     }
-    let Created { db, folder, record, model } = created;
-    let device = free_device(&job.host, &db, &record)?;
+    let Created { db, folder, record, model, wanted } = created;
+    let device = free_device(&job.host, &db, &record.entry, &wanted)?;
     let detaches = start == TrainStart::Detached;
     ActiveRun { db, folder, record, model, device, is_new: true, detaches }.run(job)
 }
@@ -62,6 +63,8 @@ pub(super) struct Created {
     pub record: RunRecord,
     /// Folder or `.gguf` file.
     model: String,
+    /// The devices it may run on.
+    wanted: Vec<String>,
 }
 
 /// Makes a new run. One of a sweep may get another name than it asks for.
@@ -80,10 +83,12 @@ pub(super) fn create(host: &Shared, request: TrainRequest, sweep: Option<SweepPl
         resume: _,
     } = request;
     // 1. Everything that can be known to be wrong, before anything is written.
-    let device = devices::checked(host, &device)?;
+    let devices = Devices::of(host);
+    let device = devices.checked(&device)?;
     config::validate(&run_config)?;
     let paths = host.paths().clone();
     let model = models::resolve(&paths, &model)?;
+    let wanted = devices.candidates(&paths, &device, &model.name, &run_config)?;
     let data = data_files(&data, &mut run_config)?;
     let eval_data = eval_data.map(|path| data_path(&path)).transpose()?;
     let init_adapter = init_adapter.map(|adapter| adapters::resolve(&paths, &adapter)).transpose()?;
@@ -147,28 +152,38 @@ pub(super) fn create(host: &Shared, request: TrainRequest, sweep: Option<SweepPl
         folder.undo();
         return Err(error);
     }
-    Ok(Created { db, folder, record, model: model.path_string() })
+    Ok(Created { db, folder, record, model: model.path_string(), wanted })
 }
 
 /// Continues a run by its name or id, or starts a queued one.
-pub(crate) fn resume(job: &mut Job, name: &str, how: ResumeHow, start: TrainStart) -> Result<()> {
-    let entry = find(&job.host, &open_db(job.host.paths())?, name)?.entry;
-    resume_folder(job, folder::of_run(&entry)?, None, how, start)
-}
-
-fn resume_folder(
+pub(crate) fn resume(
     job: &mut Job,
-    dir: &Path,
-    request: Option<&TrainRequest>,
+    name: &str,
     how: ResumeHow,
     start: TrainStart,
+    device: Option<&str>,
 ) -> Result<()> {
+    let entry = find(&job.host, &open_db(job.host.paths())?, name)?.entry;
+    let run = reopen_folder(job, folder::of_run(&entry)?, None, device)?;
+    go_on(job, run, how, start)
+}
+
+/// The run in a folder, on `asked` from now on.
+fn reopen_folder(
+    job: &Job,
+    dir: &Path,
+    request: Option<&TrainRequest>,
+    asked: Option<&str>,
+) -> Result<ActiveRun> {
     if !dir.is_dir() {
         return Err(ErrorInfo::new(ErrorCode::NotFound, format!("No such run folder: {}", dir.display()))
             .hint("leave --resume out to start a new run"));
     }
     folder::require_run(dir)?;
-    let mut run = reopen(job, LockedFolder::open(dir)?, request, None)?;
+    reopen(job, LockedFolder::open(dir)?, request, asked, None)
+}
+
+fn go_on(job: &mut Job, mut run: ActiveRun, how: ResumeHow, start: TrainStart) -> Result<()> {
     run.change(how)?;
     if start == TrainStart::Queued {
         return run.enqueue(job);
@@ -177,11 +192,12 @@ fn resume_folder(
     run.run(job)
 }
 
-/// The run in a folder, if it can go on: on `device`, or where there is room for it.
+/// The run in a folder, if it can go on: on `device`, or where there is room for it. `asked` is what it is given to.
 pub(super) fn reopen(
     job: &Job,
     folder: LockedFolder,
     request: Option<&TrainRequest>,
+    asked: Option<&str>,
     device: Option<String>,
 ) -> Result<ActiveRun> {
     let paths = job.host.paths();
@@ -217,11 +233,18 @@ pub(super) fn reopen(
         Some(known) => (record.entry.name, record.entry.device) = (known.entry.name, known.entry.device),
         None => record = adopt(&db, record)?,
     }
-    if let Some(request) = request.filter(|request| request.device != devices::AUTO) {
-        record.entry.device.clone_from(&request.device);
+    if let Some(asked) = asked {
+        asked.clone_into(&mut record.entry.device);
     }
-    record.entry.device = devices::checked(&job.host, &record.entry.device)?;
-    let device = device.map_or_else(|| free_device(&job.host, &db, &record), Ok)?;
+    let devices = Devices::of(&job.host);
+    let entry = &mut record.entry;
+    entry.device = devices.checked(&entry.device)?;
+    let device = if let Some(device) = device {
+        device
+    } else {
+        let wanted = devices.candidates(paths, &entry.device, &entry.model, &record.config)?;
+        free_device(&job.host, &db, entry, &wanted)?
+    };
     Ok(ActiveRun { db, folder, record, model, device, is_new: false, detaches: false })
 }
 
@@ -339,8 +362,7 @@ impl ActiveRun {
     pub(super) fn run(mut self, job: &mut Job) -> Result<()> {
         let RunRecord { entry, config: run_config, eval_data, init_adapter, force } = &mut self.record;
         let _active = Active::new(job, &entry.id);
-        let fits = what_fits(job.host.paths(), self.model.as_ref(), run_config);
-        if let Some(fits) = fits.filter(|_| self.device == devices::CPU) {
+        if let Some(fits) = what_fits(&job.host, self.model.as_ref(), run_config, &self.device) {
             job.log(LogLevel::Warn, format!("Memory may give out: {fits}"));
         }
         entry.status = RunStatus::Running;
@@ -460,15 +482,21 @@ impl ActiveRun {
             Err(error) if self.is_new && !seen.training => {
                 self.db.delete_run(&entry.id)?;
                 self.folder.undo();
-                let fits = (error.code == ErrorCode::OutOfMemory)
-                    .then(|| what_fits(paths, self.model.as_ref(), &self.record.config));
+                let fits = (error.code == ErrorCode::OutOfMemory).then(|| {
+                    let (model, config) = (self.model.as_ref(), &self.record.config);
+                    takes_less(&job.host, model, config, &self.device)
+                        .or_else(|| what_fits(&job.host, model, config, &self.device))
+                });
                 let hint = fits.flatten().or(error.hint);
                 return Err(ErrorInfo { hint, ..error });
             }
             Err(error) if died && (seen.training || entry.step > 0) => {
                 let hint;
                 (entry.status, hint) = if error.code == ErrorCode::OutOfMemory {
-                    (RunStatus::OutOfMemory, memory_hint(&entry.id, &self.record.config))
+                    let config = &self.record.config;
+                    let less = takes_less(&job.host, self.model.as_ref(), config, &self.device);
+                    let less = less.map(|less| format!("; {less}")).unwrap_or_default();
+                    (RunStatus::OutOfMemory, memory_hint(&entry.id, config) + &less)
                 } else {
                     (RunStatus::Interrupted, format!("resume it with: lathe runs resume {}", entry.id))
                 };

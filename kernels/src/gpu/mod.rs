@@ -10,15 +10,19 @@ pub(crate) mod cross_entropy;
 #[cfg(feature = "cuda")]
 mod cuda;
 pub(crate) mod dropout;
+pub(crate) mod expert_lora;
+pub(crate) mod experts;
 mod gemm;
 mod launch;
 pub(crate) mod linear;
 pub(crate) mod lora;
 mod memory;
 mod mirrored;
+mod mxfp4;
 mod nf4;
 pub(crate) mod rms_norm;
 pub(crate) mod rope;
+pub mod routing;
 pub mod sampling;
 pub(crate) mod swiglu;
 mod trace;
@@ -32,6 +36,7 @@ pub use launch::{Arg, Grid};
 pub(crate) use launch::{ToArg, launch};
 pub(crate) use memory::Buffer;
 pub use mirrored::Mirrored;
+pub use mxfp4::GpuMxfp4;
 pub use nf4::GpuNf4;
 pub(crate) use trace::{traced1, traced2, traced3};
 

@@ -1,6 +1,9 @@
+use std::mem::discriminant;
+
 use super::{ExpertFormat, ModelShape, Placement, training_memory};
 use crate::{Method, Optimizer, Quant, RunConfig};
 
+const NOTHING_FITS: &str = "No single change makes it fit: choose a smaller model";
 /// Lengths of rows that are told apart.
 const LENGTH_STEP: usize = 64;
 
@@ -29,12 +32,39 @@ impl Remedy {
         placement: Placement,
         budget_bytes: u64,
     ) -> Option<Self> {
-        let fits = |remedy: &Self| {
-            let mut changed = config.clone();
-            remedy.apply(&mut changed);
-            training_memory(shape, &changed, longest_row_tokens, placement).total() < budget_bytes
-        };
-        Self::possible(shape, config, longest_row_tokens).into_iter().find(fits)
+        let mut possible = Self::possible(shape, config, longest_row_tokens).into_iter();
+        possible.find(|remedy| remedy.fits(shape, config, longest_row_tokens, placement, budget_bytes))
+    }
+
+    /// Like [`Self::find`], of each kind of change.
+    pub fn each(
+        shape: &ModelShape,
+        config: &RunConfig,
+        longest_row_tokens: usize,
+        placement: Placement,
+        budget_bytes: u64,
+    ) -> Vec<Self> {
+        let mut found: Vec<Self> = Vec::new();
+        for remedy in Self::possible(shape, config, longest_row_tokens) {
+            let is_known = found.iter().any(|known| discriminant(known) == discriminant(&remedy));
+            if !is_known && remedy.fits(shape, config, longest_row_tokens, placement, budget_bytes) {
+                found.push(remedy);
+            }
+        }
+        found
+    }
+
+    fn fits(
+        self,
+        shape: &ModelShape,
+        config: &RunConfig,
+        longest_row_tokens: usize,
+        placement: Placement,
+        budget_bytes: u64,
+    ) -> bool {
+        let mut changed = config.clone();
+        self.apply(&mut changed);
+        training_memory(shape, &changed, longest_row_tokens, placement).total() < budget_bytes
     }
 
     /// What can be changed, the least costly first.
@@ -94,7 +124,7 @@ impl Remedy {
     /// What [`Self::find`] found, for whoever has a run that does not fit.
     pub fn sentence(found: Option<Self>) -> String {
         let Some(remedy) = found else {
-            return "No single change makes it fit: choose a smaller model".into();
+            return NOTHING_FITS.into();
         };
         let effect = match remedy {
             Self::SmallerBatch { .. } => "it learns the same",
@@ -105,6 +135,19 @@ impl Remedy {
             Self::ShorterRows(_) => "longer rows are cut",
         };
         format!("It fits with {}: {effect}", remedy.settings())
+    }
+
+    /// What [`Self::each`] found, for whoever may choose.
+    pub fn sentence_of(found: &[Self]) -> String {
+        match found {
+            [] => NOTHING_FITS.into(),
+            [one] => Self::sentence(Some(*one)),
+            all => {
+                let all: Vec<String> =
+                    all.iter().map(|remedy| format!("with {}", remedy.settings())).collect();
+                format!("It fits {}", all.join(", or "))
+            }
+        }
     }
 }
 

@@ -1,10 +1,12 @@
 use egui::Ui;
-use lathe_protocol::{CommandBody, Event, Method, ResumeHow, RunEntry, RunStatus, StopThen, TrainStart};
+use lathe_protocol::{
+    CommandBody, ErrorCode, Event, Method, ResumeHow, RunEntry, RunStatus, StopThen, TrainStart,
+};
 
 use crate::{
     Asked, Outbox, format,
     theme::{Tone, space},
-    widgets::{Answer, Confirm, error_box},
+    widgets::{Answer, Button, Confirm, USE_CPU, error_box},
 };
 
 /// What is done about runs from one screen: one thing a run at a time, and what cannot be undone after a question.
@@ -18,6 +20,7 @@ pub struct RunActions {
 /// Something asked for a run, until it is done; a failed one stays until the next.
 struct Task {
     run: String,
+    command: CommandBody,
     asked: Asked<()>,
     /// Said once the run is gone.
     farewell: Option<String>,
@@ -33,7 +36,8 @@ struct Question {
 impl RunActions {
     /// Also starts a queued run at once.
     pub fn resume(&mut self, run: &RunEntry, how: ResumeHow, out: &mut Outbox) {
-        let command = CommandBody::RunsResume { run: run.id.clone(), how, start: TrainStart::Detached };
+        let (run_id, start) = (run.id.clone(), TrainStart::Detached);
+        let command = CommandBody::RunsResume { run: run_id, how, start, device: None };
         self.ask(&run.id, None, command, out);
     }
 
@@ -97,8 +101,8 @@ impl RunActions {
         }
         self.forget(run);
         let mut asked = Asked::default();
-        asked.ask(out, command);
-        self.tasks.push(Task { run: run.to_owned(), asked, farewell });
+        asked.ask(out, command.clone());
+        self.tasks.push(Task { run: run.to_owned(), command, asked, farewell });
     }
 
     /// Whether something is being done about this run.
@@ -124,11 +128,24 @@ impl RunActions {
 
     /// The question, if there is one, and what went wrong with one run, or with any.
     pub fn ui(&mut self, ui: &mut Ui, run: Option<&str>, out: &mut Outbox) {
+        let mut on_cpu = None;
         for task in self.tasks.iter().filter(|task| run.is_none_or(|run| task.run == run)) {
             if let Some(error) = &task.asked.error {
                 error_box(ui, error);
+                if let (ErrorCode::NeedsCpu, CommandBody::RunsResume { run, how, start, .. }) =
+                    (error.code, &task.command)
+                    && Button::secondary(USE_CPU).clicked(ui)
+                {
+                    let (run, device) = (run.clone(), Some("cpu".into()));
+                    on_cpu = Some(CommandBody::RunsResume { run, how: *how, start: *start, device });
+                }
                 ui.add_space(space::XS);
             }
+        }
+        if let Some(command) = on_cpu
+            && let CommandBody::RunsResume { run, .. } = &command
+        {
+            self.ask(&run.clone(), None, command, out);
         }
         match self.question.as_ref().and_then(|question| question.confirm.ui(ui)) {
             Some(Answer::Yes) => {

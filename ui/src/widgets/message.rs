@@ -9,6 +9,9 @@ use crate::{
     theme::{self, RADIUS_SMALL, Tone, colors, icons, semibold, size, space},
 };
 
+/// What a person answers where no graphics card can compute something.
+pub const USE_CPU: &str = "Use the CPU";
+
 /// A word in a coloured pill.
 pub fn badge(ui: &mut Ui, tone: Tone, text: &str) -> Response {
     let font = FontId::new(size::SMALL, semibold());

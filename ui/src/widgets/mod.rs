@@ -22,7 +22,9 @@ pub use dialog::{Answer, Confirm, dialog};
 pub use field::{choice, field, labelled, search, segmented, switch};
 pub use histogram::histogram;
 pub use markdown::Markdown;
-pub use message::{badge, choices, dot, empty_state, error_box, notice, offer, progress_line, spinner_line};
+pub use message::{
+    USE_CPU, badge, choices, dot, empty_state, error_box, notice, offer, progress_line, spinner_line,
+};
 pub use meter::{Part, meter, stacked_bar};
 pub use run_badge::{run_badge, status_name, status_tone};
 pub use stat::{key_value, stat};

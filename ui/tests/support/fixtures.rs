@@ -8,7 +8,7 @@ use lathe_protocol::{
 use super::{NOW_SECS, Script};
 
 const GIB: u64 = 1 << 30;
-const CPU_ONLY: &str = "This version computes on the CPU only: GPU support comes with a later one";
+const UNUSED: &str = "Lathe's worker for graphics cards is missing: lathe-worker-cuda";
 
 /// Answers what every screen may look at; false if the command is another.
 pub fn answer(command: &Command, script: &mut Script) -> bool {
@@ -49,8 +49,8 @@ pub fn hardware(gpus: Vec<Gpu>) -> Hardware {
         disk_total_bytes: 2_000 * GIB,
         disk_free_bytes: 731 * GIB,
         gpu_note: match gpus.first() {
-            None => Some("No NVIDIA driver found; this version computes on the CPU".into()),
-            Some(gpu) if !gpu.is_usable => Some(CPU_ONLY.into()),
+            None => Some("No NVIDIA driver found: runs compute on the CPU".into()),
+            Some(gpu) if !gpu.is_usable => Some(UNUSED.into()),
             Some(_) => None,
         },
         gpus,
@@ -101,7 +101,7 @@ pub fn gpu(index: usize) -> Gpu {
     }
 }
 
-/// As this version has them: seen, and of no use to a run. The second tells little of itself.
+/// Seen, and of no use to a run as long as something is missing. The second tells little of itself.
 pub fn seen_gpus(count: usize) -> Vec<Gpu> {
     let second = Gpu {
         index: 1,

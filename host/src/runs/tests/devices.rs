@@ -1,6 +1,6 @@
 //! Runs that wait for their device, on cards that only the host believes in.
 
-use lathe_protocol::{Gpu, TrainRequest};
+use lathe_protocol::{ErrorInfo, Gpu, TrainRequest};
 
 use super::{
     live::{by_name, endless_options, wait_for},
@@ -78,19 +78,46 @@ fn each_device_trains_one_run_and_the_others_wait_for_their_own() {
 }
 
 #[test]
-fn auto_takes_a_card_with_room_and_the_cpu_if_none_has() {
-    for (gpus, expected) in [
-        (vec![gpu(0, 1), gpu(1, 80)], "cuda:1"),
-        (vec![gpu(0, 80), gpu(1, 80)], "cuda:0"),
-        (vec![gpu(0, 1)], "cpu"),
-        (vec![], "cpu"),
-    ] {
+fn auto_takes_a_card_with_room_and_the_cpu_only_where_no_card_is() {
+    for (gpus, expected) in
+        [(vec![gpu(0, 1), gpu(1, 80)], "cuda:1"), (vec![gpu(0, 80), gpu(1, 80)], "cuda:0"), (vec![], "cpu")]
+    {
         let bench = Bench::new();
         give_the_model_a_shape(&bench);
         let mut host = Host::start(options(&bench, gpus)).unwrap();
         queue(&mut host, &bench, "a", "auto");
         wait_for_work(&bench, &[("a", expected)]);
     }
+}
+
+#[test]
+fn a_run_that_fits_no_card_is_refused_with_what_would() {
+    let bench = Bench::new();
+    give_the_model_a_shape(&bench);
+    let refused = |host: &mut Host, start| {
+        let request = TrainRequest { start, ..bench.train_request(&bench.path("out")) };
+        let error = failure(&ask(host, 1, CommandBody::Train(Box::new(request))));
+        assert!(listed(&bench).is_empty() && !bench.path("out").exists());
+        error
+    };
+    let mut host = Host::start(options(&bench, vec![gpu(0, 2), gpu(1, 6)])).unwrap();
+    for start in [TrainStart::Attached, TrainStart::Queued] {
+        let error = refused(&mut host, start);
+        assert_eq!(error.code, ErrorCode::NeedsCpu);
+        assert!(error.message.starts_with("The run fits no graphics card: it needs "), "{error}");
+        assert!(error.message.ends_with(", cuda:1 has 6.0 GiB"), "{error}");
+        let hint = error.hint.unwrap();
+        assert!(hint.starts_with("It fits with ") && hint.contains("with method=qlora"), "{hint}");
+        assert!(hint.contains("compute on the CPU: --device cpu"), "{hint}");
+    }
+    // One that waited while the larger card was there.
+    let without_queue = HostOptions { runs_queue: false, ..options(&bench, vec![gpu(0, 80)]) };
+    queue(&mut Host::start(without_queue).unwrap(), &bench, "a", "auto");
+    wait_for("the failure", || by_name(&bench, "a").status == RunStatus::Failed);
+    assert!(by_name(&bench, "a").error.unwrap().starts_with("The run fits no graphics card"));
+    // Who asks for the CPU gets it.
+    queue(&mut host, &bench, "b", "cpu");
+    wait_for_work(&bench, &[("b", "cpu")]);
 }
 
 #[test]
@@ -108,15 +135,22 @@ fn what_is_started_at_once_and_what_chats_goes_where_nothing_trains() {
         }
     }
     wait_for_work(&bench, &[("a", "cuda:0"), ("b", "cuda:1")]);
-    assert_eq!(chat_device(&bench, &gpus), "cpu");
+    let error = chat(&bench, &gpus);
+    assert_eq!(error.message, "Every graphics card trains: cuda:0, cuda:1");
+    assert!(error.hint.unwrap().ends_with("or compute on the CPU: --device cpu"));
 }
 
-/// Starts a chat and reads what its worker was told.
-fn chat_device(bench: &Bench, gpus: &[Gpu]) -> String {
+/// Starts a chat with a worker that writes down what it is told, and dies.
+fn chat(bench: &Bench, gpus: &[Gpu]) -> ErrorInfo {
     let options = bench.shell_options(&format!("timeout 0.3 cat > {}", bench.path("chat").display()));
     let model = bench.path("model").display().to_string();
     let body = CommandBody::Chat { model, adapters: Vec::new(), device: "auto".into(), force: false };
-    failure(&ask(&mut Host::start(HostOptions { gpus: gpus.to_vec(), ..options }).unwrap(), 1, body));
+    failure(&ask(&mut Host::start(HostOptions { gpus: gpus.to_vec(), ..options }).unwrap(), 1, body))
+}
+
+/// What a chat's worker was told.
+fn chat_device(bench: &Bench, gpus: &[Gpu]) -> String {
+    chat(bench, gpus);
     let told = String::from_utf8_lossy(&fs::read(bench.path("chat")).unwrap()).into_owned();
     let (_, device) = told.split_once(r#""device":""#).unwrap();
     device.split('"').next().unwrap().to_owned()
@@ -133,8 +167,8 @@ fn a_device_that_is_not_there_is_named_with_those_that_are() {
         assert!(format!("{} {:?}", error.message, error.hint).contains(expected), "{error}");
         assert!(listed(&bench).is_empty());
     };
-    check(vec![], "cuda:0", "computes on the CPU only");
-    check(vec![gpu(0, 24)], "cuda:1", "it has cuda:0 and cpu");
+    check(vec![], "cuda:0", "This machine has no device cuda:0: LATHE_NVML names no library");
+    check(vec![gpu(0, 24)], "cuda:1", "it has cuda:0, cpu");
     check(vec![gpu(0, 24)], "tpu", "write auto, cpu or cuda:N");
 }
 
@@ -145,5 +179,36 @@ fn a_queued_run_whose_device_is_gone_fails_and_says_so() {
     queue(&mut Host::start(without_queue).unwrap(), &bench, "a", "cuda:0");
     let _host = Host::start(options(&bench, vec![])).unwrap();
     wait_for("the failure", || by_name(&bench, "a").status == RunStatus::Failed);
-    assert!(by_name(&bench, "a").error.unwrap().contains("cuda:0 is not available"));
+    assert!(by_name(&bench, "a").error.unwrap().starts_with("This machine has no device cuda:0"));
+}
+
+#[test]
+fn a_card_whose_memory_gives_out_says_what_would_take_less() {
+    let bench = Bench::new();
+    give_the_model_a_shape(&bench);
+    let error =
+        ErrorInfo::new(ErrorCode::OutOfMemory, "The card's memory gave out: 0.5 GiB of 24.0 GiB free");
+    let run = |events: &[EventBody]| {
+        let failed = [events, &[EventBody::Failed { error: error.clone() }]].concat();
+        let options =
+            HostOptions { gpus: vec![gpu(0, 24)], ..bench.options(&failed, "cat > /dev/null", &[]) };
+        let request = TrainRequest { name: Some("a".into()), ..bench.train_request(&bench.path("out")) };
+        failure(&ask(&mut Host::start(options).unwrap(), 1, CommandBody::Train(Box::new(request))))
+    };
+    // 1. Before training, nothing of it is left.
+    let early = run(&[]);
+    assert_eq!((early.code, &early.message), (ErrorCode::OutOfMemory, &error.message));
+    let hint = early.hint.unwrap();
+    assert!(
+        hint.starts_with("it was predicted to need ") && hint.contains(" of cuda:0's 24.0 GiB. It fits"),
+        "{hint}"
+    );
+    assert!(hint.contains("method=qlora") && hint.contains("max_seq_len="), "{hint}");
+    assert!(!bench.path("out").exists() && listed(&bench).is_empty());
+    // 2. Under way, it can go on from its checkpoint.
+    let late = run(&[training_started(), step(1)]);
+    assert_eq!(late.message, format!("{} after step 1", error.message));
+    let hint = late.hint.unwrap();
+    assert!(hint.contains("--less-memory; it was predicted to need "), "{hint}");
+    assert_eq!(by_name(&bench, "a").status, RunStatus::OutOfMemory);
 }

@@ -28,7 +28,12 @@ fn diverge(bench: &Bench, out: &Path, divergence: &Divergence) -> ErrorInfo {
 fn resumed_with(bench: &Bench, out: &Path, how: ResumeHow) -> serde_json::Value {
     let events = [training_started(), step(2), training_done(false), EventBody::Done];
     let mut host = bench.host(&events, "", &[]);
-    let resume = CommandBody::RunsResume { run: "model-pirate".into(), how, start: TrainStart::Attached };
+    let resume = CommandBody::RunsResume {
+        run: "model-pirate".into(),
+        how,
+        start: TrainStart::Attached,
+        device: None,
+    };
     let events = ask(&mut host, 1, resume);
     assert_eq!(events.last(), Some(&EventBody::Done), "{events:?}");
     let kept = crate::config::build(Some(&out.join("run.toml")), &[]).unwrap();
@@ -69,8 +74,12 @@ fn a_lower_rate_and_spikes_ignored_are_kept_for_later_resumes() {
     let out = bench.path("out");
     diverge(&bench, &out, &divergence(Vec::new()));
     let mut host = finished_host(&bench, &out);
-    let resume =
-        |how| CommandBody::RunsResume { run: "model-pirate".into(), how, start: TrainStart::Attached };
+    let resume = |how| CommandBody::RunsResume {
+        run: "model-pirate".into(),
+        how,
+        start: TrainStart::Attached,
+        device: None,
+    };
     let error = failure(&ask(&mut host, 1, resume(ResumeHow::SkipRows)));
     assert!(error.message.starts_with("No rows to skip"), "{error}");
     assert_eq!(resumed_with(&bench, &out, ResumeHow::LowerRate)["learning_rate"], 1e-4);

@@ -131,8 +131,12 @@ fn a_queued_run_waits_while_another_runs_and_can_be_started_by_hand() {
     assert_eq!(by_name(&bench, "second").queue_position, Some(0));
     assert_eq!(host.active_runs(), 1);
 
-    let resume =
-        CommandBody::RunsResume { run: "third".into(), how: ResumeHow::AsItWas, start: TrainStart::Detached };
+    let resume = CommandBody::RunsResume {
+        run: "third".into(),
+        how: ResumeHow::AsItWas,
+        start: TrainStart::Detached,
+        device: None,
+    };
     let events = ask(&mut host, 4, resume);
     assert!(events.contains(&training_started()), "{events:?}");
     assert_eq!(host.active_runs(), 2);
@@ -170,6 +174,7 @@ fn a_queued_run_that_cannot_start_says_why_and_lets_the_next_one_go() {
                 run: "dies".into(),
                 how: ResumeHow::AsItWas,
                 start: TrainStart::Queued,
+                device: None,
             },
         );
     }
@@ -238,7 +243,12 @@ fn another_host_watches_a_run_as_it_is_recorded() {
     ask(
         &mut host,
         3,
-        CommandBody::RunsResume { run: "seen".into(), how: ResumeHow::AsItWas, start: TrainStart::Detached },
+        CommandBody::RunsResume {
+            run: "seen".into(),
+            how: ResumeHow::AsItWas,
+            start: TrainStart::Detached,
+            device: None,
+        },
     );
     let events = until(&mut other, 1, |events| events.iter().any(|event| run_of(event).is_some()));
     let record = events.iter().find_map(run_of).unwrap();

@@ -63,6 +63,7 @@ fn a_kept_runs_adapter_is_in_the_library_until_the_final_one_takes_its_place() {
         run: "model-pirate".into(),
         how: ResumeHow::AsItWas,
         start: TrainStart::Attached,
+        device: None,
     };
     let events = ask(&mut finished_host(&bench, &out), 1, resume);
     assert_eq!(events.last(), Some(&EventBody::Done), "{events:?}");
@@ -129,8 +130,12 @@ fn a_queued_run_is_taken_out_of_the_queue_or_removed() {
         let run = listed(&bench).remove(0);
         assert_eq!((run.status, run.step, run.queue_position), (RunStatus::Stopped, 0, None));
         assert_eq!(Provenance::read(run.out_dir.as_ref()).unwrap().run.status, RunStatus::Stopped);
-        let again =
-            CommandBody::RunsResume { run: run.id, how: ResumeHow::AsItWas, start: TrainStart::Queued };
+        let again = CommandBody::RunsResume {
+            run: run.id,
+            how: ResumeHow::AsItWas,
+            start: TrainStart::Queued,
+            device: None,
+        };
         assert_eq!(ask(&mut host, 3, again).last(), Some(&EventBody::Done));
         assert_eq!(listed(&bench)[0].queue_position, Some(0));
     }

@@ -52,6 +52,8 @@ pub struct Engine {
     /// What the worker has to say of the adapters.
     pub warnings: Vec<String>,
     run: Option<RunLane>,
+    /// A person has agreed to compute on the CPU what no graphics card can.
+    pub on_cpu: bool,
     pub standing: Standing,
     pub writing: Option<Target>,
     /// A reply to ask for once the model is loaded.
@@ -84,7 +86,7 @@ impl Engine {
             None => CommandBody::Chat {
                 model: lane.model.clone(),
                 adapters: lane.adapters.clone(),
-                device: "auto".into(),
+                device: if self.on_cpu { "cpu".into() } else { "auto".into() },
                 force: lane.forced,
             },
         }));
@@ -166,11 +168,12 @@ impl Engine {
                     Some(_) => Standing::NotLoaded,
                     None => Standing::Failed(error.clone()),
                 };
-                *self = Self { standing, writing: self.writing.take(), ..Self::default() };
+                let (writing, on_cpu) = (self.writing.take(), self.on_cpu);
+                *self = Self { on_cpu, standing, writing, ..Self::default() };
                 Heard::Failed(error.clone())
             }
             EventBody::Done => {
-                *self = Self { writing: self.writing.take(), ..Self::default() };
+                *self = Self { on_cpu: self.on_cpu, writing: self.writing.take(), ..Self::default() };
                 Heard::Ended
             }
             _ => return None,

@@ -27,7 +27,7 @@ use self::{
 use crate::{
     Asked, Outbox, Route, Store,
     theme::{Tone, icons},
-    widgets::{Answer, Confirm, empty_state},
+    widgets::{Answer, Confirm, USE_CPU, empty_state},
 };
 
 pub const NEW_CHAT: KeyboardShortcut =
@@ -88,6 +88,12 @@ enum Question {
         chat: String,
         lane: usize,
         /// The answer that waits for it.
+        node: Option<usize>,
+    },
+    /// Whether the CPU is to compute what no graphics card can; the rest as above.
+    UseCpu {
+        chat: String,
+        lane: usize,
         node: Option<usize>,
     },
 }
@@ -177,7 +183,9 @@ impl Chat {
             let is_own = self.engines[lane].is_job(event.job);
             let heard = self.engines[lane].apply(event, out);
             if let (true, EventBody::Failed { error }) = (is_own, &event.body) {
-                self.ask_to_force(lane, heard.as_ref().map(|(target, _)| target), error);
+                let waiting = heard.as_ref().map(|(target, _)| target);
+                self.ask_to_force(lane, waiting, error);
+                self.ask_for_cpu(lane, waiting, error);
             }
             if let Some((target, heard)) = heard {
                 self.hear(lane, &target, heard, store, out);
@@ -252,6 +260,9 @@ impl Chat {
             Some((Question::DropLane, _)) if answer == Answer::Yes => self.drop_lane(store, out),
             Some((Question::Force { chat, lane, node }, _)) if answer == Answer::Yes => {
                 self.force(&chat, (lane, node), store, out);
+            }
+            Some((Question::UseCpu { chat, lane, node }, _)) if answer == Answer::Yes => {
+                self.use_cpu(&chat, (lane, node), store, out);
             }
             _ => {}
         }
@@ -398,6 +409,32 @@ impl Chat {
         } else {
             self.load(out);
             self.save_current(store, out);
+        }
+    }
+
+    /// Asks before the CPU takes over from a graphics card that cannot be used.
+    fn ask_for_cpu(&mut self, lane: usize, waiting: Option<&Target>, error: &ErrorInfo) {
+        let (Some(chat), ErrorCode::NeedsCpu) = (self.current.clone(), error.code) else { return };
+        let confirm = Confirm {
+            title: "Use the CPU instead?".into(),
+            text: format!("{}. On the CPU, answers come slower.", error.message),
+            yes: USE_CPU.into(),
+        };
+        let node = waiting.filter(|target| target.chat == chat).map(|target| target.node);
+        self.question = Some((Question::UseCpu { chat, lane, node }, confirm));
+    }
+
+    fn use_cpu(&mut self, chat: &str, (lane, node): (usize, Option<usize>), store: &Store, out: &mut Outbox) {
+        if self.record().is_none_or(|record| record.id != chat) {
+            return;
+        }
+        // Whatever this window talks to from now on.
+        for engine in &mut self.engines {
+            engine.on_cpu = true;
+        }
+        match node {
+            Some(node) => self.answer(Some((lane, node)), store, out),
+            None => self.load(out),
         }
     }
 

@@ -129,7 +129,7 @@ impl Wizard {
                 && let Some(question) = question
             {
                 let Question { model, config, longest_row } = question.clone();
-                let device = "auto".into();
+                let device = self.choices.device.clone();
                 let command = CommandBody::Probe { model, config, longest_row, device };
                 self.measurement.answer.ask(out, command);
                 self.measurement.of = Some(question);

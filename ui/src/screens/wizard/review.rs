@@ -1,17 +1,21 @@
 use egui::Ui;
 use lathe_protocol::{
-    CONFIG_KEYS, CommandBody, DataFile, ErrorInfo, Event, EventBody, Hardware, RunConfig, TrainRequest,
-    TrainStart, in_catalog,
+    CONFIG_KEYS, CommandBody, DataFile, ErrorCode, ErrorInfo, Event, EventBody, Hardware, RunConfig,
+    TrainRequest, TrainStart, in_catalog,
 };
 
 use super::{Step, Wizard, data, form::is_changed, method::epochs_words, preset::Preset};
 use crate::{
     Asked, Outbox, Progress, Store, config_keys, fit, format,
     theme::{self, Tone, space},
-    widgets::{card, choice, columns, error_box, field, key_value, labelled, link, section},
+    widgets::{
+        Button, USE_CPU, card, choice, columns, error_box, field, key_value, labelled, link, notice, offer,
+        section,
+    },
 };
 
 const LINE_HEIGHT: f32 = 22.0;
+const CPU: &str = "cpu";
 
 /// A run on its way.
 #[derive(Default)]
@@ -114,6 +118,10 @@ impl Wizard {
         if let Some(error) = self.launch.error() {
             error_box(ui, error);
         }
+        if self.cpu_question(ui, store) {
+            CPU.clone_into(&mut self.choices.device);
+            self.launch.cancel(out);
+        }
         card(ui, |ui| {
             let made_up = self.made_up_name();
             let help = "Of the run and of its adapter; left empty, Lathe makes one from model and data";
@@ -153,6 +161,31 @@ impl Wizard {
         });
         if let Some(step) = edit {
             self.go_to(step);
+        }
+    }
+
+    /// Where no graphics card that is here can compute the run: what will, said and asked. True if the CPU is to.
+    fn cpu_question(&self, ui: &mut Ui, store: &Store) -> bool {
+        let is_refused = self.launch.error().is_some_and(|error| error.code == ErrorCode::NeedsCpu);
+        let hardware = store.hardware.value.as_ref();
+        let unused =
+            hardware.filter(|machine| !machine.gpus.is_empty() && machine.usable_gpus().next().is_none());
+        if self.choices.device == CPU {
+            if unused.is_some() {
+                notice(ui, Tone::Neutral, "The run computes on the CPU: that was chosen");
+            }
+            return false;
+        }
+        let why = unused.map(|machine| machine.gpu_note.as_deref().unwrap_or("It is not known why"));
+        match why {
+            Some(why) => {
+                let text = format!("The graphics card cannot be used. {why}");
+                offer(ui, Tone::Warning, &text, Button::secondary(USE_CPU))
+            }
+            None if is_refused => {
+                offer(ui, Tone::Warning, "The CPU can compute it, in more time", Button::secondary(USE_CPU))
+            }
+            None => false,
         }
     }
 
