@@ -1,6 +1,7 @@
 // Products y = scale · (x Wᵀ + x2 W2ᵀ) + bias of a few rows x, where reading W is all the work: decoding.
 //
-// x (M,K) bf16, W (N,K) bf16 or NF4 (K a multiple of 64), y (M,N) bf16 or f32; the second pair is bf16, K a multiple of 8.
+// x (M,K) bf16, W (N,K) bf16 or NF4 (K a multiple of 64), y (M,N) bf16 or f32; the second pair is bf16, whose
+// rows begin at multiples of 8 values.
 // A block has 16 rows of W, which its 8 warps share along K, and 8 rows of x; the blocks of the other rows of x are next to
 // it. Tensor cores take the rows of W as their 16 and those of x as their 8. What k means to them is free, as long as both sides agree: so a lane gives them side by side what it has read
 // side by side. NF4's values go in as bf16, and a block's sum is multiplied with its scale in f32. Twin: `FrozenLinear`.
@@ -52,8 +53,9 @@ __device__ __forceinline__ void keep_ahead() { __syncwarp(); }
 __device__ __forceinline__ void add(Part &part, const bf16 *x, const bf16 *w, unsigned depth) {
     const Range units = share((depth + 31) / 32);
     const uint4 zero = make_uint4(0, 0, 0, 0);
-    const bf16 *const rows[3] = {w + (size_t)part.outputs[0] * depth, w + (size_t)part.outputs[1] * depth,
-                                 x + (size_t)part.row * depth};
+    const unsigned width = row_width(depth);
+    const bf16 *const rows[3] = {w + (size_t)part.outputs[0] * width, w + (size_t)part.outputs[1] * width,
+                                 x + (size_t)part.row * width};
     for (unsigned unit = units.begin; unit < units.end; unit += AHEAD) {
         uint4 values[AHEAD][3];
         bool is_there[AHEAD];

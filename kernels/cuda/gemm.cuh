@@ -1,8 +1,8 @@
 // Products of matrices on tensor cores, a tile of C a block: C = scale · (A B + A2 B2) + bias.
 //
 // A is bf16, (M,K) or its transpose (K,M); B is (N,K) or its transpose (K,N), in bf16, NF4 or MXFP4; the second pair, which
-// goes on along K with the same sums (LoRA's), is bf16 and laid out as the first. Sums are f32. Where K lies within a row it
-// is a multiple of 8, and so is N or M where that does; every other size is free. What lies beyond an edge counts as zero.
+// goes on along K with the same sums (LoRA's), is bf16 and laid out as the first. Sums are f32. Sizes are free, but rows
+// begin at multiples of 8 values, with zeros between. What lies beyond an edge counts as zero.
 //
 // A kernel says what its block multiplies: `multiply` leaves the sums in registers, `Output::write` stores them. For groups
 // of rows with matrices of their own (experts): the rows of A may be gathered by an index, `rows` bounds a group, and

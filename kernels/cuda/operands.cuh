@@ -15,6 +15,9 @@ constexpr unsigned CHUNK = 8;
 // Whether K lies within the rows of a matrix, (M,K) or (N,K), or across them, (K,M) or (K,N).
 enum class K { WITHIN_ROWS, ACROSS_ROWS };
 
+// Values from one row of bf16 to the next.
+__device__ __forceinline__ unsigned row_width(unsigned width) { return (width + CHUNK - 1) / CHUNK * CHUNK; }
+
 struct Range {
     unsigned begin, end;
 };

@@ -23,8 +23,8 @@ pub(crate) enum Operand<'a> {
 /// `C = scale · (A B + A2 B2) + bias`, a matrix (M,N).
 ///
 /// Every matrix is bf16 and its elements lie side by side; B may be NF4. The second pair is laid out as the first. The
-/// bias (N) is f32. Where a row is K long it is a multiple of 8, and so is one of M or N in the forms that have such.
-/// Sums are f32, added in an order that depends on the sizes alone.
+/// bias (N) is f32. Of a matrix whose rows are no multiple of 8 values the kernels get a copy with zeros between. Sums are
+/// f32, added in an order that depends on the sizes alone.
 pub(crate) struct Product<'a> {
     pub(crate) form: Form,
     pub(crate) a: &'a Tensor,
@@ -74,7 +74,7 @@ impl<'a> Product<'a> {
         Self { form, a, b, more: None, bias: None, scale: 1.0 }
     }
 
-    /// In bf16 or f32. Errors: matrices that do not fit, or whose rows are no multiple of 8 values.
+    /// In bf16 or f32. Errors: matrices that do not fit.
     pub(crate) fn run(&self, dtype: DType) -> Result<Buffer> {
         let Sizes { m, n, .. } = self.sizes()?;
         let c = Buffer::new(self.device(), (m, n), dtype)?;
@@ -95,17 +95,33 @@ impl<'a> Product<'a> {
         self.a.device()
     }
 
-    /// Chooses the kernel: the one place that does.
     fn write(&self, c: &dyn ToArg, dtype: DType, adds: bool) -> Result<()> {
         let sizes = self.sizes()?;
         let flags = if dtype == DType::F32 { IS_F32 } else { 0 } | if adds { ADDS } else { 0 };
+        let a = with_whole_rows(self.a)?;
+        let b = self.b.tensor().map(with_whole_rows).transpose()?;
+        let more = match self.more {
+            Some([a, b]) => Some([with_whole_rows(a)?, with_whole_rows(b)?]),
+            None => None,
+        };
+        Product {
+            a: &a,
+            b: b.as_ref().map_or(self.b, Operand::Bf16),
+            more: more.as_ref().map(|[a, b]| [a, b]),
+            ..*self
+        }
+        .write_sizes(c, sizes, flags)
+    }
+
+    /// Chooses the kernel: the one place that does.
+    fn write_sizes(&self, c: &dyn ToArg, sizes: Sizes, flags: u32) -> Result<()> {
         match self.b {
             _ if self.form == Form::Nt && sizes.m <= FEW_ROWS && self.b.is_for_few_rows(sizes.k) => {
                 self.write_few_rows(c, sizes, flags)
             }
             Operand::Nf4(packed) if sizes.m >= MANY_ROWS => {
                 let dense = packed.dequantize()?;
-                Product { b: Operand::Bf16(&dense), ..*self }.write(c, dtype, adds)
+                Product { b: Operand::Bf16(&dense), ..*self }.write_sizes(c, sizes, flags)
             }
             _ => self.write_tiles(c, sizes, flags),
         }
@@ -227,16 +243,20 @@ impl<'a> Product<'a> {
             let bias = self.bias.map(Tensor::dims);
             bail!("{:?}: {a:?} and {b:?}, {more_a:?} and {more_b:?}, bias {bias:?} do not fit", self.form)
         }
-        let widths = match self.form {
-            Form::Nt => [k, more_k, 0],
-            Form::Nn => [k, more_k, n],
-            Form::Tn => [m, n, 0],
-        };
-        if widths.iter().any(|width| !width.is_multiple_of(8)) {
-            bail!("{:?}: rows of {widths:?} values, of which a GPU's kernels take multiples of 8", self.form);
-        }
         Ok(Sizes { m, n, k, more_k })
     }
+}
+
+/// What a row of bf16 is a multiple of.
+const ROW: usize = 8;
+
+/// The matrix with zeros behind its rows, if they are no multiple of 8 values.
+fn with_whole_rows(matrix: &Tensor) -> Result<Tensor> {
+    let width = matrix.dim(1)?;
+    if width.is_multiple_of(ROW) {
+        return Ok(matrix.clone());
+    }
+    matrix.detach().pad_with_zeros(1, 0, width.next_multiple_of(ROW) - width)?.contiguous()
 }
 
 impl Operand<'_> {
