@@ -254,13 +254,16 @@ __device__ __forceinline__ void backward_keys(const bf16 *q, const bf16 *k, cons
      unsigned num_kv_heads, unsigned head_dim, unsigned window, float scale) {                                          \
         attention::backward_queries<D, M, N>(q, k, v, y, dy, log_sums, tiles, dq, deltas, num_queries,                    \
                                           {num_heads, num_kv_heads, head_dim}, window, scale);                          \
-    }                                                                                                                   \
-    EXPORT_KERNEL(attention_backward_queries_##D)
+    }
 
 ATTENTION_BACKWARD_QUERIES(32, 2, 64)
+EXPORT_KERNEL(attention_backward_queries_32)
 ATTENTION_BACKWARD_QUERIES(64, 2, 64)
+EXPORT_KERNEL(attention_backward_queries_64)
 ATTENTION_BACKWARD_QUERIES(96, 2, 32)
+EXPORT_KERNEL(attention_backward_queries_96)
 ATTENTION_BACKWARD_QUERIES(128, 2, 32)
+EXPORT_KERNEL(attention_backward_queries_128)
 
 // Blocks (G, tiles). A tile has 64 keys. So many blocks share a multiprocessor's registers.
 #define ATTENTION_BACKWARD_KEYS(D, BLOCKS)                                                                              \
@@ -270,10 +273,13 @@ ATTENTION_BACKWARD_QUERIES(128, 2, 32)
      unsigned num_kv_heads, unsigned head_dim, unsigned window, float scale) {                                          \
         attention::backward_keys<D>(q, k, v, dy, log_sums, deltas, tiles, dk, dv, num_queries,                         \
                                     {num_heads, num_kv_heads, head_dim}, window, scale);                                \
-    }                                                                                                                   \
-    EXPORT_KERNEL(attention_backward_keys_##D)
+    }
 
 ATTENTION_BACKWARD_KEYS(32, 3)
+EXPORT_KERNEL(attention_backward_keys_32)
 ATTENTION_BACKWARD_KEYS(64, 3)
+EXPORT_KERNEL(attention_backward_keys_64)
 ATTENTION_BACKWARD_KEYS(96, 2)
+EXPORT_KERNEL(attention_backward_keys_96)
 ATTENTION_BACKWARD_KEYS(128, 2)
+EXPORT_KERNEL(attention_backward_keys_128)
