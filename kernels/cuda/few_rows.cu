@@ -1,10 +1,12 @@
 // Products y = scale · (x Wᵀ + x2 W2ᵀ) + bias of a few rows x, where reading W is all the work: decoding.
 //
-// x (M,K) bf16, W (N,K) bf16 or NF4 (K a multiple of 64), y (M,N) bf16 or f32; the second pair is bf16, whose
-// rows begin at multiples of 8 values.
+// x (M,K) bf16, W (N,K) bf16 or NF4 (K a multiple of 64), y (M,N) bf16 or f32; the second pair is bf16. Rows of bf16 begin
+// at multiples of 8 values. Twin: `FrozenLinear`.
+//
 // A block has 16 rows of W, which its 8 warps share along K, and 8 rows of x; the blocks of the other rows of x are next to
-// it. Tensor cores take the rows of W as their 16 and those of x as their 8. What k means to them is free, as long as both sides agree: so a lane gives them side by side what it has read
-// side by side. NF4's values go in as bf16, and a block's sum is multiplied with its scale in f32. Twin: `FrozenLinear`.
+// it. Tensor cores take the rows of W as their 16 and those of x as their 8. What k means to them is free, as long as both
+// sides agree: so a lane gives them side by side what it has read side by side. NF4's values go in as bf16, and a block's
+// sum is multiplied with its scale in f32.
 #include "gemm.cuh"
 
 using namespace gemm;
