@@ -77,7 +77,7 @@ fn matrices(
             let part = |i: usize| {
                 let block = |block: usize| -> Vec<u8> {
                     let bytes = (0..32).map(|byte| ((7919 * i + 32 * block + byte) * 104_729 % 1009) as u8);
-                    // An exponent or a scale in f16, both about 1/64, then codes.
+                    // An exponent, or a scale in f16 of about 2^-10, then codes.
                     match block_type {
                         BlockType::Mxfp4 => {
                             [121 + (block % 3) as u8].into_iter().chain(bytes.take(16)).collect()
