@@ -44,7 +44,9 @@ struct Sizes {
 }
 
 /// Rows up to which a product with a matrix is a matter of reading that.
-const FEW_ROWS: usize = 8;
+const FEW_ROWS: usize = 16;
+/// How many of them a block has, and how many of the matrix.
+const FEW_ROWS_BLOCK: [usize; 2] = [8, 16];
 /// Rows from which on a packed matrix is written out in bf16 first: its tiles would be unpacked too often.
 const MANY_ROWS: usize = 512;
 /// K of a step of a tile, and steps that a part has at least.
@@ -103,14 +105,15 @@ impl<'a> Product<'a> {
             }
             Operand::Nf4(packed) if sizes.m >= MANY_ROWS => {
                 let dense = packed.dequantize()?;
-                Product { b: Operand::Bf16(&dense), ..*self }.write_tiles(c, sizes, flags)
+                Product { b: Operand::Bf16(&dense), ..*self }.write(c, dtype, adds)
             }
             _ => self.write_tiles(c, sizes, flags),
         }
     }
 
     fn write_few_rows(&self, c: &dyn ToArg, Sizes { m, n, k, more_k }: Sizes, flags: u32) -> Result<()> {
-        let grid = Grid::line(n.div_ceil(16), 256);
+        let [rows, outputs] = FEW_ROWS_BLOCK;
+        let grid = Grid::line(n.div_ceil(outputs) * m.div_ceil(rows), 256);
         let (name, grid) = match self.b {
             Operand::Bf16(_) => ("few_rows", grid),
             // A table of 32 KiB, and sums
@@ -139,7 +142,9 @@ impl<'a> Product<'a> {
         let tiles = |side: usize| m.div_ceil(side) * n.div_ceil(side);
         let side = if m > SMALL && n > SMALL && 4 * tiles(LARGE) > MANY_BLOCKS { LARGE } else { SMALL };
         let steps = k.div_ceil(STEP) + more_k.div_ceil(STEP);
-        let max_parts = (MANY_BLOCKS / tiles(side).max(1)).clamp(1, (steps / MIN_STEPS).max(1));
+        // Twice as many of the small ones run at a time.
+        let many_blocks = if side == LARGE { MANY_BLOCKS } else { 2 * MANY_BLOCKS };
+        let max_parts = (many_blocks / tiles(side).max(1)).clamp(1, (steps / MIN_STEPS).max(1));
         let part_steps = steps.div_ceil(max_parts).max(1);
         let num_parts = steps.div_ceil(part_steps).max(1);
         let grid = Grid {
