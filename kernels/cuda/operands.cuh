@@ -11,6 +11,8 @@ namespace gemm {
 // How much of K a stage holds.
 constexpr unsigned DEPTH = 32;
 constexpr unsigned CHUNK = 8;
+// How many stages before they are read packed weights are asked for: a stage's products take less time than memory does.
+constexpr unsigned AHEAD = 4;
 
 // Whether K lies within the rows of a matrix, (M,K) or (N,K), or across them, (K,M) or (K,N).
 enum class K { WITHIN_ROWS, ACROSS_ROWS };
@@ -207,6 +209,7 @@ template <class MATRIX, unsigned ROWS, unsigned WIDTH, unsigned THREADS, K SIDE>
             const typename MATRIX::Raw scale = from.fetch_scale(at);
 #pragma unroll
             for (unsigned i = 0; i < WORDS; i++) scales[i] = scale;
+            if (k + AHEAD * DEPTH < depth) prefetch(from.codes + (at + AHEAD * stride(from)) / 2);
         } else {
 #pragma unroll
             for (unsigned i = 0; i < WORDS; i++) {
@@ -218,7 +221,12 @@ template <class MATRIX, unsigned ROWS, unsigned WIDTH, unsigned THREADS, K SIDE>
             }
         }
         k += DEPTH;
-        at += SIDE == K::WITHIN_ROWS ? DEPTH : (size_t)DEPTH * from.width;
+        at += stride(from);
+    }
+
+    // Values from a stage's to the next one's.
+    static __device__ __forceinline__ size_t stride(const MATRIX &from) {
+        return SIDE == K::WITHIN_ROWS ? DEPTH : (size_t)DEPTH * from.width;
     }
 
     // The whole warp takes part: its lanes hold the values of the codes.

@@ -11,6 +11,7 @@ pub(crate) mod cross_entropy;
 mod cuda;
 pub(crate) mod dropout;
 pub(crate) mod expert_lora;
+pub(crate) mod expert_matrices;
 pub(crate) mod experts;
 mod gemm;
 mod launch;
