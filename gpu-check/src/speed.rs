@@ -118,6 +118,7 @@ pub fn training(
             dropout_key: None,
             neftune: None,
             recomputed_blocks: Some(1),
+            offload: None,
         };
         let mut step = || -> Result<f64> {
             optimizer.clear_gradients()?;

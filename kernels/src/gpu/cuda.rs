@@ -7,17 +7,18 @@ use std::{
 };
 
 use candle_core::{
-    CudaDevice, CudaStorage, DType, Result, bail,
+    CudaDevice, CudaStorage, DType, Device, Result, Shape, Storage, Tensor, bail,
     cuda::{
         CudaStorageSlice, WrapErr as _,
         cudarc::{
             driver::{
-                CudaFunction, CudaModule, DevicePtr as _, LaunchConfig, PushKernelArg as _,
-                sys::CUfunction_attribute,
+                CudaFunction, CudaModule, CudaStream, DevicePtr as _, LaunchConfig, PinnedHostSlice,
+                PushKernelArg as _, sys::CUfunction_attribute,
             },
             nvrtc::Ptx,
         },
     },
+    op::BackpropOp,
 };
 
 use super::{Arg, Grid};
@@ -114,4 +115,59 @@ pub(super) fn address(storage: &CudaStorage, start: impl Fn(usize) -> u64) -> Re
         CudaStorageSlice::U8(slice) => slice.device_ptr(&stream).0 + start(1),
         _ => bail!("kernels read bf16, f32, u32 and u8 only"),
     })
+}
+
+/// Host memory that a card copies to and from by itself.
+pub(super) type Pinned = PinnedHostSlice<half::bf16>;
+
+/// A stream for copies beside that of the computation.
+pub(super) struct Lane {
+    device: CudaDevice,
+    copies: Arc<CudaStream>,
+}
+
+impl Lane {
+    /// None for the emulated GPU.
+    pub(super) fn new(device: &Device) -> Result<Option<Self>> {
+        let Device::Cuda(device) = device else { return Ok(None) };
+        let copies = device.cuda_stream().context().new_stream().w()?;
+        Ok(Some(Self { device: device.clone(), copies }))
+    }
+
+    /// Copies a tensor (its elements side by side) to the host, beside what is computed from here on. It has to stay until
+    /// the next call of this or of [`Self::wait`].
+    pub(super) fn send(&self, tensor: &Tensor, to: &mut Option<(Pinned, Shape)>) -> Result<()> {
+        let computing = self.device.cuda_stream();
+        computing.join(&self.copies).w()?;
+        self.copies.join(&computing).w()?;
+        let (storage, layout) = tensor.storage_and_layout();
+        let (Storage::Cuda(CudaStorage { slice: CudaStorageSlice::BF16(slice), .. }), Some((start, end))) =
+            (&*storage, layout.contiguous_offsets())
+        else {
+            bail!("only bf16 on a card is parked, got {tensor:?}")
+        };
+        let mut pinned = match to.take() {
+            Some((pinned, _)) if pinned.len() == end - start => pinned,
+            // SAFETY: the copy below fills it before anything reads it.
+            _ => unsafe { computing.context().alloc_pinned(end - start) }.w()?,
+        };
+        self.copies.memcpy_dtoh(&slice.slice(start..end), &mut pinned).w()?;
+        *to = Some((pinned, layout.shape().clone()));
+        Ok(())
+    }
+
+    /// Copies it back, beside what is computed from here on; it is there after [`Self::wait`].
+    pub(super) fn fetch(&self, from: &Pinned, shape: &Shape) -> Result<Tensor> {
+        let mut storage = allocate(&self.device, shape.elem_count(), DType::BF16)?;
+        self.copies.join(&self.device.cuda_stream()).w()?;
+        if let CudaStorageSlice::BF16(slice) = &mut storage.slice {
+            self.copies.memcpy_htod(from, slice).w()?;
+        }
+        Ok(Tensor::from_storage(Storage::Cuda(storage), shape, BackpropOp::none(), false))
+    }
+
+    /// What is computed from here on sees what was copied.
+    pub(super) fn wait(&self) -> Result<()> {
+        self.device.cuda_stream().join(&self.copies).w()
+    }
 }

@@ -21,6 +21,7 @@ mod memory;
 mod mirrored;
 mod mxfp4;
 mod nf4;
+mod offload;
 pub(crate) mod rms_norm;
 pub(crate) mod rope;
 pub mod routing;
@@ -39,6 +40,7 @@ pub(crate) use memory::Buffer;
 pub use mirrored::Mirrored;
 pub use mxfp4::GpuMxfp4;
 pub use nf4::GpuNf4;
+pub use offload::Offload;
 pub(crate) use trace::{traced1, traced2, traced3};
 
 /// Runs a kernel by its name; the error is a sentence.
