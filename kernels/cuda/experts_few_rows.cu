@@ -78,8 +78,8 @@ struct Mxfp4Rows {
     // the code's value, also where that has exponent 0, and the scale is 2^(s - 64).
     template <unsigned I> static __device__ __forceinline__ uint32_t values(uint32_t codes, uint32_t scale) {
         const uint32_t signs = codes << (12 - 4 * I) & 0x80008000u;
-        const uint32_t magnitudes = (I < 2 ? codes << (I < 2 ? 6 - 4 * I : 0) : codes >> (I < 2 ? 0 : 4 * I - 6)) & 0x01c001c0u;
-        return multiply_bf16(signs | magnitudes, scale);
+        const uint32_t shifted = I < 2 ? codes << (I < 2 ? 6 - 4 * I : 0) : codes >> (I < 2 ? 0 : 4 * I - 6);
+        return multiply_bf16(signs | (shifted & 0x01c001c0u), scale);
     }
 
     __device__ __forceinline__ void multiply(const Part &part, const uint4 *x, float (&sums)[4]) const {

@@ -62,11 +62,18 @@ pub(crate) fn forward(
     };
     let y = if call.is_few()? { call.few_places()? } else { call.many_places()? };
     match updates {
-        None => traced2(x, &routing.weights, y, move |_, dy| {
-            let [dx, dweights, _] = call.backward(dy)?;
-            Ok([dx, dweights])
-        }),
-        Some(updates) => traced3([x, &routing.weights, &updates.packed], y, move |_, dy| call.backward(dy)),
+        None => traced2(x, &routing.weights, y, move |_, dy| call.backward(dy, None)),
+        Some(updates) => {
+            let packed = &updates.packed;
+            traced3([x, &routing.weights, packed], y, {
+                let (device, length) = (packed.device().clone(), packed.elem_count());
+                move |_, dy| {
+                    let dpacked = Buffer::new(&device, length, DType::F32)?.into_tensor();
+                    let [dx, dweights] = call.backward(dy, Some(&dpacked))?;
+                    Ok([dx, dweights, dpacked])
+                }
+            })
+        }
     }
 }
 
@@ -329,17 +336,12 @@ impl Call {
         self.combine(&rows.rows, &work, Some(&self.weights))
     }
 
-    /// The gradients of x, the routing's weights and the packed updates.
-    fn backward(&self, dy: &Tensor) -> Result<[Tensor; 3]> {
+    /// The gradients of x and the routing's weights; that of the packed updates is written to `dpacked`.
+    fn backward(&self, dy: &Tensor, dpacked: Option<&Tensor>) -> Result<[Tensor; 2]> {
         let Experts { hidden_size, intermediate_size, activation, .. } = *self.experts;
         let (weights, work, device) = (self.experts.gpu()?, self.work()?, self.device());
         let (sorted, tokens) = (&work.sorted, Some(&work.sorted.tokens));
         let [gate_up_updates, down_updates] = self.low_rank();
-        let dpacked = match &self.updates {
-            None => Buffer::new(device, 0, DType::F32)?,
-            Some(updates) => Buffer::new(device, updates.packed.dims(), DType::F32)?,
-        };
-        let dpacked = dpacked.into_tensor();
         let dy = plain_bf16(dy)?;
         // 1. What the forward had: gate and up
         let Multiplied { rows: gate_up, low } = self.gate_up(&work)?;
@@ -347,7 +349,8 @@ impl Call {
         let matrices = (&weights.down, work.down.as_ref());
         let shape = [hidden_size, intermediate_size];
         let dinner = work.multiply(Form::Nn, (&dy, tokens), matrices, None, shape)?;
-        if let (Some(Factors { a, rank, .. }), Some(dlow)) = (&work.down, &dinner.low) {
+        if let (Some(Factors { a, rank, .. }), Some(dlow), Some(dpacked)) = (&work.down, &dinner.low, dpacked)
+        {
             let inner = self.activation(&gate_up)?;
             let a = Matrices::Bf16(a.clone());
             let low = Product {
@@ -365,7 +368,7 @@ impl Call {
             Rows { low: &low, dlow, x: (&inner, None), dy: (&dy, tokens), weights }.gradients(
                 down_updates,
                 sorted,
-                &dpacked,
+                dpacked,
             )?;
         }
         // 3. The weights' gradients, and that of gate and up in their place
@@ -392,13 +395,13 @@ impl Call {
         let matrices = (&weights.gate_up, work.gate_up.as_ref());
         let shape = [2 * intermediate_size, hidden_size];
         let dx = work.multiply(Form::Nn, (&gate_up, None), matrices, None, shape)?;
-        if let (Some(low), Some(dlow)) = (&low, &dx.low) {
+        if let (Some(low), Some(dlow), Some(dpacked)) = (&low, &dx.low, dpacked) {
             Rows { low, dlow, x: (&self.x, tokens), dy: (&gate_up, None), weights: None }.gradients(
                 gate_up_updates,
                 sorted,
-                &dpacked,
+                dpacked,
             )?;
         }
-        Ok([self.combine(&dx.rows, &work, None)?.into_tensor(), dweights.into_tensor(), dpacked])
+        Ok([self.combine(&dx.rows, &work, None)?.into_tensor(), dweights.into_tensor()])
     }
 }
