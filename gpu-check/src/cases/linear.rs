@@ -82,7 +82,7 @@ pub fn an_odd_number_of_outputs_is_its_twin() -> Result<()> {
     Ok(())
 }
 
-pub fn what_does_not_fit_is_refused() -> Result<()> {
+pub fn sizes_that_do_not_fit_are_refused() -> Result<()> {
     let layer = |out_features, in_features| -> Result<FrozenLinear> {
         FrozenLinear::new(&random(&[out_features, in_features], 1)?, None)?.to_device(&target())
     };

@@ -11,6 +11,10 @@ use candle_core::{
     cuda::{
         CudaStorageSlice, WrapErr as _,
         cudarc::{
+            cublas::{
+                self,
+                sys::{cublasComputeType_t, cublasGemmAlgo_t, cublasOperation_t, cudaDataType_t},
+            },
             driver::{
                 CudaFunction, CudaModule, CudaStream, DevicePtr as _, LaunchConfig, PinnedHostSlice,
                 PushKernelArg as _, sys::CUfunction_attribute,
@@ -21,7 +25,7 @@ use candle_core::{
     op::BackpropOp,
 };
 
-use super::{Arg, Grid};
+use super::{Arg, Form, Grid};
 
 /// The kernels of each source, and their machine code for several cards.
 static MODULES: &[(&[&str], &[u8])] = include!(concat!(env!("OUT_DIR"), "/modules.rs"));
@@ -115,6 +119,54 @@ pub(super) fn address(storage: &CudaStorage, start: impl Fn(usize) -> u64) -> Re
         CudaStorageSlice::U8(slice) => slice.device_ptr(&stream).0 + start(1),
         _ => bail!("kernels read bf16, f32, u32 and u8 only"),
     })
+}
+
+/// `C = scale · A B`, added to what is there if `adds`: A and B in bf16 as the form has them, C (M,N) in bf16 or f32,
+/// row-major, sums in f32. cuBLAS counts by columns, so it multiplies the transposes in turn.
+pub(super) fn multiply(
+    device: &Device,
+    form: Form,
+    [a, b, c]: [u64; 3],
+    [m, n, k]: [usize; 3],
+    scale: f32,
+    adds: bool,
+    is_f32: bool,
+) -> Result<()> {
+    let Device::Cuda(device) = device else { bail!("cuBLAS needs a card") };
+    let (plain, turned) = (cublasOperation_t::CUBLAS_OP_N, cublasOperation_t::CUBLAS_OP_T);
+    let (of_b, b_stride, of_a, a_stride) = match form {
+        Form::Nt => (turned, k, plain, k),
+        Form::Nn => (plain, n, plain, k),
+        Form::Tn => (plain, n, turned, m),
+    };
+    let beta = if adds { 1.0f32 } else { 0.0 };
+    let (bf16, f32) = (cudaDataType_t::CUDA_R_16BF, cudaDataType_t::CUDA_R_32F);
+    let blas = device.cublas_handle();
+    // SAFETY: the callers' matrices have these sizes, and are freed in the stream's order, behind this product.
+    unsafe {
+        cublas::result::gemm_ex(
+            *blas.handle(),
+            of_b,
+            of_a,
+            n as i32,
+            m as i32,
+            k as i32,
+            (&raw const scale).cast(),
+            b as *const _,
+            bf16,
+            b_stride as i32,
+            a as *const _,
+            bf16,
+            a_stride as i32,
+            (&raw const beta).cast(),
+            c as *mut _,
+            if is_f32 { f32 } else { bf16 },
+            n as i32,
+            cublasComputeType_t::CUBLAS_COMPUTE_32F,
+            cublasGemmAlgo_t::CUBLAS_GEMM_DEFAULT,
+        )
+    }
+    .w()
 }
 
 /// Host memory that a card copies to and from by itself.
