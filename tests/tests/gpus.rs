@@ -22,7 +22,8 @@ const LIBRARIES: [&str; 4] = ["libcuda.so.1", "libcublas.so.13", "libcublasLt.so
 /// The library with these `-D`s; none where there is no C compiler.
 fn fake_nvml(folder: &Path, defines: &[&str]) -> Option<PathBuf> {
     std::fs::create_dir_all(folder).unwrap();
-    let library = folder.join(format!("fake_nvml{}.so", defines.concat()));
+    let name = defines.concat().replace(['/', '"'], "-");
+    let library = folder.join(format!("fake_nvml{name}.so"));
     let mut cc = Command::new("cc");
     cc.args(["-shared", "-fPIC", "-o"]).arg(&library).args(defines).arg(repo("tests/fixtures/fake_nvml.c"));
     let Ok(output) = cc.output() else {
