@@ -1,4 +1,5 @@
 //! Checks a card and times it: one table, from a program that needs nothing beside the driver and CUDA's libraries.
+#![expect(clippy::print_stdout, reason = "a tool of the terminal")]
 
 use std::{
     panic::{AssertUnwindSafe, catch_unwind},

@@ -1,5 +1,4 @@
 //! Every check, on the emulated GPU.
-#![expect(clippy::unwrap_used, reason = "a test may panic")]
 
 use lathe_gpu_check::{cases, for_each_check, steps};
 
