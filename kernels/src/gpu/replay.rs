@@ -12,10 +12,6 @@ pub struct Replay {
 
 impl Replay {
     /// Does on `device` what `launches` does, which is not asked once there is a graph.
-    #[cfg_attr(
-        not(feature = "cuda"),
-        expect(clippy::unused_self, reason = "a build without CUDA has no graph to keep")
-    )]
     pub fn run<E: From<candle_core::Error> + std::fmt::Display>(
         &mut self,
         device: &Device,

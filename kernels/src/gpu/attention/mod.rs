@@ -83,7 +83,7 @@ pub(crate) fn forward(
         let Attention { num_heads, num_kv_heads, window, .. } = *attention;
         let group = num_heads / num_kv_heads;
         let division = Division::Splits { num_rows: q.dim(0)?, num_kv_heads, group, window };
-        run.decode(run.tiles(division)?, &y, &log_sums)?;
+        run.decode(&run.tiles(division)?, &y, &log_sums)?;
     } else {
         run.forward(&y, &log_sums)?;
     }
@@ -121,7 +121,7 @@ pub(crate) fn decode_sequences(
     let joins = (max_splits > 1).then(|| joins.into_tensor());
     let y = Buffer::new(device, q.shape(), DType::BF16)?;
     let log_sums = Buffer::new(device, (num_heads, batch), DType::F32)?;
-    run.decode(Tiles { records: records.into_tensor(), count, joins }, &y, &log_sums)?;
+    run.decode(&Tiles { records: records.into_tensor(), count, joins }, &y, &log_sums)?;
     Ok(y.into_tensor())
 }
 
@@ -175,7 +175,7 @@ impl Run {
     }
 
     /// Likewise with the keys split among blocks.
-    fn decode(&self, tiles: Tiles, y: &Buffer, log_sums: &Buffer) -> Result<()> {
+    fn decode(&self, tiles: &Tiles, y: &Buffer, log_sums: &Buffer) -> Result<()> {
         let Self { kernels, attention, q, k, v, .. } = self;
         let Attention { num_heads, num_kv_heads, head_dim, sinks, .. } = attention;
         let num_rows = q.dim(0)?;
