@@ -34,6 +34,12 @@ fn main() {
         let text = fs::read_to_string(source).expect("a readable source");
         let names = text.split("EXPORT_KERNEL(").skip(1).filter_map(|rest| rest.split(')').next());
         let names: Vec<&str> = names.collect();
+        for name in &names {
+            // The names are read from the text: a macro's parameter would be none.
+            let is_name = name.starts_with(|first: char| first.is_ascii_lowercase()) && *name != "name";
+            assert!(is_name, "{}: EXPORT_KERNEL({name}) names no kernel", source.display());
+        }
+        let fatbin = fatbin.to_str().expect("a target folder in UTF-8");
         writeln!(table, "    (&{names:?}, include_bytes!({fatbin:?})),").expect("a string takes it");
     }
     table.push_str("]\n");

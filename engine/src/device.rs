@@ -3,18 +3,19 @@
 use std::sync::OnceLock;
 
 use candle_core::Device;
-use lathe_protocol::ErrorCode;
+use lathe_protocol::{ErrorCode, ErrorInfo};
 
 use crate::{Error, Result};
 
-type LastWords = Box<dyn Fn(Error) + Send + Sync>;
+type Hook = Box<dyn Fn(&ErrorInfo) + Send + Sync>;
 
-static LAST_WORDS: OnceLock<LastWords> = OnceLock::new();
+static ON_FATAL: OnceLock<Hook> = OnceLock::new();
 
-/// Ends the process where a card's context is first seen to be beyond use, after `say`: nothing touches CUDA any more,
-/// not even to free memory. Without it such a fault is an error like any other. Only the first call counts.
-pub fn end_on_fatal(say: impl Fn(Error) + Send + Sync + 'static) {
-    LAST_WORDS.get_or_init(|| Box::new(say));
+/// What is done where a card's context is first seen to be beyond use: `end` says so and ends the process, so that nothing
+/// touches CUDA any more, not even to free memory. Without it such a fault is an error like any other. Only the first call
+/// counts.
+pub fn on_fatal(end: impl Fn(&ErrorInfo) + Send + Sync + 'static) {
+    ON_FATAL.get_or_init(|| Box::new(end));
 }
 
 static ONLY_CARD: OnceLock<String> = OnceLock::new();
@@ -146,36 +147,32 @@ const UNSUITABLE: [(&str, &str, &str); 3] = [
 ];
 
 impl From<candle_core::Error> for Error {
-    /// Tells a card's own failures from those of a tensor. One that is fatal may not return: see [`end_on_fatal`].
+    /// Tells a card's own failures from those of a tensor. One that is fatal may not return: see [`on_fatal`].
     fn from(error: candle_core::Error) -> Self {
         let text = crate::error::without_backtrace(&error);
         let Some((failure, is_fatal)) = card_failure(&text, memory_here) else { return Self::Tensor(error) };
-        match LAST_WORDS.get() {
-            Some(say) if is_fatal => {
-                say(failure);
-                // Nothing is dropped and no handler runs: the driver may hang in either.
-                std::process::abort()
-            }
-            _ => failure,
+        if is_fatal && let Some(end) = ON_FATAL.get() {
+            end(&failure);
         }
+        failure.into()
     }
 }
 
 /// What a card's message means, and whether its context is beyond use; none if it is no card's.
-fn card_failure(text: &str, memory: impl Fn() -> Option<(u64, u64)>) -> Option<(Error, bool)> {
+fn card_failure(text: &str, memory: impl Fn() -> Option<(u64, u64)>) -> Option<(ErrorInfo, bool)> {
     let has = |names: &[&str]| names.iter().any(|name| text.contains(name));
     if has(&OUT_OF_MEMORY) {
         let gib = |bytes: u64| bytes as f64 / (1u64 << 30) as f64;
-        let left =
-            memory().map(|(free, total)| format!(": {:.1} GiB of {:.1} GiB free", gib(free), gib(total)));
-        let message = format!("The card's memory gave out{}", left.unwrap_or_default());
-        return Some((Error::invalid(ErrorCode::OutOfMemory, message), false));
+        let left = |(free, total)| format!(": {:.1} GiB of {:.1} GiB free", gib(free), gib(total));
+        let left = memory().map(left).unwrap_or_default();
+        let message = format!("The card's memory gave out{left}");
+        return Some((ErrorInfo::new(ErrorCode::OutOfMemory, message), false));
     }
     if let Some((_, what, hint)) = UNSUITABLE.iter().find(|(name, ..)| text.contains(name)) {
-        return Some((Error::invalid(ErrorCode::Device, format!("{what}: {text}")).hint(*hint), false));
+        return Some((ErrorInfo::new(ErrorCode::Device, format!("{what}: {text}")).hint(*hint), false));
     }
     if has(&FATAL) {
-        let error = Error::invalid(ErrorCode::Device, format!("The card stopped computing: {text}"))
+        let error = ErrorInfo::new(ErrorCode::Device, format!("The card stopped computing: {text}"))
             .hint("try again; if it comes back, see the system's log (dmesg) for NVRM's Xid, and report it");
         return Some((error, true));
     }
@@ -184,8 +181,6 @@ fn card_failure(text: &str, memory: impl Fn() -> Option<(u64, u64)>) -> Option<(
 
 #[cfg(test)]
 mod tests {
-    use lathe_protocol::ErrorInfo;
-
     use super::*;
 
     /// As candle wraps what cudarc says.

@@ -38,8 +38,13 @@ fn gradients_with(
     recomputed_blocks: Option<usize>,
 ) -> (f64, Vec<Vec<f32>>) {
     let mut optimizer = optimizer(trainables, &RunConfig::default()).unwrap();
-    let options =
-        PassOptions { rope: model.rope_table(64), dropout_key: Some(3), neftune: None, recomputed_blocks };
+    let options = PassOptions {
+        rope: model.rope_table(64),
+        dropout_key: Some(3),
+        neftune: None,
+        recomputed_blocks,
+        offload: None,
+    };
     let batch = batch::pack(rows);
     let tokens = accumulate(model, trainables, &batch, &options, Weights::Even(1.0), &mut optimizer).unwrap();
     (tokens.iter().map(|token| token.loss).sum(), optimizer.gradients().unwrap())

@@ -4,5 +4,6 @@
 
 pub mod cases;
 pub mod models;
+pub mod speed;
 pub mod steps;
 pub mod twins;

@@ -84,7 +84,7 @@ pub const TINY_GPT_OSS: Shape = Shape {
     num_kv_heads: 2,
     head_dim: 32,
     vocab_size: 320,
-    kind: Kind::GptOss { num_experts: 6, window: 16 },
+    kind: Kind::GptOss { num_experts: 8, window: 16 },
 };
 
 /// A tensor to write.

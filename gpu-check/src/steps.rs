@@ -1,6 +1,6 @@
 //! Training steps of tiny models on the GPU against the same steps on the CPU.
 
-use std::path::Path;
+use std::{path::Path, sync::Arc};
 
 use candle_core::{Result, Tensor, bail};
 use lathe_engine::{
@@ -9,7 +9,7 @@ use lathe_engine::{
     tokenize::TokenizedRow,
     train::{PassOptions, Weights, accumulate, optimizer, trainables},
 };
-use lathe_kernels::AdamW;
+use lathe_kernels::{AdamW, gpu::Offload};
 use lathe_protocol::{LoraConfig, Method, RunConfig};
 
 use crate::{
@@ -51,9 +51,9 @@ fn check(shape: &Shape, load_for: LoadFor, config: &LoraConfig) -> Result<()> {
     let folder = tempfile::tempdir().map_err(candle_core::Error::wrap)?;
     models::write(folder.path(), shape, 3).map_err(candle_core::Error::wrap)?;
     let mut failed = Ok(());
-    for recomputed in [None, Some(1)] {
-        let on_gpu = run(folder.path(), load_for, config, true, recomputed)?;
-        let on_cpu = run(folder.path(), load_for, config, false, recomputed)?;
+    for (recomputed, offloads) in [(None, false), (Some(1), true)] {
+        let on_gpu = run(folder.path(), load_for, config, true, recomputed, offloads)?;
+        let on_cpu = run(folder.path(), load_for, config, false, recomputed, false)?;
         for (step, (found, expected)) in on_gpu.losses.iter().zip(&on_cpu.losses).enumerate() {
             let off = (found / expected - 1.0).abs() as f32;
             note(off / LOSS_TOLERANCE);
@@ -85,6 +85,7 @@ fn run(
     config: &LoraConfig,
     on_gpu: bool,
     recomputed_blocks: Option<usize>,
+    offloads: bool,
 ) -> Result<Run> {
     let mut model = Model::load_on(path, load_for, compute(on_gpu)).map_err(candle_core::Error::wrap)?;
     lora::attach_fresh(&mut model, config, 1).map_err(candle_core::Error::wrap)?;
@@ -99,8 +100,14 @@ fn run(
     let rows: Vec<TokenizedRow> =
         [41, 7, 25].iter().enumerate().map(|(row, length)| tokens(row, *length)).collect();
     let batch = batch::pack(&rows);
-    let options =
-        PassOptions { rope: model.rope_table(64), dropout_key: None, neftune: None, recomputed_blocks };
+    let offload = offloads.then(|| Offload::new(&model.compute.device)).transpose()?.map(Arc::new);
+    let options = PassOptions {
+        rope: model.rope_table(64),
+        dropout_key: None,
+        neftune: None,
+        recomputed_blocks,
+        offload,
+    };
     let mut run = Run { losses: Vec::new(), gradients: Vec::new() };
     for step in 0..STEPS {
         optimizer.clear_gradients()?;

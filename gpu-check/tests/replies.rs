@@ -63,12 +63,12 @@ fn a_chat_forces_and_forbids_tokens() {
         ChatSession::load_on(Compute::emulated_gpu(), folder.path(), adapters, &|| 0.0).unwrap()
     };
     let drawn =
-        SamplingParams { max_tokens: 24, min_tokens: 24, temperature: 1.0, ..SamplingParams::default() };
+        SamplingParams { max_tokens: 12, min_tokens: 12, temperature: 1.0, ..SamplingParams::default() };
     for adapters in [vec![], vec![golden().join("adapter")]] {
         let mut session = load(&adapters);
         let (stats, thought, answer) =
             reply(&mut session, &SamplingParams { thinking_budget: Some(5), ..drawn.clone() });
-        assert_eq!((stats.thinking_tokens, stats.output_tokens), (5, 24), "{thought:?} {answer:?}");
+        assert_eq!((stats.thinking_tokens, stats.output_tokens), (5, 12), "{thought:?} {answer:?}");
         assert!(!thought.is_empty() && !answer.is_empty(), "{thought:?} {answer:?}");
         let (stats, thought, answer) =
             reply(&mut session, &SamplingParams { thinking_budget: Some(0), ..drawn.clone() });
@@ -76,7 +76,7 @@ fn a_chat_forces_and_forbids_tokens() {
         assert!(!answer.is_empty());
         // Nothing ends it before its time, and the same seed draws the same.
         let (stats, thought, _) = reply(&mut session, &drawn);
-        assert_eq!((stats.output_tokens, stats.finished), (24, false));
+        assert_eq!((stats.output_tokens, stats.finished), (12, false));
         let mut again = load(&adapters);
         reply(&mut again, &SamplingParams { thinking_budget: Some(5), ..drawn.clone() });
         reply(&mut again, &SamplingParams { thinking_budget: Some(0), ..drawn.clone() });
@@ -90,7 +90,7 @@ fn samples_answered_together_are_those_answered_alone() {
     let text_files = TextFiles::open(&golden()).unwrap();
     let model = Model::load_on(&golden(), LoadFor::Inference, Compute::emulated_gpu()).unwrap();
     // More than are answered at a time.
-    let prompts: Vec<String> = (0..10).map(|i| "Tell me more. ".repeat(i % 4 + 1) + &i.to_string()).collect();
+    let prompts: Vec<String> = (0..9).map(|i| "Tell me more. ".repeat(i % 4 + 1) + &i.to_string()).collect();
     let answers = |prompts: &[String]| -> Vec<String> {
         let mut texts = Vec::new();
         let samples = Samples::new(&text_files, prompts).unwrap();
@@ -103,10 +103,8 @@ fn samples_answered_together_are_those_answered_alone() {
     };
     let together = answers(&prompts);
     assert_eq!(together.len(), prompts.len());
-    for i in [0, 9] {
-        // Sums in another order may turn a choice between equals, but not at once.
-        let alone = &answers(&prompts[i..=i])[0];
-        let same = alone.chars().zip(together[i].chars()).take_while(|(a, b)| a == b).count();
-        assert!(same >= 4.min(alone.chars().count()), "{alone:?} {:?}", together[i]);
-    }
+    // Sums in another order may turn a choice between equals, but not at once.
+    let alone = &answers(&prompts[8..])[0];
+    let same = alone.chars().zip(together[8].chars()).take_while(|(a, b)| a == b).count();
+    assert!(same >= 4.min(alone.chars().count()), "{alone:?} {:?}", together[8]);
 }

@@ -110,10 +110,13 @@ __device__ __forceinline__ void forward(const bf16 *q, const bf16 *k, const bf16
      unsigned window, float scale) {                                                                                    \
         attention::forward<D, M>(q, k, v, sinks, tiles, y, log_sums, num_queries, {num_heads, num_kv_heads, head_dim}, \
                                  window, scale);                                                                        \
-    }                                                                                                                   \
-    EXPORT_KERNEL(attention_forward_##D)
+    }
 
 ATTENTION_FORWARD(32, 2)
+EXPORT_KERNEL(attention_forward_32)
 ATTENTION_FORWARD(64, 2)
+EXPORT_KERNEL(attention_forward_64)
 ATTENTION_FORWARD(96, 2)
+EXPORT_KERNEL(attention_forward_96)
 ATTENTION_FORWARD(128, 2)
+EXPORT_KERNEL(attention_forward_128)

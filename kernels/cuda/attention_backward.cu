@@ -9,6 +9,11 @@
 
 namespace attention {
 
+// Of two pairs of values, summed.
+__device__ __forceinline__ float product(uint32_t left, uint32_t right) {
+    return fmaf(low_half(left), low_half(right), high_half(left) * high_half(right));
+}
+
 // A block has a tile of 64 M queries of one head and walks over the keys they see, N at a time.
 template <unsigned D, unsigned M, unsigned N>
 __device__ __forceinline__ void backward_queries(const bf16 *q, const bf16 *k, const bf16 *v, const bf16 *y,
@@ -42,30 +47,40 @@ __device__ __forceinline__ void backward_queries(const bf16 *q, const bf16 *k, c
     commit_copies();
     if (num_tiles > 0) copy_keys(0);
     commit_copies();
-    wait_for_copies<1>();
-    __syncthreads();
 
-    // 2. Deltas: a row's threads are neighbours.
-    constexpr unsigned PARTS = THREADS / ROWS;
-    const unsigned row = threadIdx.x / PARTS;
-    float delta = 0.0f;
-    if (row < tile.count) {
-        for (unsigned chunk = threadIdx.x % PARTS; 8 * chunk < heads.head_dim; chunk += PARTS) {
-            const uint4 left = *(const uint4 *)(y + start + (size_t)row * heads.stride() + 8 * chunk);
-            const uint4 right = *(const uint4 *)(dys + chunk_at<D>(row, chunk));
-            const uint32_t lefts[4] = {left.x, left.y, left.z, left.w};
-            const uint32_t rights[4] = {right.x, right.y, right.z, right.w};
+    // 2. Deltas, by a few neighbouring lanes a row; y is on its way while dy is.
+    constexpr unsigned LANES = D % 64 == 0 ? 8 : 4, PASSES = ROWS * LANES / THREADS, PARTS = D / 8 / LANES;
+    const unsigned first_row = threadIdx.x / LANES, first_chunk = threadIdx.x % LANES;
+    uint4 outputs[PASSES][PARTS];
 #pragma unroll
-            for (unsigned i = 0; i < 4; i++) {
-                delta = fmaf(low_half(lefts[i]), low_half(rights[i]), delta);
-                delta = fmaf(high_half(lefts[i]), high_half(rights[i]), delta);
-            }
+    for (unsigned pass = 0; pass < PASSES; pass++) {
+#pragma unroll
+        for (unsigned part = 0; part < PARTS; part++) {
+            const unsigned row = first_row + THREADS / LANES * pass, chunk = first_chunk + LANES * part;
+            const bool is_there = row < tile.count && 8 * chunk < heads.head_dim;
+            const bf16 *const from = y + start + (size_t)row * heads.stride() + 8 * chunk;
+            outputs[pass][part] = is_there ? *(const uint4 *)from : make_uint4(0, 0, 0, 0);
         }
     }
-    if constexpr (PARTS == 2) delta += __shfl_xor_sync(FULL_WARP, delta, 1);
-    if (threadIdx.x % PARTS == 0) {
-        row_deltas[row] = delta;
-        if (row < tile.count) deltas[(size_t)head * num_queries + tile.row + row] = delta;
+    wait_for_copies<1>();
+    __syncthreads();
+#pragma unroll
+    for (unsigned pass = 0; pass < PASSES; pass++) {
+        const unsigned row = first_row + THREADS / LANES * pass;
+        float delta = 0.0f;
+#pragma unroll
+        for (unsigned part = 0; part < PARTS; part++) {
+            const uint4 left = outputs[pass][part];
+            const uint4 right = *(const uint4 *)(dys + chunk_at<D>(row, first_chunk + LANES * part));
+            delta += product(left.x, right.x) + product(left.y, right.y);
+            delta += product(left.z, right.z) + product(left.w, right.w);
+        }
+#pragma unroll
+        for (unsigned mask = LANES / 2; mask > 0; mask /= 2) delta += __shfl_xor_sync(FULL_WARP, delta, mask);
+        if (first_chunk == 0) {
+            row_deltas[row] = delta;
+            if (row < tile.count) deltas[(size_t)head * num_queries + tile.row + row] = delta;
+        }
     }
     __syncthreads();
 
@@ -239,13 +254,16 @@ __device__ __forceinline__ void backward_keys(const bf16 *q, const bf16 *k, cons
      unsigned num_kv_heads, unsigned head_dim, unsigned window, float scale) {                                          \
         attention::backward_queries<D, M, N>(q, k, v, y, dy, log_sums, tiles, dq, deltas, num_queries,                    \
                                           {num_heads, num_kv_heads, head_dim}, window, scale);                          \
-    }                                                                                                                   \
-    EXPORT_KERNEL(attention_backward_queries_##D)
+    }
 
 ATTENTION_BACKWARD_QUERIES(32, 2, 64)
+EXPORT_KERNEL(attention_backward_queries_32)
 ATTENTION_BACKWARD_QUERIES(64, 2, 64)
+EXPORT_KERNEL(attention_backward_queries_64)
 ATTENTION_BACKWARD_QUERIES(96, 2, 32)
+EXPORT_KERNEL(attention_backward_queries_96)
 ATTENTION_BACKWARD_QUERIES(128, 2, 32)
+EXPORT_KERNEL(attention_backward_queries_128)
 
 // Blocks (G, tiles). A tile has 64 keys. So many blocks share a multiprocessor's registers.
 #define ATTENTION_BACKWARD_KEYS(D, BLOCKS)                                                                              \
@@ -255,10 +273,13 @@ ATTENTION_BACKWARD_QUERIES(128, 2, 32)
      unsigned num_kv_heads, unsigned head_dim, unsigned window, float scale) {                                          \
         attention::backward_keys<D>(q, k, v, dy, log_sums, deltas, tiles, dk, dv, num_queries,                         \
                                     {num_heads, num_kv_heads, head_dim}, window, scale);                                \
-    }                                                                                                                   \
-    EXPORT_KERNEL(attention_backward_keys_##D)
+    }
 
 ATTENTION_BACKWARD_KEYS(32, 3)
+EXPORT_KERNEL(attention_backward_keys_32)
 ATTENTION_BACKWARD_KEYS(64, 3)
+EXPORT_KERNEL(attention_backward_keys_64)
 ATTENTION_BACKWARD_KEYS(96, 2)
+EXPORT_KERNEL(attention_backward_keys_96)
 ATTENTION_BACKWARD_KEYS(128, 2)
+EXPORT_KERNEL(attention_backward_keys_128)

@@ -72,7 +72,7 @@ __device__ __forceinline__ void decode(const bf16 *q, const bf16 *k, const bf16 
     if (num_tiles > 1) copy_keys(1);
     commit_copies();
 
-    // 2. A quarter of each tile's keys a warp.
+    // 2. A quarter of each tile's keys a warp. A split ends with a tile, or with the last key that is seen.
     Online<D, 1> softmax;
     const unsigned own = 16 * warp;
     const int query[2] = {tile.position + (int)((tile.first_row + lane / 4) / group),
@@ -88,7 +88,7 @@ __device__ __forceinline__ void decode(const bf16 *q, const bf16 *k, const bf16 
 #pragma unroll
             for (unsigned j = 0; j < 4; j++) {
                 const int key = tile.begin + i * (int)WALK + (int)(own + 8 * n + lane % 4 * 2 + j % 2);
-                if (key >= tile.end || !sees(query[j / 2], key, window)) scores[0][n][j] = MINUS_INFINITY;
+                if (!sees(query[j / 2], key, window)) scores[0][n][j] = MINUS_INFINITY;
             }
         }
         softmax.template weigh<16>(scores, scale * LOG2_E);
@@ -159,13 +159,16 @@ __device__ __forceinline__ void decode(const bf16 *q, const bf16 *k, const bf16 
      unsigned num_kv_heads, unsigned head_dim, unsigned window, float scale) {                                          \
         attention::decode<D>(q, k, v, sinks, tiles, y, log_sums, partial_outputs, partial_log_sums, num_queries,       \
                              {num_heads, num_kv_heads, head_dim}, window, scale);                                       \
-    }                                                                                                                   \
-    EXPORT_KERNEL(attention_decode_##D)
+    }
 
 ATTENTION_DECODE(32)
+EXPORT_KERNEL(attention_decode_32)
 ATTENTION_DECODE(64)
+EXPORT_KERNEL(attention_decode_64)
 ATTENTION_DECODE(96)
+EXPORT_KERNEL(attention_decode_96)
 ATTENTION_DECODE(128)
+EXPORT_KERNEL(attention_decode_128)
 
 // Blocks (H, T), a thread a column (the last have none).
 KERNEL(128, attention_join)

@@ -261,6 +261,15 @@ template <unsigned GROUPS_LEFT> __device__ __forceinline__ void wait_for_copies(
 #endif
 }
 
+// Asks for the line of memory that this is in, for a later read.
+__device__ __forceinline__ void prefetch(const void *global) {
+#ifdef LATHE_EMULATOR
+    (void)global;
+#else
+    asm volatile("prefetch.global.L2 [%0];" ::"l"(global));
+#endif
+}
+
 // ---- 4-bit weights ----
 
 // Values of NF4's codes (QLoRA, arXiv 2305.14314, appendix E).

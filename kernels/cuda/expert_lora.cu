@@ -117,7 +117,8 @@ KERNEL(128, expert_factor_gradient)
             for (unsigned i = 0; i < MAX_RANK / 16; i++) {
                 if (16 * i >= ranks) break;
                 uint32_t left[4];
-                load_transposed_matrices(left, lows + (k + matrix / 2 * 8 + row) * (MAX_RANK + PAD) + 16 * i + matrix % 2 * 8);
+                const unsigned r = 16 * i + matrix % 2 * 8;
+                load_transposed_matrices(left, lows + (k + matrix / 2 * 8 + row) * (MAX_RANK + PAD) + r);
                 mma_bf16(sums[i][0], left, halves[0]);
                 mma_bf16(sums[i][1], left, halves[1]);
             }
@@ -134,7 +135,8 @@ KERNEL(128, expert_factor_gradient)
             const unsigned r = first_rank + 16 * i + lane_index() / 4 + part % 4 / 2 * 8;
             const unsigned column = first_column + warp_index() * 16 + part / 4 * 8 + lane_index() % 4 * 2 + part % 2;
             if (r >= rank || column >= width) continue;
-            const size_t at = is_b ? ((size_t)expert * width + column) * rank + r : ((size_t)expert * rank + r) * width + column;
+            const size_t a_at = ((size_t)expert * rank + r) * width + column;
+            const size_t at = is_b ? ((size_t)expert * width + column) * rank + r : a_at;
             gradient[at] = scale * sums[i][part / 4][part % 4];
         }
     }

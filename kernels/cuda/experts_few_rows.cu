@@ -78,8 +78,8 @@ struct Mxfp4Rows {
     // the code's value, also where that has exponent 0, and the scale is 2^(s - 64).
     template <unsigned I> static __device__ __forceinline__ uint32_t values(uint32_t codes, uint32_t scale) {
         const uint32_t signs = codes << (12 - 4 * I) & 0x80008000u;
-        const uint32_t magnitudes = (I < 2 ? codes << (I < 2 ? 6 - 4 * I : 0) : codes >> (I < 2 ? 0 : 4 * I - 6)) & 0x01c001c0u;
-        return multiply_bf16(signs | magnitudes, scale);
+        const uint32_t shifted = I < 2 ? codes << (I < 2 ? 6 - 4 * I : 0) : codes >> (I < 2 ? 0 : 4 * I - 6);
+        return multiply_bf16(signs | (shifted & 0x01c001c0u), scale);
     }
 
     __device__ __forceinline__ void multiply(const Part &part, const uint4 *x, float (&sums)[4]) const {
@@ -298,15 +298,20 @@ __device__ __forceinline__ void down(const bf16 *inner, const ROWS &matrix, cons
      unsigned num_rows, unsigned width, unsigned k, float alpha, float limit, float offset) {                          \
         gate_up(x, ROWS{LIST VALUES, width}, bias, added, experts, inner, num_rows, k, alpha, limit, offset);          \
     }                                                                                                                  \
-    EXPORT_KERNEL(experts_gate_up_##format)                                                                            \
     KERNEL(512, experts_down_##format)                                                                                 \
     (const bf16 *inner, LIST PARAMETERS, const float *bias, const float *added, const float *weights,                  \
      const uint32_t *experts, bf16 *y, unsigned num_rows, unsigned width, unsigned k) {                                \
         down(inner, ROWS{LIST VALUES, width}, bias, added, weights, experts, y, num_rows, k);                          \
-    }                                                                                                                  \
-    EXPORT_KERNEL(experts_down_##format)
+    }
 
 #define LIST(...) __VA_ARGS__
 FEW_ROWS(bf16, Bf16Rows, (const bf16 *values), (values))
 FEW_ROWS(mxfp4, Mxfp4Rows, (const uint8_t *codes, const uint8_t *exponents), (codes, exponents))
 FEW_ROWS(nf4, Nf4Rows, (const uint8_t *codes, const float *scales), (codes, scales))
+
+EXPORT_KERNEL(experts_gate_up_bf16)
+EXPORT_KERNEL(experts_down_bf16)
+EXPORT_KERNEL(experts_gate_up_mxfp4)
+EXPORT_KERNEL(experts_down_mxfp4)
+EXPORT_KERNEL(experts_gate_up_nf4)
+EXPORT_KERNEL(experts_down_nf4)

@@ -47,8 +47,7 @@ template <class TILE, K B_K, class MATRIX> __device__ __forceinline__ void produ
      bf16 *c, const uint4 *tiles, unsigned n, unsigned k, unsigned more_k) {                                           \
         const Bf16Matrix matrix = {b, B_K == K::WITHIN_ROWS ? k : n};                                                  \
         product<TILE, B_K>({a, index, more_a, more_b, bias, c, tiles, n, k, more_k}, matrix);                          \
-    }                                                                                                                  \
-    EXPORT_KERNEL(name)
+    }
 
 #define NF4_PRODUCT(name, TILE, B_K)                                                                                   \
     KERNEL(TILE::THREADS, name)                                                                                        \
@@ -56,8 +55,7 @@ template <class TILE, K B_K, class MATRIX> __device__ __forceinline__ void produ
      const bf16 *more_b, const float *bias, bf16 *c, const uint4 *tiles, unsigned n, unsigned k, unsigned more_k) {    \
         const Nf4Matrix matrix = {codes, {scales, nullptr, nullptr, 0.0f}, B_K == K::WITHIN_ROWS ? k : n};             \
         product<TILE, B_K>({a, index, more_a, more_b, bias, c, tiles, n, k, more_k}, matrix);                          \
-    }                                                                                                                  \
-    EXPORT_KERNEL(name)
+    }
 
 #define MXFP4_PRODUCT(name, TILE, B_K)                                                                                 \
     KERNEL(TILE::THREADS, name)                                                                                        \
@@ -65,18 +63,29 @@ template <class TILE, K B_K, class MATRIX> __device__ __forceinline__ void produ
      const bf16 *more_b, const float *bias, bf16 *c, const uint4 *tiles, unsigned n, unsigned k, unsigned more_k) {    \
         const Mxfp4Matrix matrix = {codes, exponents, B_K == K::WITHIN_ROWS ? k : n};                                  \
         product<TILE, B_K>({a, index, more_a, more_b, bias, c, tiles, n, k, more_k}, matrix);                          \
-    }                                                                                                                  \
-    EXPORT_KERNEL(name)
+    }
 
 BF16_PRODUCT(experts_nt_bf16_large, LargeTile, K::WITHIN_ROWS)
+EXPORT_KERNEL(experts_nt_bf16_large)
 BF16_PRODUCT(experts_nt_bf16_small, SmallTile, K::WITHIN_ROWS)
+EXPORT_KERNEL(experts_nt_bf16_small)
 BF16_PRODUCT(experts_nn_bf16_large, LargeTile, K::ACROSS_ROWS)
+EXPORT_KERNEL(experts_nn_bf16_large)
 BF16_PRODUCT(experts_nn_bf16_small, SmallTile, K::ACROSS_ROWS)
+EXPORT_KERNEL(experts_nn_bf16_small)
 NF4_PRODUCT(experts_nt_nf4_large, LargeTile, K::WITHIN_ROWS)
+EXPORT_KERNEL(experts_nt_nf4_large)
 NF4_PRODUCT(experts_nt_nf4_small, SmallTile, K::WITHIN_ROWS)
+EXPORT_KERNEL(experts_nt_nf4_small)
 NF4_PRODUCT(experts_nn_nf4_large, LargeTile, K::ACROSS_ROWS)
+EXPORT_KERNEL(experts_nn_nf4_large)
 NF4_PRODUCT(experts_nn_nf4_small, SmallTile, K::ACROSS_ROWS)
+EXPORT_KERNEL(experts_nn_nf4_small)
 MXFP4_PRODUCT(experts_nt_mxfp4_large, LargeTile, K::WITHIN_ROWS)
+EXPORT_KERNEL(experts_nt_mxfp4_large)
 MXFP4_PRODUCT(experts_nt_mxfp4_small, SmallTile, K::WITHIN_ROWS)
+EXPORT_KERNEL(experts_nt_mxfp4_small)
 MXFP4_PRODUCT(experts_nn_mxfp4_large, LargeTile, K::ACROSS_ROWS)
+EXPORT_KERNEL(experts_nn_mxfp4_large)
 MXFP4_PRODUCT(experts_nn_mxfp4_small, SmallTile, K::ACROSS_ROWS)
+EXPORT_KERNEL(experts_nn_mxfp4_small)

@@ -1,9 +1,12 @@
-// Products y = scale · (x Wᵀ + x2 W2ᵀ) + bias of at most 8 rows x, where reading W is all the work: decoding.
+// Products y = scale · (x Wᵀ + x2 W2ᵀ) + bias of a few rows x, where reading W is all the work: decoding.
 //
-// x (M,K) bf16, W (N,K) bf16 or NF4 (K a multiple of 64), y (M,N) bf16 or f32; the second pair is bf16, K a multiple of 8.
-// A block has 16 rows of W, which its 8 warps share along K. Tensor cores take the rows of W as their 16 and those of x as
-// their 8. What k means to them is free, as long as both sides agree: so a lane gives them side by side what it has read
-// side by side. NF4's values go in as bf16, and a block's sum is multiplied with its scale in f32. Twin: `FrozenLinear`.
+// x (M,K) bf16, W (N,K) bf16 or NF4 (K a multiple of 64), y (M,N) bf16 or f32; the second pair is bf16. Rows of bf16 begin
+// at multiples of 8 values. Twin: `FrozenLinear`.
+//
+// A block has 16 rows of W, which its 8 warps share along K, and 8 rows of x; the blocks of the other rows of x are next to
+// it. Tensor cores take the rows of W as their 16 and those of x as their 8. What k means to them is free, as long as both
+// sides agree: so a lane gives them side by side what it has read side by side. NF4's values go in as bf16, and a block's
+// sum is multiplied with its scale in f32.
 #include "gemm.cuh"
 
 using namespace gemm;
@@ -12,7 +15,7 @@ namespace {
 
 constexpr unsigned THREADS = 256;
 constexpr unsigned WARPS = THREADS / 32;
-constexpr unsigned OUTPUTS = 16, MAX_ROWS = 8;
+constexpr unsigned OUTPUTS = 16, ROWS = 8;
 // Reads under way at a time.
 constexpr unsigned AHEAD = 4;
 
@@ -25,11 +28,19 @@ struct Part {
     // Two rows of W and the one of x whose values the lane gives; beyond the last the last, which nobody writes.
     unsigned outputs[2], row;
 
-    __device__ __forceinline__ Part(unsigned num_outputs, unsigned num_rows) : row(min(lane_index() / 4, num_rows - 1)) {
-        const unsigned first = blockIdx.x * OUTPUTS + lane_index() / 4;
-        outputs[0] = min(first, num_outputs - 1), outputs[1] = min(first + 8, num_outputs - 1);
+    __device__ __forceinline__ Part(Range all_outputs, Range rows) : row(min(rows.begin + lane_index() / 4, rows.end - 1)) {
+        const unsigned first = all_outputs.begin + lane_index() / 4, last = all_outputs.end - 1;
+        outputs[0] = min(first, last), outputs[1] = min(first + 8, last);
     }
 };
+
+// The rows of W and of x where the block's begin, and where all end.
+__device__ __forceinline__ Range block_outputs(unsigned num_outputs, unsigned num_rows) {
+    return {blockIdx.x / ((num_rows + ROWS - 1) / ROWS) * OUTPUTS, num_outputs};
+}
+__device__ __forceinline__ Range block_rows(unsigned num_rows) {
+    return {blockIdx.x % ((num_rows + ROWS - 1) / ROWS) * ROWS, num_rows};
+}
 
 // The units that this warp has of so many.
 __device__ __forceinline__ Range share(unsigned num_units) {
@@ -37,26 +48,31 @@ __device__ __forceinline__ Range share(unsigned num_units) {
     return {begin, min(begin + a_warp, num_units)};
 }
 
+// Keeps the compiler from moving reads to where they are needed: no read passes a barrier, and none is waited for here.
+__device__ __forceinline__ void keep_ahead() { __syncwarp(); }
+
 // Adds x Wᵀ for a W of bf16; a unit is 32 values.
 __device__ __forceinline__ void add(Part &part, const bf16 *x, const bf16 *w, unsigned depth) {
     const Range units = share((depth + 31) / 32);
     const uint4 zero = make_uint4(0, 0, 0, 0);
-    const bf16 *const rows[3] = {w + (size_t)part.outputs[0] * depth, w + (size_t)part.outputs[1] * depth,
-                                 x + (size_t)part.row * depth};
+    const unsigned width = row_width(depth);
+    const bf16 *const rows[3] = {w + (size_t)part.outputs[0] * width, w + (size_t)part.outputs[1] * width,
+                                 x + (size_t)part.row * width};
     for (unsigned unit = units.begin; unit < units.end; unit += AHEAD) {
         uint4 values[AHEAD][3];
+        bool is_there[AHEAD];
 #pragma unroll
         for (unsigned i = 0; i < AHEAD; i++) {
             const unsigned k = 32 * (unit + i) + lane_index() % 4 * 8;
             // Nothing is read under a condition, so that all reads are under way at once.
-            const bool is_there = unit + i < units.end && k < depth;
+            is_there[i] = unit + i < units.end && k < depth;
 #pragma unroll
-            for (unsigned j = 0; j < 3; j++) values[i][j] = *(const uint4 *)(rows[j] + (is_there ? k : 0));
-            values[i][2] = is_there ? values[i][2] : zero;
+            for (unsigned j = 0; j < 3; j++) values[i][j] = *(const uint4 *)(rows[j] + (is_there[i] ? k : 0));
         }
+        keep_ahead();
 #pragma unroll
         for (unsigned i = 0; i < AHEAD; i++) {
-            const uint4 first = values[i][0], second = values[i][1], input = values[i][2];
+            const uint4 first = values[i][0], second = values[i][1], input = is_there[i] ? values[i][2] : zero;
             mma_bf16(part.sums, {first.x, second.x, first.y, second.y}, {input.x, input.y});
             mma_bf16(part.sums, {first.z, second.z, first.w, second.w}, {input.z, input.w});
         }
@@ -104,15 +120,14 @@ __device__ __forceinline__ void add(Part &part, const bf16 *x, const Nf4Matrix &
         }
 #pragma unroll
         for (unsigned i = 0; i < AHEAD; i++) {
-            // Behind the last unit x is zero.
             const unsigned at = min(unit + i, units.end - 1);
 #pragma unroll
             for (unsigned half = 0; half < 2; half++) {
                 words[i][half] = *(const uint2 *)(codes[half] + 32 * at);
-                const uint4 values = *(const uint4 *)(inputs + 64 * at + 8 * half);
-                input[i][half] = unit + i < units.end ? values : zero;
+                input[i][half] = *(const uint4 *)(inputs + 64 * at + 8 * half);
             }
         }
+        keep_ahead();
         const float scales[2] = {w.scales.scale(raw[0]), w.scales.scale(raw[1])};
 #pragma unroll
         for (unsigned i = 0; i < AHEAD; i++) {
@@ -120,7 +135,8 @@ __device__ __forceinline__ void add(Part &part, const bf16 *x, const Nf4Matrix &
 #pragma unroll
             for (unsigned half = 0; half < 2; half++) {
                 const uint32_t first = half ? words[i][0].y : words[i][0].x, second = half ? words[i][1].y : words[i][1].x;
-                const uint4 values = input[i][half];
+                // Behind the last unit x is zero.
+                const uint4 values = unit + i < units.end ? input[i][half] : zero;
                 mma_bf16(sums, {pair<0>(table, first), pair<0>(table, second), pair<1>(table, first), pair<1>(table, second)},
                          {values.x, values.y});
                 mma_bf16(sums, {pair<2>(table, first), pair<2>(table, second), pair<3>(table, first), pair<3>(table, second)},
@@ -135,17 +151,18 @@ __device__ __forceinline__ void add(Part &part, const bf16 *x, const Nf4Matrix &
 }
 
 // Adds the warps' parts, in their order, and writes them.
-__device__ __forceinline__ void write(const Part &part, float *shared, const Output &output, unsigned num_rows) {
+__device__ __forceinline__ void write(const Part &part, float *shared, const Output &output, Range outputs, Range rows) {
     const unsigned group = lane_index() / 4, pair = lane_index() % 4;
 #pragma unroll
     for (unsigned i = 0; i < 4; i++) {
-        shared[(warp_index() * MAX_ROWS + 2 * pair + i % 2) * OUTPUTS + group + i / 2 * 8] = part.sums[i];
+        shared[(warp_index() * ROWS + 2 * pair + i % 2) * OUTPUTS + group + i / 2 * 8] = part.sums[i];
     }
     __syncthreads();
-    const unsigned row = threadIdx.x / OUTPUTS, column = blockIdx.x * OUTPUTS + threadIdx.x % OUTPUTS;
-    if (row >= num_rows || column >= output.width) return;
+    if (threadIdx.x >= ROWS * OUTPUTS) return;
+    const unsigned row = rows.begin + threadIdx.x / OUTPUTS, column = outputs.begin + threadIdx.x % OUTPUTS;
+    if (row >= rows.end || column >= outputs.end) return;
     float sum = 0.0f;
-    for (unsigned warp = 0; warp < WARPS; warp++) sum += shared[warp * MAX_ROWS * OUTPUTS + threadIdx.x];
+    for (unsigned warp = 0; warp < WARPS; warp++) sum += shared[warp * ROWS * OUTPUTS + threadIdx.x];
     output.write_one(sum, row, column);
 }
 
@@ -154,11 +171,12 @@ __device__ __forceinline__ void write(const Part &part, float *shared, const Out
 KERNEL(THREADS, few_rows)
 (const bf16 *x, const bf16 *w, const bf16 *more_x, const bf16 *more_w, const float *bias, void *y, unsigned num_rows,
  unsigned num_outputs, unsigned depth, unsigned more_depth, float scale, unsigned flags) {
-    __shared__ float sums[WARPS * MAX_ROWS * OUTPUTS];
-    Part part(num_outputs, num_rows);
+    __shared__ float sums[WARPS * ROWS * OUTPUTS];
+    const Range outputs = block_outputs(num_outputs, num_rows), rows = block_rows(num_rows);
+    Part part(outputs, rows);
     add(part, x, w, depth);
     add(part, more_x, more_w, more_depth);
-    write(part, sums, {y, num_outputs, (flags & IS_F32) != 0, (flags & ADDS) != 0, scale, bias}, num_rows);
+    write(part, sums, {y, num_outputs, (flags & IS_F32) != 0, (flags & ADDS) != 0, scale, bias}, outputs, rows);
 }
 EXPORT_KERNEL(few_rows)
 
@@ -169,10 +187,11 @@ KERNEL(THREADS, few_rows_nf4)
     SHARED_MEMORY(shared);
     fill_table((uint32_t *)shared);
     const Nf4Matrix matrix = {codes, {scales, scale_codes, scale_map, scale_offset}, depth};
-    Part part(num_outputs, num_rows);
+    const Range outputs = block_outputs(num_outputs, num_rows), rows = block_rows(num_rows);
+    Part part(outputs, rows);
     add(part, x, matrix, shared);
     add(part, more_x, more_w, more_depth);
     write(part, (float *)(shared + TABLE_BYTES), {y, num_outputs, (flags & IS_F32) != 0, (flags & ADDS) != 0, scale, bias},
-          num_rows);
+          outputs, rows);
 }
 EXPORT_KERNEL(few_rows_nf4)

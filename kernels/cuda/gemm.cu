@@ -20,9 +20,11 @@ __device__ __forceinline__ void product(const bf16 *a, const MATRIX &b, const bf
     SHARED_MEMORY(shared);
     const auto [m, n, k, more_k] = sizes;
     const Place<TILE> place(blockIdx.x, m, n);
-    const Factors<MATRIX> factors = {{a, A_K == K::WITHIN_ROWS ? k : m}, b, k};
+    const Factors<MATRIX> factors = {{a, row_width(A_K == K::WITHIN_ROWS ? k : m)}, b, k};
     const Factors<Bf16Matrix> more = {
-        {more_a, A_K == K::WITHIN_ROWS ? more_k : m}, {more_b, B_K == K::WITHIN_ROWS ? more_k : n}, more_k};
+        {more_a, row_width(A_K == K::WITHIN_ROWS ? more_k : m)},
+        {more_b, row_width(B_K == K::WITHIN_ROWS ? more_k : n)},
+        more_k};
     const unsigned first_step = blockIdx.y * steps_a_block;
     const Range steps = {first_step, min(first_step + steps_a_block, num_steps(k) + num_steps(more_k))};
     Sums<TILE> sums;
@@ -40,7 +42,7 @@ __device__ __forceinline__ void product(const bf16 *a, const MATRIX &b, const bf
     KERNEL(TILE::THREADS, name)                                                                                        \
     (const bf16 *a, const bf16 *b, const bf16 *more_a, const bf16 *more_b, const float *bias, void *c, unsigned m,     \
      unsigned n, unsigned k, unsigned more_k, unsigned steps_a_block, float scale, unsigned flags) {                   \
-        const Bf16Matrix matrix = {b, B_K == K::WITHIN_ROWS ? k : n};                                                  \
+        const Bf16Matrix matrix = {b, row_width(B_K == K::WITHIN_ROWS ? k : n)};                                       \
         product<TILE, A_K, B_K>(a, matrix, more_a, more_b, bias, c, {m, n, k, more_k}, steps_a_block, scale, flags);   \
     }
 

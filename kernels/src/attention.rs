@@ -19,7 +19,7 @@ const MIN_PARALLEL_WORK: usize = 1 << 22;
 
 /// Causal attention within segments: `softmax(scale · q kᵀ) v`, with grouped key/value heads.
 ///
-/// Shapes: q (T, H·D), k and v (S, G·D) -> (T, H·D). F32.
+/// Shapes: q (T, H·D), k and v (S, G·D) -> (T, H·D). F32, on a GPU bf16.
 /// Gradient: reaches q, k and v; the scores are recomputed in blocks, never held whole. Sinks are frozen.
 /// Source: FlashAttention-2, arXiv 2307.08691, section 3 (without its tiling over keys); sinks as gpt-oss has them.
 #[derive(Debug, Clone)]

@@ -124,7 +124,7 @@ impl Blocks {
         (self.num_rows, self.in_features)
     }
 
-    fn row(&self, row: usize) -> &[u8] {
+    pub(crate) fn row(&self, row: usize) -> &[u8] {
         let row_bytes = self.bytes.len() / self.num_rows;
         &self.bytes[row * row_bytes..][..row_bytes]
     }

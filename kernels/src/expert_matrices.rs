@@ -63,7 +63,7 @@ impl ExpertMatrices {
     }
 
     /// Writes row `row` of the packed matrix of `expert` in f32 into `out` (C).
-    fn dequantize_row(&self, expert: usize, out_features: usize, row: usize, out: &mut [f32]) {
+    pub(crate) fn dequantize_row(&self, expert: usize, out_features: usize, row: usize, out: &mut [f32]) {
         match self {
             Self::Dense(_) => unreachable!("dense matrices are used as they are"),
             Self::Mxfp4(packed) => packed.dequantize_row(expert * out_features + row, out),

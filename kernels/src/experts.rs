@@ -16,7 +16,7 @@ use crate::{
 /// Source: `GptOssExperts` in transformers.
 pub struct Experts {
     weights: Weights,
-    pub(crate) num_experts: usize,
+    pub(crate) count: usize,
     pub(crate) hidden_size: usize,
     pub(crate) intermediate_size: usize,
     pub(crate) activation: ClampedSwiGlu,
@@ -24,7 +24,7 @@ pub struct Experts {
 
 enum Weights {
     Host(HostWeights),
-    Gpu(gpu::experts::Weights),
+    Gpu(gpu::expert_matrices::Weights),
 }
 
 pub(crate) struct HostWeights {
@@ -117,15 +117,15 @@ impl Experts {
         let gate_up_bias = gate_up_bias.flatten_all()?.to_vec1()?;
         let down_bias = down_bias.flatten_all()?.to_vec1()?;
         let weights = Weights::Host(HostWeights { gate_up, gate_up_bias, down, down_bias });
-        Ok(Self { weights, num_experts, hidden_size, intermediate_size, activation })
+        Ok(Self { weights, count: num_experts, hidden_size, intermediate_size, activation })
     }
 
-    /// A copy whose weights lie in a GPU's memory: packed ones as they are, others in bf16.
+    /// A copy whose weights lie in a GPU's memory: MXFP4 and NF4 as they are, others in bf16.
     ///
-    /// Errors: matrices in GGUF's blocks; widths that its kernels do not take; no memory; weights on a GPU already.
+    /// Errors: widths that its kernels do not take; no memory; weights on a GPU already.
     pub fn to_device(&self, device: &Device) -> Result<Self> {
-        let shape = [self.num_experts, self.hidden_size, self.intermediate_size];
-        let weights = Weights::Gpu(gpu::experts::Weights::new(self.host()?, shape, device)?);
+        let shape = [self.count, self.hidden_size, self.intermediate_size];
+        let weights = Weights::Gpu(gpu::expert_matrices::Weights::new(self.host()?, shape, device)?);
         Ok(Self { weights, ..*self })
     }
 
@@ -136,7 +136,7 @@ impl Experts {
         }
     }
 
-    pub(crate) fn gpu(&self) -> Result<&gpu::experts::Weights> {
+    pub(crate) fn gpu(&self) -> Result<&gpu::expert_matrices::Weights> {
         match &self.weights {
             Weights::Gpu(weights) => Ok(weights),
             Weights::Host(_) => bail!("experts whose weights lie on the host, for values on a GPU"),
@@ -145,7 +145,7 @@ impl Experts {
 
     /// Weights, without the biases.
     pub fn num_parameters(&self) -> usize {
-        3 * self.num_experts * self.hidden_size * self.intermediate_size
+        3 * self.count * self.hidden_size * self.intermediate_size
     }
 
     /// (T,C) -> (T,C).
@@ -163,8 +163,8 @@ impl Experts {
     pub fn updates(&self, gate_up: &[ExpertLora], down: &[ExpertLora]) -> Result<ExpertUpdates> {
         let (hidden, inner) = (self.hidden_size, self.intermediate_size);
         let mut parts = Vec::new();
-        let gate_up = pack(gate_up, [self.num_experts, 2 * inner, hidden], &mut parts)?;
-        let down = pack(down, [self.num_experts, hidden, inner], &mut parts)?;
+        let gate_up = pack(gate_up, [self.count, 2 * inner, hidden], &mut parts)?;
+        let down = pack(down, [self.count, hidden, inner], &mut parts)?;
         Ok(ExpertUpdates { packed: Tensor::cat(&parts, 0)?, gate_up, down })
     }
 
@@ -223,7 +223,7 @@ impl ExpertsOp {
 
     /// The places (token · K + rank) that go to each expert that is chosen at all.
     fn places(&self) -> Vec<(usize, Vec<usize>)> {
-        let mut places = vec![Vec::new(); self.experts.num_experts];
+        let mut places = vec![Vec::new(); self.experts.count];
         for (place, expert) in self.chosen.iter().enumerate() {
             places[*expert as usize].push(place);
         }
@@ -253,7 +253,7 @@ impl ExpertsOp {
     ) -> Result<Vec<f32>> {
         let Experts { hidden_size, intermediate_size, .. } = *self.experts;
         let HostWeights { down, .. } = self.experts.host()?;
-        let num_experts = self.experts.num_experts;
+        let num_experts = self.experts.count;
         let (num_tokens, width) = x_layout.shape().dims2()?;
         let (num_rows, k) = weights.1.shape().dims2()?;
         let fits = width == hidden_size

@@ -211,6 +211,8 @@ pub struct RunConfig {
     pub gradient_checkpointing: bool,
     /// Blocks between activations that gradient checkpointing keeps: so many are recomputed at a time.
     pub gradient_checkpointing_every: usize,
+    /// On a GPU, what checkpointing keeps waits in the host's memory.
+    pub activation_offloading: bool,
     /// Evaluate every so many steps; 0 means at the end only.
     pub eval_steps: usize,
     /// Save a checkpoint every so many steps; 0 means at the end only.
@@ -268,6 +270,7 @@ impl Default for RunConfig {
             shuffle: true,
             gradient_checkpointing: false,
             gradient_checkpointing_every: 1,
+            activation_offloading: false,
             eval_steps: 0,
             save_steps: 50,
             save_total_limit: 2,
@@ -413,6 +416,7 @@ pub const CONFIG_KEYS: &[ConfigKey] = &[
     key("shuffle", "true | false", "Shuffle the rows each epoch"),
     key("gradient_checkpointing", "true | false", "Recompute activations to save memory"),
     key("gradient_checkpointing_every", "1..", "Blocks recomputed at a time, from one kept input"),
+    key("activation_offloading", "true | false", "Keep checkpoints' inputs in the host's memory (GPU)"),
     key("eval_steps", "0..", "Evaluate every so many steps; 0 means at the end"),
     key("save_steps", "0..", "Checkpoint every so many steps; 0 means at the end"),
     key("save_total_limit", "1..", "Checkpoints kept on disk"),

@@ -412,10 +412,10 @@ pub fn training_memory(
     } else {
         sizes.in_small_tensors + if_few(style_rows)
     };
-    // With checkpointing every group's input, and the last output.
-    let inputs = config
-        .recomputed_blocks()
-        .map_or(0, |blocks| (shape.layers().div_ceil(blocks as u64) + 1) * shape.hidden());
+    // With checkpointing every group's input, and the last output; two of them where they wait in the host's memory.
+    let leave = config.activation_offloading && placement == Placement::Cuda;
+    let num_inputs = |blocks: usize| if leave { 2 } else { shape.layers().div_ceil(blocks as u64) + 1 };
+    let inputs = config.recomputed_blocks().map_or(0, |blocks| num_inputs(blocks) * shape.hidden());
     // DoRA keeps a product before it is scaled.
     let activations = inputs + blocks_kept * shape.activations_a_layer(config) + of_blocks(sizes.magnitudes);
     // Experts' updates are laid out expert by expert for a step, B twice.

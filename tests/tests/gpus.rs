@@ -22,7 +22,8 @@ const LIBRARIES: [&str; 4] = ["libcuda.so.1", "libcublas.so.13", "libcublasLt.so
 /// The library with these `-D`s; none where there is no C compiler.
 fn fake_nvml(folder: &Path, defines: &[&str]) -> Option<PathBuf> {
     std::fs::create_dir_all(folder).unwrap();
-    let library = folder.join(format!("fake_nvml{}.so", defines.concat()));
+    let name = defines.concat().replace(['/', '"'], "-");
+    let library = folder.join(format!("fake_nvml{name}.so"));
     let mut cc = Command::new("cc");
     cc.args(["-shared", "-fPIC", "-o"]).arg(&library).args(defines).arg(repo("tests/fixtures/fake_nvml.c"));
     let Ok(output) = cc.output() else {
@@ -352,10 +353,9 @@ fn a_job_sees_its_card_alone_and_its_memory_that_gives_out_is_an_answer() {
     assert!(stderr.contains(&format!("error: {message}")), "{stderr}");
     let (_, hint) = stderr.split_once("hint: it was predicted to need ").unwrap();
     assert!(
-        hint.contains("of cuda:1's 4.0 GiB, of which other programs hold 1.0 GiB. It fits with "),
+        hint.contains("of cuda:1's 4.0 GiB, of which other programs hold 1.0 GiB. It should fit: close "),
         "{hint}"
     );
-    assert!(hint.contains("batch_size=") && hint.contains("or with max_seq_len="), "{hint}");
 
     let environment = std::fs::read_to_string(environment).unwrap();
     let folder = lathe.path("data");

@@ -120,8 +120,10 @@ pub fn main() -> ExitCode {
         device::name_only_card(card);
     }
     let last_words = output.clone();
-    device::end_on_fatal(move |error| {
-        last_words.emit(&EventBody::Failed { error: ErrorInfo::from(error) });
+    device::on_fatal(move |error| {
+        last_words.emit(&EventBody::Failed { error: error.clone() });
+        // Nothing is dropped and no handler runs: the card's driver may hang in either.
+        std::process::abort()
     });
     match jobs::run(job, &channel, &output) {
         Ok(()) => {

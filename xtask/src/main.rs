@@ -36,6 +36,8 @@ enum Task {
     FetchSmollm2,
     /// Build the worker for NVIDIA cards; fetches CUDA's compiler unless a toolkit is here
     Cuda(cuda::Args),
+    /// Build what checks and times a card, and run it if there is one
+    GpuCheck(cuda::CheckArgs),
     /// Make resources/starter from nothing
     TrainStarter(starter::Args),
     /// Measure Lathe beside its peers
@@ -69,6 +71,7 @@ fn run(task: Task) -> anyhow::Result<()> {
             Ok(())
         }
         Task::Cuda(args) => cuda::cuda(&args),
+        Task::GpuCheck(args) => cuda::gpu_check(&args),
         Task::TrainStarter(args) => starter::train_starter(&args),
         Task::Bench(args) => bench::bench(&args),
         Task::Fuzz(args) => fuzz::fuzz(&args),

@@ -3,7 +3,7 @@ mod experts;
 use std::{cell::RefCell, path::Path};
 
 use candle_core::{DType, Device, Tensor};
-use lathe_kernels::{Attention, FrozenLinear, Nf4, QuantizedLinear};
+use lathe_kernels::{Attention, FrozenLinear, Nf4, QuantizedLinear, gpu::GpuNf4};
 
 use super::{
     BaseLinear, Block, Compute, Embedding, Mlp, Model, ModelConfig, Norm, OutputHead, Projection, nf4,
@@ -184,8 +184,14 @@ impl Loader<'_, '_> {
         if let Some(weight) = self.nf4(&name, (out_features, in_features))? {
             return Ok(BaseLinear::Dense(self.compute.linear(FrozenLinear::nf4(weight, bias.as_ref())?)?));
         }
+        if let Some(weight) = self.quantized_on_gpu(&name, (out_features, in_features))? {
+            let bias = bias.map(|bias| self.compute.place(&bias)).transpose()?;
+            return Ok(BaseLinear::Dense(FrozenLinear::gpu_nf4(weight, bias.as_ref())?));
+        }
         let weight = if name == "lm_head.weight" {
             self.table(&name)?
+        } else if self.compute.is_gpu() && self.load_for != LoadFor::Full {
+            self.compact(&name, &[out_features, in_features])?
         } else {
             self.dense(&name, &[out_features, in_features])?
         };
@@ -209,10 +215,20 @@ impl Loader<'_, '_> {
                 .hint("use method = \"lora\", or the unquantised model"));
         }
         let LoadFor::Qlora { double_quant } = self.load_for else { return Ok(stored) };
-        if stored.is_some() || name == "lm_head.weight" {
+        if stored.is_some() || name == "lm_head.weight" || self.compute.is_gpu() {
             return Ok(stored);
         }
         Ok(Some(Nf4::quantize(&self.dense(name, &[shape.0, shape.1])?, double_quant)?))
+    }
+
+    /// A block's linear that is to be in NF4 and is not stored so, quantised where it will lie.
+    fn quantized_on_gpu(&self, name: &str, (rows, columns): (usize, usize)) -> Result<Option<GpuNf4>> {
+        let LoadFor::Qlora { double_quant } = self.load_for else { return Ok(None) };
+        if !self.compute.is_gpu() || name == "lm_head.weight" {
+            return Ok(None);
+        }
+        let weight = self.compute.place(&self.compact(name, &[rows, columns])?)?;
+        Ok(Some(GpuNf4::quantize(&weight, double_quant)?))
     }
 
     fn block(&self, layer: usize) -> Result<Block> {

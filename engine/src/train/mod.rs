@@ -191,6 +191,7 @@ fn run_on(
         emit(EventBody::Log { level: LogLevel::Warn, message });
     }
     let rope = model.rope_table(longest);
+    let offload = step::offload(&model, config)?;
 
     // 3. The reference, while the weights are untouched
     let mut is_trained = vec![false; rows.len()];
@@ -267,6 +268,7 @@ fn run_on(
                 references: &references,
                 rope: &rope,
                 config,
+                offload: offload.clone(),
                 stop: world.stop,
             };
             let Some(step::WindowLoss { loss, loss_tokens, preference }) =

@@ -88,6 +88,7 @@ pub fn probe(
         references: &[],
         rope: &rope,
         config,
+        offload: step::offload(&model, config)?,
         stop: world.stop,
     };
     let window = vec![(0..rows.len()).collect()];

@@ -5,7 +5,8 @@ use std::sync::{
 
 use candle_core::{Tensor, Var, backprop::GradStore};
 use lathe_kernels::{
-    AdamW, AdamWParams, CrossEntropyStats, MomentType, RopeTable, Targets, TokenLoss, TokenLosses, seeded,
+    AdamW, AdamWParams, CrossEntropyStats, MomentType, RopeTable, Targets, TokenLoss, TokenLosses,
+    gpu::Offload, seeded,
 };
 use lathe_protocol::{Method, Optimizer, PreferenceMetrics, RunConfig};
 
@@ -14,7 +15,7 @@ use super::{
     preference::{PairBatch, PairSums, Reference},
 };
 use crate::{
-    Result, adapter,
+    Error, Result, adapter,
     batch::Batch,
     corpus::Rows,
     model::{Compute, Context, Model, Trainable},
@@ -37,6 +38,12 @@ pub fn optimizer(trainables: &[Trainable], config: &RunConfig) -> Result<AdamW> 
     Ok(AdamW::new(AdamWParams::default(), vars, moments)?)
 }
 
+/// Where activations wait, if they are to leave the device. On the CPU they are in the host's memory already.
+pub(super) fn offload(model: &Model, config: &RunConfig) -> Result<Option<Arc<Offload>>> {
+    let leaves = config.activation_offloading && config.gradient_checkpointing && model.compute.is_gpu();
+    Ok(leaves.then(|| Offload::new(&model.compute.device)).transpose()?.map(Arc::new))
+}
+
 /// How one forward and backward is to be done.
 pub struct PassOptions {
     pub rope: Arc<RopeTable>,
@@ -44,6 +51,8 @@ pub struct PassOptions {
     pub neftune: Option<Neftune>,
     /// Recompute so many blocks at a time in the backward instead of keeping their activations.
     pub recomputed_blocks: Option<usize>,
+    /// Where the inputs of recomputed blocks wait for the backward, if not on the device.
+    pub offload: Option<Arc<Offload>>,
 }
 
 /// Uniform noise of magnitude `alpha / sqrt(L·C)` on the embeddings of an example of L tokens (arXiv 2310.05914).
@@ -61,6 +70,7 @@ pub(super) struct Pass<'a> {
     pub references: &'a [Reference],
     pub rope: &'a Arc<RopeTable>,
     pub config: &'a RunConfig,
+    pub offload: Option<Arc<Offload>>,
     pub stop: &'a AtomicBool,
 }
 
@@ -135,6 +145,7 @@ impl Pass<'_> {
                 key: rng::key(config.seed, "neftune", index),
             }),
             recomputed_blocks: config.recomputed_blocks(),
+            offload: self.offload.clone(),
         }
     }
 }
@@ -160,8 +171,13 @@ fn context(batch: &Batch, options: &PassOptions) -> Context {
 
 /// The losses of the batch's trained tokens, without gradients.
 pub fn evaluate(model: &Model, batch: &Batch, rope: &Arc<RopeTable>) -> Result<Vec<TokenLoss>> {
-    let options =
-        PassOptions { rope: rope.clone(), dropout_key: None, neftune: None, recomputed_blocks: None };
+    let options = PassOptions {
+        rope: rope.clone(),
+        dropout_key: None,
+        neftune: None,
+        recomputed_blocks: None,
+        offload: None,
+    };
     let context = context(batch, &options);
     let mut h = model.embed(&batch.ids)?;
     for layer in 0..model.blocks.len() {
@@ -211,13 +227,14 @@ pub fn accumulate(
         return Ok(tokens.read()?);
     };
     // 1. Forward, keeping the input of each group of blocks only.
-    let mut inputs = Vec::with_capacity(model.blocks.len().div_ceil(recomputed_blocks));
+    let num_groups = model.blocks.len().div_ceil(recomputed_blocks);
+    let mut inputs = Inputs::new(options.offload.as_deref());
     let mut h = embeddings.detach();
     for layer in 0..model.blocks.len() {
         let output = model.block(layer, &h, &context)?.detach();
         let input = std::mem::replace(&mut h, output);
         if layer.is_multiple_of(recomputed_blocks) {
-            inputs.push(input);
+            inputs.push(input)?;
         }
     }
     // 2. The head: the gradient of the last block's output.
@@ -227,10 +244,11 @@ pub fn accumulate(
     let mut dy = store.remove(&output);
     add_gradients(trainables, store, optimizer)?;
     drop((h, output));
+    inputs.turn_around()?;
     // 3. Backward, one group at a time, re-run on a variable of its input.
-    for (group, input) in inputs.into_iter().enumerate().rev() {
+    for group in (0..num_groups).rev() {
         let Some(seed) = dy else { break };
-        let input = Var::from_tensor(&input)?;
+        let input = Var::from_tensor(&inputs.pop()?)?;
         let first = group * recomputed_blocks;
         let mut output = input.as_tensor().clone();
         for layer in first..model.blocks.len().min(first + recomputed_blocks) {
@@ -247,6 +265,53 @@ pub fn accumulate(
         add_gradients(trainables, seeded(&embeddings, &seed)?.backward()?, optimizer)?;
     }
     Ok(tokens.read()?)
+}
+
+/// The inputs of groups of blocks between the forward and the backward, the last first.
+enum Inputs<'a> {
+    Here(Vec<Tensor>),
+    Away { offload: &'a Offload, count: usize },
+}
+
+impl<'a> Inputs<'a> {
+    fn new(offload: Option<&'a Offload>) -> Self {
+        offload.map_or(Self::Here(Vec::new()), |offload| Self::Away { offload, count: 0 })
+    }
+
+    fn push(&mut self, input: Tensor) -> Result<()> {
+        match self {
+            Self::Here(inputs) => inputs.push(input),
+            Self::Away { offload, count } => {
+                offload.park(*count, input)?;
+                *count += 1;
+            }
+        }
+        Ok(())
+    }
+
+    /// The backward begins: the last is called.
+    fn turn_around(&self) -> Result<()> {
+        match self {
+            Self::Away { offload, count } if *count > 0 => Ok(offload.call(count - 1)?),
+            _ => Ok(()),
+        }
+    }
+
+    /// The last, while the one before it is called.
+    fn pop(&mut self) -> Result<Tensor> {
+        let none = || Error::model("The backward asks for more inputs than the forward kept");
+        match self {
+            Self::Here(inputs) => inputs.pop().ok_or_else(none),
+            Self::Away { offload, count } => {
+                *count = count.checked_sub(1).ok_or_else(none)?;
+                let input = offload.take(*count)?;
+                if *count > 0 {
+                    offload.call(*count - 1)?;
+                }
+                Ok(input)
+            }
+        }
+    }
 }
 
 fn add_gradients(trainables: &[Trainable], mut store: GradStore, optimizer: &mut AdamW) -> Result<()> {

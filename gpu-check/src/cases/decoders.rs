@@ -16,13 +16,13 @@ use crate::{
     twins::{check_near, compute, random},
 };
 
-const CAPACITY: usize = 160;
+const CAPACITY: usize = 60;
 /// Of logits whose sums are made in another order.
 const TOLERANCE: f32 = 0.1;
 const KEY: u64 = 11;
 
 pub fn qwen3_sequences_side_by_side_are_those_alone() -> Result<()> {
-    check(&models::TINY_QWEN3, &LoraConfig { r: 8, ..LoraConfig::default() })
+    check(&models::TINY_QWEN3, None)
 }
 
 pub fn gpt_oss_sequences_side_by_side_are_those_alone() -> Result<()> {
@@ -31,10 +31,10 @@ pub fn gpt_oss_sequences_side_by_side_are_those_alone() -> Result<()> {
         target_parameters: vec!["experts.gate_up_proj".into(), "experts.down_proj".into()],
         ..LoraConfig::default()
     };
-    check(&models::TINY_GPT_OSS, &config)
+    check(&models::TINY_GPT_OSS, Some(&config))
 }
 
-fn check(shape: &Shape, config: &LoraConfig) -> Result<()> {
+fn check(shape: &Shape, config: Option<&LoraConfig>) -> Result<()> {
     let folder = tempfile::tempdir().map_err(candle_core::Error::wrap)?;
     models::write(folder.path(), shape, 5).map_err(candle_core::Error::wrap)?;
     let model = adapted(folder.path(), config).map_err(candle_core::Error::wrap)?;
@@ -46,8 +46,9 @@ fn check(shape: &Shape, config: &LoraConfig) -> Result<()> {
 
 type EngineResult<T> = lathe_engine::Result<T>;
 
-fn adapted(folder: &Path, config: &LoraConfig) -> EngineResult<Model> {
+fn adapted(folder: &Path, config: Option<&LoraConfig>) -> EngineResult<Model> {
     let mut model = Model::load_on(folder, LoadFor::Inference, compute(true))?;
+    let Some(config) = config else { return Ok(model) };
     lora::attach_fresh(&mut model, config, 1)?;
     let trainables = trainables(&model, Method::Lora);
     for (index, trainable) in trainables.iter().enumerate().filter(|(_, t)| t.name.contains("lora_B")) {
@@ -123,10 +124,9 @@ fn step(
 
 /// One sequence, with a token that is forced and some that are forbidden, to the end of its room.
 fn alone(model: &Model, sampling: Sampling) -> EngineResult<()> {
-    let mut decoder = Decoder::new(model, 30, 1)?;
+    let mut decoder = Decoder::new(model, 28, 1)?;
     let mut decoding = decoder.with(model, sampling)?;
     let mut twins = [Twin::start(model, &mut decoding, 0, 25)?];
-    step(&mut decoding, &mut twins, sampling, &[])?;
     decoding.put(0, 17)?;
     twins[0].next = 17;
     step(&mut decoding, &mut twins, sampling, &[])?;
@@ -135,12 +135,11 @@ fn alone(model: &Model, sampling: Sampling) -> EngineResult<()> {
     step(&mut decoding, &mut twins, sampling, &forbidden)?;
     decoding.forbid(0, &[])?;
     step(&mut decoding, &mut twins, sampling, &[])?;
-    step(&mut decoding, &mut twins, sampling, &[])?;
     let refused = |result: EngineResult<Vec<u32>>, why: &str| match result {
         Err(error) if error.to_string().contains(why) => Ok(()),
         other => Err(candle_core::Error::msg(format!("{other:?}, not an error of {why}"))),
     };
-    refused(decoding.step(), "all the 30 tokens")?;
+    refused(decoding.step(), "all the 28 tokens")?;
     refused(decoding.put(0, 320).map(|()| Vec::new()), "beyond")?;
     // Another conversation with the same beginning.
     decoder.truncate(0, 20);
@@ -155,16 +154,14 @@ fn side_by_side(model: &Model, sampling: Sampling) -> EngineResult<()> {
     let mut decoder = Decoder::new(model, CAPACITY, 3)?;
     let mut decoding = decoder.with(model, sampling)?;
     let mut twins = Vec::new();
-    for (sequence, length) in [25, 3, 140].into_iter().enumerate() {
+    for (sequence, length) in [20, 3, 40].into_iter().enumerate() {
         twins.push(Twin::start(model, &mut decoding, sequence, length)?);
     }
-    step(&mut decoding, &mut twins, sampling, &[])?;
     step(&mut decoding, &mut twins, sampling, &[])?;
     decoding.stop(1)?;
     twins.remove(1);
     step(&mut decoding, &mut twins, sampling, &[])?;
     decoding.clear(1)?;
-    twins.push(Twin::start(model, &mut decoding, 1, 40)?);
-    step(&mut decoding, &mut twins, sampling, &[])?;
+    twins.push(Twin::start(model, &mut decoding, 1, 18)?);
     step(&mut decoding, &mut twins, sampling, &[])
 }

@@ -4,7 +4,8 @@ use std::sync::Arc;
 
 use candle_core::{DType, Device, Result, Tensor};
 use lathe_kernels::{
-    ClampedSwiGlu, ExpertLora, ExpertMatrices, Experts, Mxfp4, Nf4, RouterSoftmax, Routing, route,
+    BlockType, Blocks, ClampedSwiGlu, ExpertLora, ExpertMatrices, Experts, Mxfp4, Nf4, RouterSoftmax,
+    Routing, route,
 };
 
 use crate::twins::{Twins, check_near, random, target};
@@ -19,6 +20,8 @@ enum Format {
     Mxfp4,
     Nf4,
     NestedNf4,
+    /// llama.cpp's blocks.
+    Blocks(BlockType),
 }
 
 #[derive(Clone, Copy)]
@@ -67,6 +70,24 @@ fn matrices(
             let blocks = bytes(num_blocks * 16, 7919 + seed as usize).map(|byte| byte as u8).collect();
             let scales = bytes(num_blocks, 104_729).map(|byte| 121 + (byte % 4) as u8).collect();
             ExpertMatrices::Mxfp4(Mxfp4::new(blocks, scales, in_features)?)
+        }
+        Format::Blocks(block_type) => {
+            let num_rows = experts * out_features / parts;
+            let num_blocks = num_rows * in_features / 32;
+            let part = |i: usize| {
+                let block = |block: usize| -> Vec<u8> {
+                    let bytes = (0..32).map(|byte| ((7919 * i + 32 * block + byte) * 104_729 % 1009) as u8);
+                    // An exponent, or a scale in f16 of about 2^-10, then codes.
+                    match block_type {
+                        BlockType::Mxfp4 => {
+                            [121 + (block % 3) as u8].into_iter().chain(bytes.take(16)).collect()
+                        }
+                        _ => [block as u8, 0x14].into_iter().chain(bytes).collect(),
+                    }
+                };
+                Blocks::new((0..num_blocks).flat_map(block).collect(), block_type, num_rows, in_features)
+            };
+            ExpertMatrices::Blocks((0..parts).map(part).collect::<Result<_>>()?)
         }
         Format::Nf4 | Format::NestedNf4 => {
             let part = |i: usize| {
@@ -131,7 +152,12 @@ pub fn a_few_places_are_their_twin() -> Result<()> {
     check(Format::Mxfp4, blocks, (8, 2), UNCLAMPED)?;
     let wide = Shape { experts: 3, hidden: 320, inner: 64 };
     check(Format::Nf4, wide, (2, 2), ClampedSwiGlu::PLAIN)?;
-    check(Format::NestedNf4, wide, (1, 3), ClampedSwiGlu::PLAIN)
+    check(Format::NestedNf4, wide, (1, 3), ClampedSwiGlu::PLAIN)?;
+    // What kernels do not read is held in bf16.
+    let narrow = Shape { experts: 3, hidden: 32, inner: 32 };
+    check(Format::Nf4, narrow, (3, 1), ClampedSwiGlu::PLAIN)?;
+    check(Format::Blocks(BlockType::Q8_0), narrow, (3, 1), ClampedSwiGlu::PLAIN)?;
+    check(Format::Blocks(BlockType::Mxfp4), narrow, (3, 1), UNCLAMPED)
 }
 
 pub fn many_places_are_their_twin() -> Result<()> {

@@ -58,7 +58,7 @@ pub fn an_update_that_is_added_later_is_its_twin() -> Result<()> {
         let (x_there, a_there, b_there) =
             (on_target(&x.to_dtype(DType::BF16)?)?, on_target(&a)?, on_target(&b)?);
         let sum = add_low_rank(&before, &x_there, &a_there, &b_there, 0.7)?;
-        check_near(&sum, &add_low_rank(&y, &x, &a, &b, 0.7)?, 1e-2)?;
+        check_near(&sum, &add_low_rank(&y, &x, &a, &b, 0.7)?, 1.5e-2)?;
         assert!(distance(&before, &y)? == 0.0, "what it was added to stays");
     }
     Ok(())

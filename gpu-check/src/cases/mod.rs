@@ -52,7 +52,7 @@ macro_rules! for_each_check {
             cases::linear::a_weight_in_nf4_is_its_twin,
             cases::linear::a_weight_that_learns_is_its_twin,
             cases::linear::an_odd_number_of_outputs_is_its_twin,
-            cases::linear::rows_that_no_kernel_takes_are_refused,
+            cases::linear::sizes_that_do_not_fit_are_refused,
             cases::lora::an_adapted_layer_is_its_twin,
             cases::lora::an_update_that_is_added_later_is_its_twin,
             cases::lora::dropout_has_its_twins_mask,

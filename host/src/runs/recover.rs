@@ -80,11 +80,15 @@ pub(super) fn takes_less(host: &Shared, model: &Path, config: &RunConfig, device
     let total = gib(card.vram_total_bytes);
     let others = Some(card.vram_used_bytes()).filter(|others| *others >= NOTEWORTHY_BYTES);
     let others = others.map(|others| format!(", of which other programs hold {}", gib(others)));
-    Some(format!(
-        "it was predicted to need {} of {device}'s {total}{}. {}",
-        gib(needed),
-        others.unwrap_or_default(),
+    let advice = if remedies.is_empty() && needed <= devices::budget(card) {
+        "It should fit: close other programs that use the card".to_owned()
+    } else {
         Remedy::sentence_of(&remedies)
+    };
+    Some(format!(
+        "it was predicted to need {} of {device}'s {total}{}. {advice}",
+        gib(needed),
+        others.unwrap_or_default()
     ))
 }
 

@@ -7,20 +7,25 @@ use std::{
 };
 
 use candle_core::{
-    CudaDevice, CudaStorage, DType, Result, bail,
+    CudaDevice, CudaStorage, DType, Device, Result, Shape, Storage, Tensor, bail,
     cuda::{
         CudaStorageSlice, WrapErr as _,
         cudarc::{
+            cublas::{
+                self,
+                sys::{cublasComputeType_t, cublasGemmAlgo_t, cublasOperation_t, cudaDataType_t},
+            },
             driver::{
-                CudaFunction, CudaModule, DevicePtr as _, LaunchConfig, PushKernelArg as _,
-                sys::CUfunction_attribute,
+                CudaFunction, CudaModule, CudaStream, DevicePtr as _, LaunchConfig, PinnedHostSlice,
+                PushKernelArg as _, sys::CUfunction_attribute,
             },
             nvrtc::Ptx,
         },
     },
+    op::BackpropOp,
 };
 
-use super::{Arg, Grid};
+use super::{Arg, Form, Grid};
 
 /// The kernels of each source, and their machine code for several cards.
 static MODULES: &[(&[&str], &[u8])] = include!(concat!(env!("OUT_DIR"), "/modules.rs"));
@@ -114,4 +119,107 @@ pub(super) fn address(storage: &CudaStorage, start: impl Fn(usize) -> u64) -> Re
         CudaStorageSlice::U8(slice) => slice.device_ptr(&stream).0 + start(1),
         _ => bail!("kernels read bf16, f32, u32 and u8 only"),
     })
+}
+
+/// `C = scale · A B`, added to what is there if `adds`: A and B in bf16 as the form has them, C (M,N) in bf16 or f32,
+/// row-major, sums in f32. cuBLAS counts by columns, so it multiplies the transposes in turn.
+pub(super) fn multiply(
+    device: &Device,
+    form: Form,
+    [a, b, c]: [u64; 3],
+    [m, n, k]: [usize; 3],
+    scale: f32,
+    adds: bool,
+    is_f32: bool,
+) -> Result<()> {
+    let Device::Cuda(device) = device else { bail!("cuBLAS needs a card") };
+    let (plain, turned) = (cublasOperation_t::CUBLAS_OP_N, cublasOperation_t::CUBLAS_OP_T);
+    let (of_b, b_stride, of_a, a_stride) = match form {
+        Form::Nt => (turned, k, plain, k),
+        Form::Nn => (plain, n, plain, k),
+        Form::Tn => (plain, n, turned, m),
+    };
+    let beta = if adds { 1.0f32 } else { 0.0 };
+    let (bf16, f32) = (cudaDataType_t::CUDA_R_16BF, cudaDataType_t::CUDA_R_32F);
+    let blas = device.cublas_handle();
+    // SAFETY: the callers' matrices have these sizes, and are freed in the stream's order, behind this product.
+    unsafe {
+        cublas::result::gemm_ex(
+            *blas.handle(),
+            of_b,
+            of_a,
+            n as i32,
+            m as i32,
+            k as i32,
+            (&raw const scale).cast(),
+            b as *const _,
+            bf16,
+            b_stride as i32,
+            a as *const _,
+            bf16,
+            a_stride as i32,
+            (&raw const beta).cast(),
+            c as *mut _,
+            if is_f32 { f32 } else { bf16 },
+            n as i32,
+            cublasComputeType_t::CUBLAS_COMPUTE_32F,
+            cublasGemmAlgo_t::CUBLAS_GEMM_DEFAULT,
+        )
+    }
+    .w()
+}
+
+/// Host memory that a card copies to and from by itself.
+pub(super) type Pinned = PinnedHostSlice<half::bf16>;
+
+/// A stream for copies beside that of the computation.
+pub(super) struct Lane {
+    device: CudaDevice,
+    copies: Arc<CudaStream>,
+}
+
+impl Lane {
+    /// None for the emulated GPU.
+    pub(super) fn new(device: &Device) -> Result<Option<Self>> {
+        let Device::Cuda(device) = device else { return Ok(None) };
+        let copies = device.cuda_stream().context().new_stream().w()?;
+        Ok(Some(Self { device: device.clone(), copies }))
+    }
+
+    /// Copies a tensor (its elements side by side) to the host, beside what is computed from here on. It has to stay until
+    /// the next call of this or of [`Self::wait`].
+    pub(super) fn send(&self, tensor: &Tensor, to: &mut Option<(Pinned, Shape)>) -> Result<()> {
+        let computing = self.device.cuda_stream();
+        computing.join(&self.copies).w()?;
+        self.copies.join(&computing).w()?;
+        let (storage, layout) = tensor.storage_and_layout();
+        let (Storage::Cuda(CudaStorage { slice: CudaStorageSlice::BF16(slice), .. }), Some((start, end))) =
+            (&*storage, layout.contiguous_offsets())
+        else {
+            bail!("only bf16 on a card is parked, got {tensor:?}")
+        };
+        let mut pinned = match to.take() {
+            Some((pinned, _)) if pinned.len() == end - start => pinned,
+            // SAFETY: the copy below fills it before anything reads it.
+            _ => unsafe { computing.context().alloc_pinned(end - start) }.w()?,
+        };
+        self.copies.memcpy_dtoh(&slice.slice(start..end), &mut pinned).w()?;
+        *to = Some((pinned, layout.shape().clone()));
+        Ok(())
+    }
+
+    /// Copies it back, beside what is computed from here on; it is there after [`Self::wait`].
+    pub(super) fn fetch(&self, from: &Pinned, shape: &Shape) -> Result<Tensor> {
+        let mut storage = allocate(&self.device, shape.elem_count(), DType::BF16)?;
+        self.copies.join(&self.device.cuda_stream()).w()?;
+        if let CudaStorageSlice::BF16(slice) = &mut storage.slice {
+            self.copies.memcpy_htod(from, slice).w()?;
+        }
+        Ok(Tensor::from_storage(Storage::Cuda(storage), shape, BackpropOp::none(), false))
+    }
+
+    /// What is computed from here on sees what was copied.
+    pub(super) fn wait(&self) -> Result<()> {
+        self.device.cuda_stream().join(&self.copies).w()
+    }
 }

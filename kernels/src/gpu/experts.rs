@@ -3,21 +3,14 @@ use std::sync::Arc;
 use candle_core::{DType, Device, Result, Tensor, bail};
 
 use super::{
-    Buffer, GpuMxfp4, Grid, ToArg,
+    Buffer, Grid, ToArg,
     expert_lora::{self, Factors, Rows},
+    expert_matrices::{Form, LARGE, Matrices},
     launch, plain, plain_bf16,
     routing::{Sorted, sort},
     traced2, traced3,
 };
-use crate::{
-    ClampedSwiGlu, ExpertMatrices, ExpertUpdates, Experts, Nf4, Routing, expert_lora::LowRank,
-    experts::HostWeights,
-};
-
-/// Values that share a scale in NF4.
-const NF4_BLOCK: usize = 64;
-/// What a row of any matrix is a multiple of.
-const ROW: usize = 8;
+use crate::{ClampedSwiGlu, ExpertUpdates, Experts, Routing, expert_lora::LowRank};
 
 /// Places up to which each reads its expert's matrices for itself.
 const FEW_PLACES: usize = 32;
@@ -26,8 +19,7 @@ const FEW_ROWS: [usize; 2] = [32, 16];
 const FEW_THREADS: [u32; 2] = [256, 512];
 const MAX_SHARED_BYTES: usize = 48 << 10;
 
-/// The side of a tile, its kernel's shared memory and threads; as in `gemm.cuh`.
-const LARGE: usize = 128;
+/// The side of the small tiles of a product, a kernel's shared memory and threads; as in `gemm.cuh`.
 const SMALL: usize = 64;
 const TILE_THREADS: u32 = 128;
 
@@ -36,137 +28,6 @@ fn tile_bytes(side: usize) -> usize {
 }
 
 const THREADS: u32 = 256;
-
-/// The experts' matrices and biases in a GPU's memory.
-pub(crate) struct Weights {
-    /// (E · 2I, C)
-    gate_up: Matrices,
-    /// (E, 2I) in f32
-    gate_up_bias: Tensor,
-    /// (E · C, I)
-    down: Matrices,
-    /// (E, C) in f32
-    down_bias: Tensor,
-}
-
-/// Matrices (E · O, C), an expert's rows together.
-enum Matrices {
-    Bf16(Tensor),
-    Mxfp4(GpuMxfp4),
-    /// A scale for 64 values of a row.
-    Nf4 {
-        codes: Tensor,
-        scales: Tensor,
-    },
-}
-
-/// Which of its dimensions a product with matrices (E · O, C) is along.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Form {
-    /// C: `y = x Wᵀ`.
-    Nt,
-    /// O: `dx = dy W`.
-    Nn,
-}
-
-impl Matrices {
-    fn new(
-        matrices: &ExpertMatrices,
-        [num_experts, out_features, in_features]: [usize; 3],
-        device: &Device,
-    ) -> Result<Self> {
-        if !in_features.is_multiple_of(ROW) || !out_features.is_multiple_of(ROW) {
-            bail!("experts {out_features} x {in_features}, of which a GPU's kernels take multiples of {ROW}");
-        }
-        match matrices {
-            ExpertMatrices::Dense(tensor) => {
-                let tensor = tensor.detach().to_device(device)?.to_dtype(DType::BF16)?;
-                let rows = tensor.transpose(1, 2)?.contiguous()?;
-                Ok(Self::Bf16(rows.reshape((num_experts * out_features, in_features))?))
-            }
-            ExpertMatrices::Mxfp4(packed) => Ok(Self::Mxfp4(GpuMxfp4::new(packed, device)?)),
-            ExpertMatrices::Nf4(experts) if in_features.is_multiple_of(NF4_BLOCK) => {
-                Self::nf4(experts, [num_experts, out_features, in_features], device)
-            }
-            ExpertMatrices::Nf4(_) => {
-                bail!("experts of width {in_features} in NF4, which a GPU takes in multiples of {NF4_BLOCK}")
-            }
-            ExpertMatrices::Blocks(_) => bail!("experts in a GGUF's blocks, which a GPU does not take"),
-        }
-    }
-
-    /// Lays out the experts' rows one after the other; scales of scales are multiplied out.
-    fn nf4(
-        experts: &[Vec<Nf4>],
-        [num_experts, out_features, in_features]: [usize; 3],
-        device: &Device,
-    ) -> Result<Self> {
-        let (row_bytes, row_blocks) = (in_features / 2, in_features / NF4_BLOCK);
-        let num_rows = num_experts * out_features;
-        let mut codes = Vec::with_capacity(num_rows * row_bytes);
-        let mut scales = Vec::with_capacity(num_rows * row_blocks);
-        for parts in experts {
-            for row in 0..out_features {
-                let (part, row) = (&parts[row % parts.len()], row / parts.len());
-                codes.extend_from_slice(&part.codes()[row * row_bytes..][..row_bytes]);
-                scales.extend((row * row_blocks..).take(row_blocks).map(|block| part.scales().get(block)));
-            }
-        }
-        let (num_bytes, num_scales) = (codes.len(), scales.len());
-        Ok(Self::Nf4 {
-            codes: Tensor::from_vec(codes, num_bytes, device)?,
-            scales: Tensor::from_vec(scales, num_scales, device)?,
-        })
-    }
-
-    /// Its arguments of a kernel.
-    fn args(&self) -> Vec<&dyn ToArg> {
-        match self {
-            Self::Bf16(values) => vec![values],
-            Self::Mxfp4(packed) => packed.args().to_vec(),
-            Self::Nf4 { codes, scales } => vec![codes, scales],
-        }
-    }
-
-    /// The kernel of a grouped product, in tiles of this side.
-    fn product(&self, form: Form, side: usize) -> &'static str {
-        let both = match (self, form) {
-            (Self::Bf16(_), Form::Nt) => ["experts_nt_bf16_small", "experts_nt_bf16_large"],
-            (Self::Bf16(_), Form::Nn) => ["experts_nn_bf16_small", "experts_nn_bf16_large"],
-            (Self::Mxfp4(_), Form::Nt) => ["experts_nt_mxfp4_small", "experts_nt_mxfp4_large"],
-            (Self::Mxfp4(_), Form::Nn) => ["experts_nn_mxfp4_small", "experts_nn_mxfp4_large"],
-            (Self::Nf4 { .. }, Form::Nt) => ["experts_nt_nf4_small", "experts_nt_nf4_large"],
-            (Self::Nf4 { .. }, Form::Nn) => ["experts_nn_nf4_small", "experts_nn_nf4_large"],
-        };
-        both[usize::from(side == LARGE)]
-    }
-
-    /// The kernels of the two products for a few places, and how many columns a quad of their lanes reads at once.
-    fn few_rows(&self) -> ([&'static str; 2], usize) {
-        match self {
-            Self::Bf16(_) => (["experts_gate_up_bf16", "experts_down_bf16"], 32),
-            Self::Mxfp4(_) => (["experts_gate_up_mxfp4", "experts_down_mxfp4"], 128),
-            Self::Nf4 { .. } => (["experts_gate_up_nf4", "experts_down_nf4"], 64),
-        }
-    }
-}
-
-impl Weights {
-    /// Errors: matrices in GGUF's blocks, widths that the kernels do not take, no memory.
-    pub(crate) fn new(
-        host: &HostWeights,
-        [num_experts, hidden, inner]: [usize; 3],
-        device: &Device,
-    ) -> Result<Self> {
-        let bias = |values: &[f32]| Tensor::from_slice(values, values.len(), device);
-        Ok(Self {
-            gate_up: Matrices::new(&host.gate_up, [num_experts, 2 * inner, hidden], device)?,
-            gate_up_bias: bias(&host.gate_up_bias)?,
-            down: Matrices::new(&host.down, [num_experts, hidden, inner], device)?,
-            down_bias: bias(&host.down_bias)?,
-        })
-    }
-}
 
 /// [`Experts::forward`], or with updates [`Experts::forward_adapted`], of x (T,C) in bf16; weights and updates are f32.
 pub(crate) fn forward(
@@ -185,7 +46,7 @@ pub(crate) fn forward(
     if !fits {
         bail!(
             "{} experts of width {} for x {:?} and routing {:?}",
-            experts.num_experts,
+            experts.count,
             experts.hidden_size,
             x.dims(),
             routing.weights.dims()
@@ -201,11 +62,18 @@ pub(crate) fn forward(
     };
     let y = if call.is_few()? { call.few_places()? } else { call.many_places()? };
     match updates {
-        None => traced2(x, &routing.weights, y, move |_, dy| {
-            let [dx, dweights, _] = call.backward(dy)?;
-            Ok([dx, dweights])
-        }),
-        Some(updates) => traced3([x, &routing.weights, &updates.packed], y, move |_, dy| call.backward(dy)),
+        None => traced2(x, &routing.weights, y, move |_, dy| call.backward(dy, None)),
+        Some(updates) => {
+            let packed = &updates.packed;
+            traced3([x, &routing.weights, packed], y, {
+                let (device, length) = (packed.device().clone(), packed.elem_count());
+                move |_, dy| {
+                    let dpacked = Buffer::new(&device, length, DType::F32)?.into_tensor();
+                    let [dx, dweights] = call.backward(dy, Some(&dpacked))?;
+                    Ok([dx, dweights, dpacked])
+                }
+            })
+        }
     }
 }
 
@@ -252,9 +120,10 @@ impl Product<'_> {
     /// (P, width) in bf16.
     fn run(&self, work: &Work) -> Result<Tensor> {
         let num_places = work.sorted.order.elem_count();
-        let (side, tiles) = match self.width <= SMALL {
-            true => (work.narrow_side, &work.narrow_tiles),
-            false => (work.side, &work.sorted.tiles),
+        let (side, tiles) = if self.width <= SMALL {
+            (work.narrow_side, &work.narrow_tiles)
+        } else {
+            (work.side, &work.sorted.tiles)
         };
         let device = self.a.device();
         let c = Buffer::new(device, (num_places, self.width), DType::BF16)?;
@@ -402,7 +271,7 @@ impl Call {
     // ---- Any number ----
 
     fn work(&self) -> Result<Work> {
-        let num_experts = self.experts.num_experts;
+        let num_experts = self.experts.count;
         // Tiles that most experts would fill less than half of are small.
         let side = if self.num_places() > num_experts * SMALL { LARGE } else { SMALL };
         let sorted = sort(&self.chosen, self.k, num_experts, side)?;
@@ -411,9 +280,10 @@ impl Call {
             Some(all) => expert_lora::factors(updates, &all.packed),
         };
         let [gate_up, down] = self.low_rank();
-        let (narrow_side, narrow_tiles) = match side == LARGE && self.updates.is_some() {
-            true => (SMALL, sort(&self.chosen, self.k, num_experts, SMALL)?.tiles),
-            false => (side, sorted.tiles.clone()),
+        let (narrow_side, narrow_tiles) = if side == LARGE && self.updates.is_some() {
+            (SMALL, sort(&self.chosen, self.k, num_experts, SMALL)?.tiles)
+        } else {
+            (side, sorted.tiles.clone())
         };
         Ok(Work { side, narrow_side, narrow_tiles, gate_up: factors(gate_up)?, down: factors(down)?, sorted })
     }
@@ -466,17 +336,12 @@ impl Call {
         self.combine(&rows.rows, &work, Some(&self.weights))
     }
 
-    /// The gradients of x, the routing's weights and the packed updates.
-    fn backward(&self, dy: &Tensor) -> Result<[Tensor; 3]> {
+    /// The gradients of x and the routing's weights; that of the packed updates is written to `dpacked`.
+    fn backward(&self, dy: &Tensor, dpacked: Option<&Tensor>) -> Result<[Tensor; 2]> {
         let Experts { hidden_size, intermediate_size, activation, .. } = *self.experts;
         let (weights, work, device) = (self.experts.gpu()?, self.work()?, self.device());
         let (sorted, tokens) = (&work.sorted, Some(&work.sorted.tokens));
         let [gate_up_updates, down_updates] = self.low_rank();
-        let dpacked = match &self.updates {
-            None => Buffer::new(device, 0, DType::F32)?,
-            Some(updates) => Buffer::new(device, updates.packed.dims(), DType::F32)?,
-        };
-        let dpacked = dpacked.into_tensor();
         let dy = plain_bf16(dy)?;
         // 1. What the forward had: gate and up
         let Multiplied { rows: gate_up, low } = self.gate_up(&work)?;
@@ -484,7 +349,8 @@ impl Call {
         let matrices = (&weights.down, work.down.as_ref());
         let shape = [hidden_size, intermediate_size];
         let dinner = work.multiply(Form::Nn, (&dy, tokens), matrices, None, shape)?;
-        if let (Some(Factors { a, rank, .. }), Some(dlow)) = (&work.down, &dinner.low) {
+        if let (Some(Factors { a, rank, .. }), Some(dlow), Some(dpacked)) = (&work.down, &dinner.low, dpacked)
+        {
             let inner = self.activation(&gate_up)?;
             let a = Matrices::Bf16(a.clone());
             let low = Product {
@@ -502,7 +368,7 @@ impl Call {
             Rows { low: &low, dlow, x: (&inner, None), dy: (&dy, tokens), weights }.gradients(
                 down_updates,
                 sorted,
-                &dpacked,
+                dpacked,
             )?;
         }
         // 3. The weights' gradients, and that of gate and up in their place
@@ -529,13 +395,13 @@ impl Call {
         let matrices = (&weights.gate_up, work.gate_up.as_ref());
         let shape = [2 * intermediate_size, hidden_size];
         let dx = work.multiply(Form::Nn, (&gate_up, None), matrices, None, shape)?;
-        if let (Some(low), Some(dlow)) = (&low, &dx.low) {
+        if let (Some(low), Some(dlow), Some(dpacked)) = (&low, &dx.low, dpacked) {
             Rows { low, dlow, x: (&self.x, tokens), dy: (&gate_up, None), weights: None }.gradients(
                 gate_up_updates,
                 sorted,
-                &dpacked,
+                dpacked,
             )?;
         }
-        Ok([self.combine(&dx.rows, &work, None)?.into_tensor(), dweights.into_tensor(), dpacked])
+        Ok([self.combine(&dx.rows, &work, None)?.into_tensor(), dweights.into_tensor()])
     }
 }

@@ -1,5 +1,7 @@
 use candle_core::{DType, Device, Result, Tensor, bail};
 
+#[cfg(feature = "cuda")]
+use super::{Arg, cuda, memory};
 use super::{Buffer, GpuNf4, Grid, ToArg, launch};
 
 /// Along which of their dimensions two matrices are multiplied.
@@ -23,8 +25,8 @@ pub(crate) enum Operand<'a> {
 /// `C = scale · (A B + A2 B2) + bias`, a matrix (M,N).
 ///
 /// Every matrix is bf16 and its elements lie side by side; B may be NF4. The second pair is laid out as the first. The
-/// bias (N) is f32. Where a row is K long it is a multiple of 8, and so is one of M or N in the forms that have such.
-/// Sums are f32, added in an order that depends on the sizes alone.
+/// bias (N) is f32. Of a matrix whose rows are no multiple of 8 values the kernels get a copy with zeros between. Sums are
+/// f32, added in an order that depends on the sizes alone.
 pub(crate) struct Product<'a> {
     pub(crate) form: Form,
     pub(crate) a: &'a Tensor,
@@ -44,9 +46,14 @@ struct Sizes {
 }
 
 /// Rows up to which a product with a matrix is a matter of reading that.
-const FEW_ROWS: usize = 8;
+const FEW_ROWS: usize = 16;
+/// How many of them a block has, and how many of the matrix.
+const FEW_ROWS_BLOCK: [usize; 2] = [8, 16];
 /// Rows from which on a packed matrix is written out in bf16 first: its tiles would be unpacked too often.
 const MANY_ROWS: usize = 512;
+/// Rows and columns from which on a product of bf16 is the library's.
+#[cfg(feature = "cuda")]
+const LIBRARY_ROWS: usize = 256;
 /// K of a step of a tile, and steps that a part has at least.
 const STEP: usize = 32;
 const MIN_STEPS: usize = 16;
@@ -72,7 +79,7 @@ impl<'a> Product<'a> {
         Self { form, a, b, more: None, bias: None, scale: 1.0 }
     }
 
-    /// In bf16 or f32. Errors: matrices that do not fit, or whose rows are no multiple of 8 values.
+    /// In bf16 or f32. Errors: matrices that do not fit.
     pub(crate) fn run(&self, dtype: DType) -> Result<Buffer> {
         let Sizes { m, n, .. } = self.sizes()?;
         let c = Buffer::new(self.device(), (m, n), dtype)?;
@@ -93,24 +100,66 @@ impl<'a> Product<'a> {
         self.a.device()
     }
 
-    /// Chooses the kernel: the one place that does.
     fn write(&self, c: &dyn ToArg, dtype: DType, adds: bool) -> Result<()> {
         let sizes = self.sizes()?;
         let flags = if dtype == DType::F32 { IS_F32 } else { 0 } | if adds { ADDS } else { 0 };
+        let a = with_whole_rows(self.a)?;
+        let b = self.b.tensor().map(with_whole_rows).transpose()?;
+        let more = match self.more {
+            Some([a, b]) => Some([with_whole_rows(a)?, with_whole_rows(b)?]),
+            None => None,
+        };
+        Product {
+            a: &a,
+            b: b.as_ref().map_or(self.b, Operand::Bf16),
+            more: more.as_ref().map(|[a, b]| [a, b]),
+            ..*self
+        }
+        .write_sizes(c, sizes, flags)
+    }
+
+    /// Chooses the kernel: the one place that does.
+    fn write_sizes(&self, c: &dyn ToArg, sizes: Sizes, flags: u32) -> Result<()> {
         match self.b {
             _ if self.form == Form::Nt && sizes.m <= FEW_ROWS && self.b.is_for_few_rows(sizes.k) => {
                 self.write_few_rows(c, sizes, flags)
             }
             Operand::Nf4(packed) if sizes.m >= MANY_ROWS => {
                 let dense = packed.dequantize()?;
-                Product { b: Operand::Bf16(&dense), ..*self }.write_tiles(c, sizes, flags)
+                Product { b: Operand::Bf16(&dense), ..*self }.write_sizes(c, sizes, flags)
+            }
+            #[cfg(feature = "cuda")]
+            Operand::Bf16(b) if self.device().is_cuda() && sizes.m.min(sizes.n) >= LIBRARY_ROWS => {
+                self.write_by_library(b, c, sizes, flags)
             }
             _ => self.write_tiles(c, sizes, flags),
         }
     }
 
+    /// By cuBLAS, which alone has Hopper's and Blackwell's larger instructions: pair after pair, the bias as one more.
+    #[cfg(feature = "cuda")]
+    fn write_by_library(&self, b: &Tensor, c: &dyn ToArg, sizes: Sizes, flags: u32) -> Result<()> {
+        let Sizes { m, n, k, more_k } = sizes;
+        let Arg::Pointer(c) = c.to_arg()? else { bail!("a product is written to memory") };
+        let is_f32 = flags & IS_F32 != 0;
+        let multiply = |form, a: &Tensor, b: &Tensor, k: usize, scale: f32, adds: bool| {
+            let addresses = [memory::address(a)?, memory::address(b)?, c];
+            cuda::multiply(self.device(), form, addresses, [m, n, k], scale, adds, is_f32)
+        };
+        multiply(self.form, self.a, b, k, self.scale, flags & ADDS != 0)?;
+        if let Some([more_a, more_b]) = self.more {
+            multiply(self.form, more_a, more_b, more_k, self.scale, true)?;
+        }
+        if let Some(bias) = self.bias {
+            let ones = Tensor::ones((m, 1), DType::BF16, self.device())?;
+            multiply(Form::Nn, &ones, &bias.to_dtype(DType::BF16)?, 1, 1.0, true)?;
+        }
+        Ok(())
+    }
+
     fn write_few_rows(&self, c: &dyn ToArg, Sizes { m, n, k, more_k }: Sizes, flags: u32) -> Result<()> {
-        let grid = Grid::line(n.div_ceil(16), 256);
+        let [rows, outputs] = FEW_ROWS_BLOCK;
+        let grid = Grid::line(n.div_ceil(outputs) * m.div_ceil(rows), 256);
         let (name, grid) = match self.b {
             Operand::Bf16(_) => ("few_rows", grid),
             // A table of 32 KiB, and sums
@@ -139,7 +188,9 @@ impl<'a> Product<'a> {
         let tiles = |side: usize| m.div_ceil(side) * n.div_ceil(side);
         let side = if m > SMALL && n > SMALL && 4 * tiles(LARGE) > MANY_BLOCKS { LARGE } else { SMALL };
         let steps = k.div_ceil(STEP) + more_k.div_ceil(STEP);
-        let max_parts = (MANY_BLOCKS / tiles(side).max(1)).clamp(1, (steps / MIN_STEPS).max(1));
+        // Twice as many of the small ones run at a time.
+        let many_blocks = if side == LARGE { MANY_BLOCKS } else { 2 * MANY_BLOCKS };
+        let max_parts = (many_blocks / tiles(side).max(1)).clamp(1, (steps / MIN_STEPS).max(1));
         let part_steps = steps.div_ceil(max_parts).max(1);
         let num_parts = steps.div_ceil(part_steps).max(1);
         let grid = Grid {
@@ -222,16 +273,20 @@ impl<'a> Product<'a> {
             let bias = self.bias.map(Tensor::dims);
             bail!("{:?}: {a:?} and {b:?}, {more_a:?} and {more_b:?}, bias {bias:?} do not fit", self.form)
         }
-        let widths = match self.form {
-            Form::Nt => [k, more_k, 0],
-            Form::Nn => [k, more_k, n],
-            Form::Tn => [m, n, 0],
-        };
-        if widths.iter().any(|width| !width.is_multiple_of(8)) {
-            bail!("{:?}: rows of {widths:?} values, of which a GPU's kernels take multiples of 8", self.form);
-        }
         Ok(Sizes { m, n, k, more_k })
     }
+}
+
+/// What a row of bf16 is a multiple of.
+const ROW: usize = 8;
+
+/// The matrix with zeros behind its rows, if they are no multiple of 8 values.
+fn with_whole_rows(matrix: &Tensor) -> Result<Tensor> {
+    let width = matrix.dim(1)?;
+    if width.is_multiple_of(ROW) {
+        return Ok(matrix.clone());
+    }
+    matrix.detach().pad_with_zeros(1, 0, width.next_multiple_of(ROW) - width)?.contiguous()
 }
 
 impl Operand<'_> {

@@ -36,19 +36,15 @@ pub(crate) fn adapted_row_norms(
     lora_b: &Tensor,
     scale: f32,
 ) -> Result<Tensor> {
-    let unpacked;
     let weight = match weight {
-        Operand::Bf16(weight) => weight,
-        Operand::Nf4(packed) => {
-            unpacked = packed.dequantize()?;
-            &unpacked
-        }
+        Operand::Bf16(weight) => plain_bf16(weight)?,
+        Operand::Nf4(packed) => packed.dequantize()?,
     };
     let (a, b) = super::lora::narrow(lora_a, lora_b)?;
     let update = Product { scale, ..Product::new(Form::Nn, &b, Operand::Bf16(&a)) }.run(DType::BF16)?;
     let (out_features, in_features) = weight.dims2()?;
     let norms = Buffer::new(weight.device(), out_features, DType::F32)?;
     let grid = Grid::line(out_features, 256);
-    launch(weight.device(), "row_norms", grid, &[weight, &update, &norms, &in_features])?;
+    launch(weight.device(), "row_norms", grid, &[&weight, &update, &norms, &in_features])?;
     Ok(norms.into_tensor())
 }

@@ -12,6 +12,7 @@ mod cuda;
 pub mod decode;
 pub(crate) mod dropout;
 pub(crate) mod expert_lora;
+pub(crate) mod expert_matrices;
 pub(crate) mod experts;
 mod gemm;
 mod launch;
@@ -21,6 +22,7 @@ mod memory;
 mod mirrored;
 mod mxfp4;
 mod nf4;
+mod offload;
 pub mod replay;
 pub(crate) mod rms_norm;
 pub(crate) mod rope;
@@ -40,6 +42,7 @@ pub(crate) use memory::Buffer;
 pub use mirrored::Mirrored;
 pub use mxfp4::GpuMxfp4;
 pub use nf4::GpuNf4;
+pub use offload::Offload;
 pub(crate) use trace::{traced1, traced2, traced3};
 
 /// Runs a kernel by its name; the error is a sentence.

@@ -1,7 +1,7 @@
 use candle_core::{DType, Device, Result, Tensor};
 
 use super::{Buffer, Grid, ToArg, launch};
-use crate::Mxfp4;
+use crate::{Blocks, Mxfp4};
 
 const THREADS: u32 = 256;
 /// Values that share a scale; a thread has half as many.
@@ -22,6 +22,23 @@ impl GpuMxfp4 {
         let bytes = |bytes: &[u8]| Tensor::from_slice(bytes, bytes.len(), device);
         let (codes, exponents) = (bytes(matrices.blocks())?, bytes(matrices.scales())?);
         Ok(Self { codes, exponents, in_features: matrices.in_features() })
+    }
+
+    /// From llama.cpp's blocks of MXFP4, whose rows take turns. Errors: no memory.
+    pub(crate) fn from_blocks(parts: &[Blocks], device: &Device) -> Result<Self> {
+        let (num_rows, in_features) = parts[0].shape();
+        let num_blocks = parts.len() * num_rows * in_features / BLOCK;
+        let (mut codes, mut exponents) =
+            (Vec::with_capacity(num_blocks * 16), Vec::with_capacity(num_blocks));
+        for row in 0..num_rows {
+            for [exponent, bytes @ ..] in parts.iter().flat_map(|part| part.row(row).as_chunks::<17>().0) {
+                exponents.push(*exponent);
+                // There the upper halves of the bytes are the second half of the block.
+                let code = |i: usize| if i < 16 { bytes[i] & 15 } else { bytes[i - 16] >> 4 };
+                codes.extend((0..16).map(|i| code(2 * i) | code(2 * i + 1) << 4));
+            }
+        }
+        Self::new(&Mxfp4::new(codes, exponents, in_features)?, device)
     }
 
     /// (rows, C) in bf16, which holds every value.

@@ -1,4 +1,5 @@
-//! `cargo xtask cuda`: the worker for NVIDIA cards, from nothing but this checkout. No card is needed.
+//! `cargo xtask cuda`: the worker for NVIDIA cards, from nothing but this checkout. No card is needed. `cargo xtask
+//! gpu-check` builds the check of a card likewise.
 //!
 //! cudarc loads CUDA's libraries when they are first called instead of linking them, so the worker starts anywhere and
 //! says itself what is missing. candle asks cudarc to link; a `--cfg` of the target's crates alone overrules that, and
@@ -18,6 +19,7 @@ use crate::repo;
 use nvcc::Nvcc;
 
 const WORKER: &str = "lathe-worker-cuda";
+const CHECK: &str = "lathe-gpu-check";
 /// Whose bindings cudarc has, and so whose libraries the worker wants.
 const CUDARC_VERSION: &str = "13000";
 /// Ampere: newer cards compile its PTX when a worker first starts there.
@@ -34,9 +36,49 @@ pub struct Args {
 }
 
 pub fn cuda(args: &Args) -> Result<()> {
+    match args.cargo.split_first() {
+        Some((what, rest)) => cargo(what, rest).map(drop),
+        None => build("lathe-worker", WORKER).map(drop),
+    }
+}
+
+#[derive(clap::Args)]
+pub struct CheckArgs {
+    /// Of the program: --no-speed, --only qwen3, --models FOLDER, --device cuda:1
+    #[arg(last = true, value_name = "ARGS")]
+    check: Vec<String>,
+}
+
+/// Builds the check of a card, and runs it where there is one.
+pub fn gpu_check(args: &CheckArgs) -> Result<()> {
+    let program = build("lathe-gpu-check", CHECK)?;
+    // The driver's own tool: no driver, no card.
+    let has_card = Command::new("nvidia-smi").arg("-L").stdout(Stdio::null()).stderr(Stdio::null()).status();
+    if !has_card.is_ok_and(|status| status.success()) {
+        println!("\nThis machine has no NVIDIA card. On one that has, run the program alone:");
+        println!("  ./{CHECK}            checks, then models of real shapes timed (41 GB on disk)");
+        println!("  ./{CHECK} --no-speed checks only");
+        return Ok(());
+    }
+    repo::run(Command::new(program).args(&args.check))
+}
+
+/// Builds a program with CUDA in it and puts it beside `lathe`.
+fn build(package: &str, name: &str) -> Result<PathBuf> {
     let started = Instant::now();
-    let target_dir = target_dir()?;
-    let folder = target_dir.join("cuda");
+    let arguments = ["-p", package, "--bin", name, "--features", "cuda"].map(str::to_owned);
+    let built = cargo("build", &arguments)?;
+    let program = format!("{name}{}", std::env::consts::EXE_SUFFIX);
+    let place = target_dir()?.join("release").join(&program);
+    put(&built.join(&program), &place)?;
+    let megabytes = place.metadata()?.len() as f64 / 1e6;
+    println!("program  {megabytes:.1} MB in {} s: {}", started.elapsed().as_secs(), place.display());
+    Ok(place)
+}
+
+/// Runs cargo with CUDA's compiler and cudarc's ways around it. Returns where programs are built.
+fn cargo(what: &str, arguments: &[String]) -> Result<PathBuf> {
+    let folder = target_dir()?.join("cuda");
     require_cxx()?;
     let cap = compute_cap(std::env::var("LATHE_CUDA_ARCHS").ok().as_deref())?;
     let nvcc = Nvcc::find(&folder.join("nvcc"))?;
@@ -44,14 +86,7 @@ pub fn cuda(args: &Args) -> Result<()> {
     let triple = host_triple()?;
 
     let mut cargo = repo::cargo();
-    let (what, rest) = match args.cargo.split_first() {
-        Some((what, rest)) => (what.as_str(), rest.to_vec()),
-        None => (
-            "build",
-            ["-p", "lathe-worker", "--bin", WORKER, "--features", "cuda"].map(str::to_owned).to_vec(),
-        ),
-    };
-    cargo.args([what, "--release", "--target", &triple]).args(rest);
+    cargo.args([what, "--release", "--target", &triple]).args(arguments);
     cargo.env("CARGO_TARGET_DIR", &folder).env("NVCC", &nvcc.path);
     cargo.env("CUDA_COMPUTE_CAP", &cap).env("CUDARC_CUDA_VERSION", CUDARC_VERSION);
     if cfg!(unix) {
@@ -63,16 +98,7 @@ pub fn cuda(args: &Args) -> Result<()> {
     cargo.env("CARGO_ENCODED_RUSTFLAGS", rustflags());
     println!("kernels  for compute {cap}; the first build takes minutes");
     repo::run(&mut cargo)?;
-    if !args.cargo.is_empty() {
-        return Ok(());
-    }
-
-    let program = format!("{WORKER}{}", std::env::consts::EXE_SUFFIX);
-    let worker = target_dir.join("release").join(&program);
-    put(&folder.join(&triple).join("release").join(&program), &worker)?;
-    let megabytes = worker.metadata()?.len() as f64 / 1e6;
-    println!("worker   {megabytes:.1} MB in {} s: {}", started.elapsed().as_secs(), worker.display());
-    Ok(())
+    Ok(folder.join(&triple).join("release"))
 }
 
 /// Beside `lathe`, whole or not at all, also while an older one runs.

@@ -7,13 +7,12 @@ use candle_core::{DType, Result, Tensor, bail};
 use super::{Buffer, Grid, ToArg, launch, plain, traced3};
 use crate::{Attention, Segments};
 
+use tiles::{DECODE_ROWS, KEY_ROWS, QUERY_ROWS};
 pub(crate) use tiles::{Division, Tiles};
 
 const THREADS: u32 = 128;
-/// Rows of the tiles that a block walks over, and of the key tiles it owns.
+/// Rows of the tiles that a block walks over.
 const WALK: usize = 64;
-/// Queries of a tile.
-const QUERY_ROWS: usize = 128;
 /// Queries of a segment up to which its keys are split among blocks.
 const MAX_DECODE_QUERIES: usize = 16;
 /// Larger than any position: a window that hides nothing.
@@ -168,8 +167,7 @@ impl Run {
 
     fn forward(&self, y: &Buffer, log_sums: &Buffer) -> Result<()> {
         let Self { kernels, attention, q, k, v, .. } = self;
-        let division = Division::Queries { num_rows: q.dim(0)?, tile_rows: QUERY_ROWS };
-        let tiles = self.tiles(division)?;
+        let tiles = self.tiles(Division::Queries { num_rows: q.dim(0)? })?;
         let grid = kernels.grid(attention.num_heads, tiles.count, QUERY_ROWS + 4 * WALK, 0);
         self.launch(kernels.forward, grid, &[q, k, v, &attention.sinks, &tiles.records, y, log_sums])
     }
@@ -180,15 +178,15 @@ impl Run {
         let Attention { num_heads, num_kv_heads, head_dim, sinks, .. } = attention;
         let num_rows = q.dim(0)?;
         // Partial results: outputs (tiles, G, 16, D) and log-sums (tiles, G, 16)
-        let rows = tiles.count * num_kv_heads * tiles::DECODE_ROWS;
+        let rows = tiles.count * num_kv_heads * DECODE_ROWS;
         let partial = |width: usize| {
             let is_split = tiles.joins.is_some();
             is_split.then(|| Buffer::new(q.device(), rows * width, DType::F32)).transpose()
         };
         let (outputs, partial_log_sums) = (partial(*head_dim)?, partial(1)?);
         // A number a row and warp, twice.
-        let floats = 2 * 4 * tiles::DECODE_ROWS;
-        let grid = kernels.grid(*num_kv_heads, tiles.count, tiles::DECODE_ROWS + 4 * WALK, floats);
+        let floats = 2 * 4 * DECODE_ROWS;
+        let grid = kernels.grid(*num_kv_heads, tiles.count, DECODE_ROWS + 4 * WALK, floats);
         let args: [&dyn ToArg; 9] =
             [q, k, v, sinks, &tiles.records, y, log_sums, &outputs, &partial_log_sums];
         self.launch(kernels.decode, grid, &args)?;
@@ -206,15 +204,14 @@ impl Run {
         let (dq, dk, dv) = (buffer(q)?, buffer(k)?, buffer(v)?);
         let deltas = Buffer::new(q.device(), log_sums.shape(), DType::F32)?;
         // 1. dq, and the deltas for the rest
-        let division = Division::Queries { num_rows: q.dim(0)?, tile_rows: QUERY_ROWS };
-        let tiles = self.tiles(division)?;
+        let tiles = self.tiles(Division::Queries { num_rows: q.dim(0)? })?;
         let rows = 2 * QUERY_ROWS + 4 * kernels.backward_walk;
         let grid = kernels.grid(attention.num_heads, tiles.count, rows, QUERY_ROWS);
         let args: [&dyn ToArg; 9] = [q, k, v, y, dy, log_sums, &tiles.records, &dq, &deltas];
         self.launch(kernels.backward_queries, grid, &args)?;
         // 2. dk and dv
         let tiles = self.tiles(Division::Keys { num_rows: k.dim(0)? })?;
-        let grid = kernels.grid(attention.num_kv_heads, tiles.count, 6 * WALK, 4 * WALK);
+        let grid = kernels.grid(attention.num_kv_heads, tiles.count, 2 * KEY_ROWS + 4 * WALK, 4 * WALK);
         let args: [&dyn ToArg; 9] = [q, k, v, dy, log_sums, &deltas, &tiles.records, &dk, &dv];
         self.launch(kernels.backward_keys, grid, &args)?;
         Ok([dq.into_tensor(), dk.into_tensor(), dv.into_tensor()])

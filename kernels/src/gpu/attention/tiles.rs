@@ -6,8 +6,10 @@ use candle_core::{Device, Result, Tensor, bail};
 
 use crate::Segment;
 
+/// Queries of a tile.
+pub(super) const QUERY_ROWS: usize = 128;
 /// Keys of a tile.
-const KEY_ROWS: usize = 64;
+pub(super) const KEY_ROWS: usize = 64;
 /// Rows of a block that decodes.
 pub(super) const DECODE_ROWS: usize = 16;
 /// Blocks that decoding is split into: three for each multiprocessor of a large card, as many as fit at a time.
@@ -18,8 +20,8 @@ const MIN_SPLIT_TILES: usize = 2;
 /// What decides the tiles, beside the segments.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Division {
-    /// Of `num_rows` rows of q, so many a tile.
-    Queries { num_rows: usize, tile_rows: usize },
+    /// Of `num_rows` rows of q, 128 a tile.
+    Queries { num_rows: usize },
     /// Of `num_rows` rows of k, 64 a tile.
     Keys { num_rows: usize },
     /// Of `num_rows` rows of q with the heads of a group, 16 a tile, and of the keys that `window` lets them see.
@@ -38,7 +40,7 @@ pub(crate) struct Tiles {
 impl Tiles {
     pub(crate) fn new(segments: &[Segment], division: Division, device: &Device) -> Result<Self> {
         let (records, joins) = match division {
-            Division::Queries { num_rows, tile_rows } => (query_tiles(segments, num_rows, tile_rows)?, None),
+            Division::Queries { num_rows } => (query_tiles(segments, num_rows)?, None),
             Division::Keys { num_rows } => (key_tiles(segments, num_rows)?, None),
             Division::Splits { num_rows, num_kv_heads, group, window } => {
                 splits(segments, num_rows, num_kv_heads, group, window)?
@@ -105,11 +107,11 @@ fn first_position(segment: &Segment) -> i32 {
 }
 
 /// `QueryTile`s, those with the most keys first: what is last to start should be soon done.
-fn query_tiles(segments: &[Segment], num_rows: usize, tile_rows: usize) -> Result<Vec<Vec<u32>>> {
+fn query_tiles(segments: &[Segment], num_rows: usize) -> Result<Vec<Vec<u32>>> {
     let mut tiles = Vec::new();
     for segment in all_queries(segments, num_rows)? {
-        for first in (0..segment.queries.len()).step_by(tile_rows) {
-            let count = (segment.queries.len() - first).min(tile_rows);
+        for first in (0..segment.queries.len()).step_by(QUERY_ROWS) {
+            let count = (segment.queries.len() - first).min(QUERY_ROWS);
             let position = first_position(&segment) + first as i32;
             tiles.push((
                 position + count as i32,

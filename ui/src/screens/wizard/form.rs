@@ -43,6 +43,7 @@ const GROUPS: [(&str, &[&str]); 6] = [
             "grad_accum",
             "gradient_checkpointing",
             "gradient_checkpointing_every",
+            "activation_offloading",
         ],
     ),
     (

@@ -1,0 +1,185 @@
+//! How fast models of real shapes train and write on this card, and how much of it they take.
+
+use std::{
+    path::Path,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+    },
+    thread,
+    time::{Duration, Instant},
+};
+
+use lathe_engine::{
+    Result, batch, device, lora,
+    model::{Compute, LoadFor, Model},
+    tokenize::TokenizedRow,
+    train::{PassOptions, Weights, accumulate, optimizer, trainables},
+};
+use lathe_protocol::{LoraConfig, Method, RunConfig};
+
+use crate::models::Shape;
+
+const WARM_UPS: usize = 2;
+const STEPS: usize = 5;
+/// Tokens that are written one by one.
+const WRITTEN: usize = 128;
+const PROMPT: usize = 64;
+
+/// A number beside what is asked of it.
+#[derive(Debug, Clone)]
+pub struct Measured {
+    pub what: String,
+    pub value: f64,
+    pub unit: &'static str,
+    /// At least it for a speed, at most for the rest.
+    pub target: Option<f64>,
+}
+
+impl Measured {
+    pub fn meets_target(&self) -> Option<bool> {
+        let target = self.target?;
+        Some(if self.unit == "tok/s" { self.value >= target } else { self.value <= target })
+    }
+}
+
+/// The most memory in use on a card while this lives, looked at every other millisecond.
+struct Peak {
+    most: Arc<AtomicU64>,
+    stop: Arc<AtomicBool>,
+    thread: Option<thread::JoinHandle<()>>,
+}
+
+impl Peak {
+    fn watch(compute: &Compute) -> Self {
+        let (most, stop) = (Arc::new(AtomicU64::new(0)), Arc::new(AtomicBool::new(false)));
+        let (seen, ends, device) = (most.clone(), stop.clone(), compute.device.clone());
+        let thread = thread::spawn(move || {
+            while !ends.load(Ordering::Relaxed) {
+                if let Some((free, total)) = device::memory(&device) {
+                    seen.fetch_max(total - free, Ordering::Relaxed);
+                }
+                thread::sleep(Duration::from_millis(2));
+            }
+        });
+        Self { most, stop, thread: Some(thread) }
+    }
+
+    /// In GB.
+    fn end(mut self) -> f64 {
+        self.stop.store(true, Ordering::Relaxed);
+        if let Some(thread) = self.thread.take() {
+            // A thread that panicked has told so itself; what it saw still counts.
+            drop(thread.join());
+        }
+        self.most.load(Ordering::Relaxed) as f64 / 1e9
+    }
+}
+
+/// A training run to time.
+pub struct Training<'a> {
+    pub load_for: LoadFor,
+    pub lora: LoraConfig,
+    /// Lengths of one packed row each, with the tokens a second and the GB that are asked for.
+    pub lengths: &'a [(usize, f64, f64)],
+}
+
+/// LoRA steps with every block recomputed: forward, backward and update over one row.
+pub fn training(
+    folder: &Path,
+    shape: &Shape,
+    run: &Training<'_>,
+    compute: &Compute,
+    tell: &mut dyn FnMut(Measured),
+) -> Result<()> {
+    let started = Instant::now();
+    let peak = Peak::watch(compute);
+    let mut model = Model::load_on(folder, run.load_for, compute.clone())?;
+    tell(Measured {
+        what: format!("{} loads for training", shape.name),
+        value: started.elapsed().as_secs_f64(),
+        unit: "s",
+        target: None,
+    });
+    let loading = peak.end();
+    tell(Measured {
+        what: format!("{} at most while it loads", shape.name),
+        value: loading,
+        unit: "GB",
+        target: None,
+    });
+    lora::attach_fresh(&mut model, &run.lora, 1)?;
+    let trainables = trainables(&model, Method::Lora);
+    let mut optimizer = optimizer(&trainables, &RunConfig::default())?;
+    for (length, speed, memory) in run.lengths {
+        let batch = batch::pack([&row(*length, shape.vocab_size)]);
+        let options = PassOptions {
+            rope: model.rope_table(*length),
+            dropout_key: None,
+            neftune: None,
+            recomputed_blocks: Some(1),
+            offload: None,
+        };
+        let mut step = || -> Result<f64> {
+            optimizer.clear_gradients()?;
+            let weights = Weights::Even(1.0 / batch.num_loss_tokens() as f64);
+            let losses = accumulate(&model, &trainables, &batch, &options, weights, &mut optimizer)?;
+            let norm = optimizer.gradient_norm()?;
+            optimizer.step(1.0, 1e-4)?;
+            Ok(norm + losses.iter().map(|token| token.loss).sum::<f64>())
+        };
+        for _ in 0..WARM_UPS {
+            step()?;
+        }
+        let peak = Peak::watch(compute);
+        let started = Instant::now();
+        for _ in 0..STEPS {
+            step()?;
+        }
+        compute.device.synchronize()?;
+        let seconds = started.elapsed().as_secs_f64() / STEPS as f64;
+        let what = format!("{} trains on {length} tokens", shape.name);
+        tell(Measured {
+            what: what.clone(),
+            value: *length as f64 / seconds,
+            unit: "tok/s",
+            target: Some(*speed),
+        });
+        tell(Measured { what, value: peak.end(), unit: "GB", target: Some(*memory) });
+    }
+    Ok(())
+}
+
+/// Time to the first token from a file in the page cache, then tokens one by one.
+pub fn writing(
+    folder: &Path,
+    shape: &Shape,
+    load_for: LoadFor,
+    compute: &Compute,
+    (first, speed): (Option<f64>, f64),
+    tell: &mut dyn FnMut(Measured),
+) -> Result<()> {
+    let started = Instant::now();
+    let model = Model::load_on(folder, load_for, compute.clone())?;
+    let rope = model.rope_table(PROMPT + WRITTEN + 1);
+    let mut cache = model.new_cache(PROMPT + WRITTEN + 1)?;
+    let prompt = row(PROMPT, shape.vocab_size).ids;
+    let likeliest = |logits: &candle_core::Tensor| -> Result<u32> { Ok(logits.argmax(0)?.to_scalar()?) };
+    let mut id = likeliest(&model.decode(&prompt, &mut cache, &rope)?)?;
+    let what = format!("{} writes its first token", shape.name);
+    tell(Measured { what, value: started.elapsed().as_secs_f64(), unit: "s", target: first });
+    let started = Instant::now();
+    for _ in 0..WRITTEN {
+        id = likeliest(&model.decode(&[id], &mut cache, &rope)?)?;
+    }
+    let value = WRITTEN as f64 / started.elapsed().as_secs_f64();
+    tell(Measured { what: format!("{} writes", shape.name), value, unit: "tok/s", target: Some(speed) });
+    Ok(())
+}
+
+/// All of it learned but the first token.
+fn row(length: usize, vocab_size: usize) -> TokenizedRow {
+    let ids = (0..length).map(|t| ((t * 7919 + t * t * 31) % vocab_size) as u32).collect();
+    let loss_mask = (0..length).map(|t| t > 0).collect();
+    TokenizedRow { ids, loss_mask, ..TokenizedRow::default() }
+}
