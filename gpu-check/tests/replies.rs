@@ -63,12 +63,12 @@ fn a_chat_forces_and_forbids_tokens() {
         ChatSession::load_on(Compute::emulated_gpu(), folder.path(), adapters, &|| 0.0).unwrap()
     };
     let drawn =
-        SamplingParams { max_tokens: 12, min_tokens: 12, temperature: 1.0, ..SamplingParams::default() };
+        SamplingParams { max_tokens: 24, min_tokens: 24, temperature: 1.0, ..SamplingParams::default() };
     for adapters in [vec![], vec![golden().join("adapter")]] {
         let mut session = load(&adapters);
         let (stats, thought, answer) =
             reply(&mut session, &SamplingParams { thinking_budget: Some(5), ..drawn.clone() });
-        assert_eq!((stats.thinking_tokens, stats.output_tokens), (5, 12), "{thought:?} {answer:?}");
+        assert_eq!((stats.thinking_tokens, stats.output_tokens), (5, 24), "{thought:?} {answer:?}");
         assert!(!thought.is_empty() && !answer.is_empty(), "{thought:?} {answer:?}");
         let (stats, thought, answer) =
             reply(&mut session, &SamplingParams { thinking_budget: Some(0), ..drawn.clone() });
@@ -76,7 +76,7 @@ fn a_chat_forces_and_forbids_tokens() {
         assert!(!answer.is_empty());
         // Nothing ends it before its time, and the same seed draws the same.
         let (stats, thought, _) = reply(&mut session, &drawn);
-        assert_eq!((stats.output_tokens, stats.finished), (12, false));
+        assert_eq!((stats.output_tokens, stats.finished), (24, false));
         let mut again = load(&adapters);
         reply(&mut again, &SamplingParams { thinking_budget: Some(5), ..drawn.clone() });
         reply(&mut again, &SamplingParams { thinking_budget: Some(0), ..drawn.clone() });

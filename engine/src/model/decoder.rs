@@ -3,7 +3,10 @@ use std::sync::Arc;
 use candle_core::Tensor;
 use lathe_kernels::{
     RopeTable, Sampling,
-    gpu::{decode::Sequences, replay::Replay},
+    gpu::{
+        decode::{Plan, Sequences},
+        replay::Replay,
+    },
 };
 
 use super::{Context, Embedding, KvCache, Model};
@@ -177,11 +180,17 @@ impl Model {
             Embedding::Quantized(_) => return Err(Error::model("A quantised table of tokens on a GPU")),
         };
         let own = self.token_rows.as_ref().map(|own| own.on_device(table.dim(0)?)).transpose()?;
+        let mut plans: Vec<(Option<usize>, Plan)> = Vec::new();
         let mut h = sequences.embed(table, own)?;
         for (layer, (keys, values)) in layers.iter().enumerate() {
+            let attention = &self.blocks[layer].attention;
+            let known = plans.iter().position(|(window, _)| *window == attention.window);
+            if known.is_none() {
+                plans.push((attention.window, sequences.plan(attention)?));
+            }
+            let (_, plan) = &plans[known.unwrap_or(plans.len() - 1)];
             let output = self.block_with(layer, &h, &context, |q, k, v| {
-                let attention = &self.blocks[layer].attention;
-                Ok(sequences.attend(attention, [&q, &k, &v], [keys, values])?)
+                Ok(sequences.attend(attention, plan, [&q, &k, &v], [keys, values])?)
             })?;
             h = output.detach();
         }

@@ -32,8 +32,11 @@ fn check(attention: &Attention, lengths: &[Option<usize>], capacity: usize) -> R
     let bf16 = |tensor: &Tensor| on_target(&tensor.to_dtype(DType::BF16)?);
     let found_cache = [bf16(&cache[0])?, bf16(&cache[1])?];
     let sinks = attention.sinks.as_ref().map(on_target).transpose()?;
-    let found = sequences(lengths, capacity)?.attend(
-        &Attention { sinks, ..attention.clone() },
+    let on_gpu = Attention { sinks, ..attention.clone() };
+    let sequences = sequences(lengths, capacity)?;
+    let found = sequences.attend(
+        &on_gpu,
+        &sequences.plan(&on_gpu)?,
         [&bf16(&q)?, &bf16(&k)?, &bf16(&v)?],
         [&found_cache[0], &found_cache[1]],
     )?;

@@ -2,7 +2,11 @@ use std::ops::Range;
 
 use candle_core::{DType, Device, Result, Tensor, bail};
 
-use super::{Buffer, Grid, ToArg, attention, is_on_gpu, launch, plain_bf16, sampling};
+use super::{
+    Buffer, Grid, ToArg,
+    attention::{self, Tiles},
+    is_on_gpu, launch, plain_bf16, sampling,
+};
 use crate::{Attention, Sampling, dropout::splitmix64};
 
 /// Of no token.
@@ -25,6 +29,9 @@ pub struct Sequences {
     /// What is not drawn, (B,F), filled up with [`NO_TOKEN`].
     forbidden: Tensor,
 }
+
+/// How one kind of attention of a step is divided among blocks.
+pub struct Plan(Tiles);
 
 impl Sequences {
     /// `batch` sequences that are not continued, each with `capacity` rows in the cache and up to `max_forbidden` tokens
@@ -130,11 +137,22 @@ impl Sequences {
         Ok(y.into_tensor())
     }
 
+    /// A step's plan for layers with such heads and such a window.
+    pub fn plan(&self, attention: &Attention) -> Result<Plan> {
+        Ok(Plan(attention::sequence_tiles(attention, &self.lengths, self.capacity)?))
+    }
+
     /// Attention of a query a sequence (B, H·D) to the keys of its part of the cache, once the new ones, k and v
     /// (B, G·D), are there, too. Keys and values are (B · capacity, G·D) in bf16.
     ///
     /// Outside autograd. Errors: shapes that do not fit; what no kernel takes.
-    pub fn attend(&self, attention: &Attention, qkv: [&Tensor; 3], cache: [&Tensor; 2]) -> Result<Tensor> {
+    pub fn attend(
+        &self,
+        attention: &Attention,
+        plan: &Plan,
+        qkv: [&Tensor; 3],
+        cache: [&Tensor; 2],
+    ) -> Result<Tensor> {
         let batch = self.tokens.dims1()?;
         let width = attention.num_kv_heads * attention.head_dim;
         let [q, k, v] = [plain_bf16(qkv[0])?, plain_bf16(qkv[1])?, plain_bf16(qkv[2])?];
@@ -155,7 +173,7 @@ impl Sequences {
         let Self { lengths, strides, capacity, .. } = self;
         let args: [&dyn ToArg; 8] = [&k, &v, keys, values, lengths, strides, capacity, &width];
         launch(q.device(), "cache_append", Grid::line(batch, 128), &args)?;
-        attention::decode_sequences(attention, [&q, keys, values], lengths, *capacity)
+        attention::decode_sequences(attention, &plan.0, [&q, keys, values])
     }
 
     /// Ends a step: draws the next tokens from `logits` (B,V) in f32, of which those of what is forbidden become −∞.

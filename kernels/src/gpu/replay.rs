@@ -90,6 +90,10 @@ mod with_cuda {
     ) -> Result<CudaGraph, String> {
         let _uploads_are_kept = device.enable_cuda_graph_htod_cache();
         let stream = device.cuda_stream();
+        if stream.context().is_managing_stream_synchronization() {
+            // Events that were recorded in a capture could not be waited for outside it.
+            return Err("another stream's use of memory is tracked".into());
+        }
         let mode = CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL;
         stream.begin_capture(mode).map_err(|error| error.to_string())?;
         let launched = launches().map_err(|error| error.to_string());

@@ -90,25 +90,12 @@ pub(crate) fn forward(
     traced3([q, k, v], y, move |y, dy| run.backward(y, dy, &log_sums))
 }
 
-/// One query a sequence, q (B, H·D), outside autograd. Sequence b sees the first `lengths[b]` + 1 of the `capacity` rows from
-/// b · capacity on of k and v (B · capacity, G·D); `lengths` (B) is read on the device.
-pub(crate) fn decode_sequences(
-    attention: &Attention,
-    [q, k, v]: [&Tensor; 3],
-    lengths: &Tensor,
-    capacity: usize,
-) -> Result<Tensor> {
+/// The blocks' work for one query a sequence, where sequence b sees the first `lengths[b]` + 1 of the `capacity` rows from
+/// b · capacity on of k and v. `lengths` (B) is read on the device.
+pub(crate) fn sequence_tiles(attention: &Attention, lengths: &Tensor, capacity: usize) -> Result<Tiles> {
     let Attention { num_heads, num_kv_heads, window, .. } = *attention;
-    let (device, batch) = (q.device(), q.dim(0)?);
-    let run = Run {
-        kernels: kernels(attention, [q, k, v])?,
-        attention: attention.clone(),
-        q: q.clone(),
-        k: k.clone(),
-        v: v.clone(),
-        segments: Arc::default(),
-    };
-    let num_row_tiles = (num_heads / num_kv_heads).div_ceil(tiles::DECODE_ROWS);
+    let (device, batch) = (lengths.device(), lengths.dims1()?);
+    let num_row_tiles = (num_heads / num_kv_heads).div_ceil(DECODE_ROWS);
     let max_keys = window.map_or(capacity, |window| window.min(capacity));
     let max_splits = tiles::max_splits(batch * num_row_tiles * num_kv_heads, max_keys);
     let count = batch * num_row_tiles * max_splits;
@@ -118,9 +105,26 @@ pub(crate) fn decode_sequences(
     let args: [&dyn ToArg; 7] = [lengths, &records, &joins, &capacity, &num_row_tiles, &max_splits, &window];
     launch(device, "attention_decode_tiles", Grid::line(batch, THREADS), &args)?;
     let joins = (max_splits > 1).then(|| joins.into_tensor());
-    let y = Buffer::new(device, q.shape(), DType::BF16)?;
-    let log_sums = Buffer::new(device, (num_heads, batch), DType::F32)?;
-    run.decode(&Tiles { records: records.into_tensor(), count, joins }, &y, &log_sums)?;
+    Ok(Tiles { records: records.into_tensor(), count, joins })
+}
+
+/// One query a sequence, q (B, H·D), outside autograd, over the tiles of such attention; k and v (B · capacity, G·D).
+pub(crate) fn decode_sequences(
+    attention: &Attention,
+    tiles: &Tiles,
+    [q, k, v]: [&Tensor; 3],
+) -> Result<Tensor> {
+    let run = Run {
+        kernels: kernels(attention, [q, k, v])?,
+        attention: attention.clone(),
+        q: q.clone(),
+        k: k.clone(),
+        v: v.clone(),
+        segments: Arc::default(),
+    };
+    let y = Buffer::new(q.device(), q.shape(), DType::BF16)?;
+    let log_sums = Buffer::new(q.device(), (attention.num_heads, q.dim(0)?), DType::F32)?;
+    run.decode(tiles, &y, &log_sums)?;
     Ok(y.into_tensor())
 }
 
