@@ -50,31 +50,31 @@ impl Measured {
 struct Peak {
     most: Arc<AtomicU64>,
     stop: Arc<AtomicBool>,
-    thread: Option<thread::JoinHandle<()>>,
+    thread: thread::JoinHandle<()>,
 }
 
 impl Peak {
-    fn watch(compute: &Compute) -> Self {
+    fn watch(compute: &Compute) -> Result<Self> {
         let (most, stop) = (Arc::new(AtomicU64::new(0)), Arc::new(AtomicBool::new(false)));
         let (seen, ends, device) = (most.clone(), stop.clone(), compute.device.clone());
-        let thread = thread::spawn(move || {
+        let look = move || {
             while !ends.load(Ordering::Relaxed) {
                 if let Some((free, total)) = device::memory(&device) {
                     seen.fetch_max(total - free, Ordering::Relaxed);
                 }
                 thread::sleep(Duration::from_millis(2));
             }
-        });
-        Self { most, stop, thread: Some(thread) }
+        };
+        let thread = thread::Builder::new().name("peak".into()).spawn(look);
+        let thread = thread.map_err(candle_core::Error::wrap)?;
+        Ok(Self { most, stop, thread })
     }
 
     /// In GB.
-    fn end(mut self) -> f64 {
+    fn end(self) -> f64 {
         self.stop.store(true, Ordering::Relaxed);
-        if let Some(thread) = self.thread.take() {
-            // A thread that panicked has told so itself; what it saw still counts.
-            drop(thread.join());
-        }
+        // A thread that panicked has told so itself; what it saw still counts.
+        drop(self.thread.join());
         self.most.load(Ordering::Relaxed) as f64 / 1e9
     }
 }
@@ -96,7 +96,7 @@ pub fn training(
     tell: &mut dyn FnMut(Measured),
 ) -> Result<()> {
     let started = Instant::now();
-    let peak = Peak::watch(compute);
+    let peak = Peak::watch(compute)?;
     let mut model = Model::load_on(folder, run.load_for, compute.clone())?;
     tell(Measured {
         what: format!("{} loads for training", shape.name),
@@ -134,7 +134,7 @@ pub fn training(
         for _ in 0..WARM_UPS {
             step()?;
         }
-        let peak = Peak::watch(compute);
+        let peak = Peak::watch(compute)?;
         let started = Instant::now();
         for _ in 0..STEPS {
             step()?;

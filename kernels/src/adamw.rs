@@ -126,7 +126,9 @@ impl AdamW {
     pub fn clear_gradients(&mut self) -> Result<()> {
         match &mut self.held {
             Held::Host { gradients, .. } => {
-                gradients.iter_mut().for_each(|gradient| gradient.fill(0.0));
+                for gradient in gradients {
+                    gradient.fill(0.0);
+                }
                 Ok(())
             }
             Held::Gpu(held) => held.clear_gradients(),

@@ -41,7 +41,7 @@ impl Sampling {
         }
         let largest = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
         if self.temperature <= 0.0 {
-            return logits.iter().position(|logit| *logit == largest).unwrap_or(0) as u32;
+            return logits.iter().position(|logit| *logit >= largest).unwrap_or(0) as u32;
         }
         let weight = |logit: f32| {
             let power = (logit - largest) / self.temperature * std::f32::consts::LOG2_E;

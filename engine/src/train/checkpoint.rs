@@ -93,7 +93,7 @@ pub fn save(
     }
     let written = files::create_dir_all(&aside)
         .and_then(|()| save_weights(&aside))
-        .and_then(|()| save_moments(&aside.join(OPTIMIZER_FILE), trainables, &*optimizer.moments()?))
+        .and_then(|()| save_moments(&aside.join(OPTIMIZER_FILE), trainables, &optimizer.moments()?))
         .and_then(|()| files::write_json(&aside.join(STATE_FILE), state))
         .and_then(|()| checksums::write(&aside))
         .and_then(|()| files::sync_dir(&aside))

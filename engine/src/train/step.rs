@@ -282,7 +282,7 @@ impl<'a> Inputs<'a> {
         match self {
             Self::Here(inputs) => inputs.push(input),
             Self::Away { offload, count } => {
-                offload.park(*count, input)?;
+                offload.park(*count, &input)?;
                 *count += 1;
             }
         }

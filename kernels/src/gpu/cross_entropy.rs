@@ -62,7 +62,7 @@ impl<'a> Table<'a> {
 struct Own {
     /// (K)
     ids: Tensor,
-    num_own: usize,
+    count: usize,
     /// (K,C) in bf16.
     rows: Tensor,
 }
@@ -73,7 +73,7 @@ impl Own {
         let mut ids = ids.to_vec();
         ids.resize(num_own, NO_ROW);
         let rows = plain_bf16(rows)?.pad_with_zeros(0, 0, num_own - rows.dim(0)?)?;
-        Ok(Self { ids: Tensor::new(ids, rows.device())?, num_own, rows: rows.contiguous()? })
+        Ok(Self { ids: Tensor::new(ids, rows.device())?, count: num_own, rows: rows.contiguous()? })
     }
 }
 
@@ -96,7 +96,7 @@ pub(crate) fn frozen(
     let passed = pass(&plain(h)?, &table, projection.shape(), None, None, targets, h.track_op())?;
     let loss = loss(&passed.losses, targets)?;
     let dh = Mutex::new(passed.dh);
-    Ok((traced1(h, loss, move |_, seed| scaled(take(&dh)?, seed))?, passed.losses))
+    Ok((traced1(h, loss, move |_, seed| scaled(&take(&dh)?, seed))?, passed.losses))
 }
 
 /// [`crate::linear_cross_entropy_trainable`] of h (N,C) in bf16 and W (V,C) in f32.
@@ -127,7 +127,7 @@ pub(crate) fn with_rows(
         |id: &u32| ids.iter().position(|own| own == id).map_or(*id, |place| vocab_size + place as u32);
     let places: Vec<u32> = targets.ids.iter().map(place).collect();
     let targets = Targets { ids: &places, ..targets };
-    let (table, learned) = (Table::frozen(projection)?, Some((own.num_own, width)));
+    let (table, learned) = (Table::frozen(projection)?, Some((own.count, width)));
     let mut passed = pass(&plain(h)?, &table, shape, Some(&own), learned, targets, true)?;
     passed.dweight = passed.dweight.map(|dweight| dweight.narrow(0, 0, ids.len())).transpose()?;
     traced_with_weight([h, rows], passed, targets)
@@ -143,7 +143,7 @@ fn traced_with_weight(
     let gradients = [Mutex::new(dh), Mutex::new(dweight)];
     let loss = traced2(h, weight, loss, move |_, seed| {
         let [dh, dweight] = [take(&gradients[0])?, take(&gradients[1])?];
-        Ok([scaled(dh, seed)?, dweight.broadcast_mul(seed)?])
+        Ok([scaled(&dh, seed)?, dweight.broadcast_mul(seed)?])
     })?;
     Ok((loss, losses))
 }
@@ -156,11 +156,11 @@ fn take(gradient: &Mutex<Option<Tensor>>) -> Result<Tensor> {
     }
 }
 
-fn scaled(dh: Tensor, seed: &Tensor) -> Result<Tensor> {
+fn scaled(dh: &Tensor, seed: &Tensor) -> Result<Tensor> {
     let length = dh.elem_count();
     let scaled = Buffer::new(dh.device(), dh.shape(), DType::BF16)?;
     let grid = Grid::line(length.div_ceil(SCALE_THREADS as usize), SCALE_THREADS);
-    launch(dh.device(), "scale", grid, &[&dh, seed, &scaled, &(length as u64)])?;
+    launch(dh.device(), "scale", grid, &[dh, seed, &scaled, &(length as u64)])?;
     Ok(scaled.into_tensor())
 }
 
@@ -190,7 +190,7 @@ fn pass(
     if h.dims() != [num_rows, width] || targets.weights.is_some_and(|weights| weights.len() != num_rows) {
         bail!("cross-entropy of h {:?} with {num_rows} targets and width {width}", h.dims());
     }
-    let num_own = own.map_or(0, |own| own.num_own);
+    let num_own = own.map_or(0, |own| own.count);
     if let Some(target) = targets.ids.iter().find(|target| **target as usize >= vocab_size + num_own) {
         bail!("target {target} lies beyond the vocabulary of {vocab_size}");
     }
@@ -213,7 +213,7 @@ fn pass(
         // 2. Losses, and the logits' gradients
         let buffer = |width: usize| Buffer::new(device, (count, width), DType::BF16);
         let dlogits = needs_gradient.then(|| buffer(stride)).transpose()?;
-        let down = own.filter(|_| needs_gradient).map(|own| buffer(own.num_own)).transpose()?;
+        let down = own.filter(|_| needs_gradient).map(|own| buffer(own.count)).transpose()?;
         let own_ids = own.map(|own| &own.ids);
         let weights = weights.as_ref().map(part).transpose()?;
         let args: [&dyn ToArg; 11] = [

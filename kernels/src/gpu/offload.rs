@@ -54,7 +54,7 @@ impl Offload {
     }
 
     /// Sends a tensor away.
-    pub fn park(&self, index: usize, tensor: Tensor) -> Result<()> {
+    pub fn park(&self, index: usize, tensor: &Tensor) -> Result<()> {
         let tensor = tensor.detach().contiguous()?;
         let mut state = self.state();
         let State {

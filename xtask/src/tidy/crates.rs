@@ -6,10 +6,12 @@ use anyhow::{Context as _, Result};
 use cargo_metadata::{DependencyKind, Metadata, MetadataCommand, PackageId};
 
 /// A folder, and the folders its crate may depend on: the table of DESIGN.
-const ALLOWED: [(&str, &[&str]); 7] = [
+const ALLOWED: [(&str, &[&str]); 9] = [
     ("protocol", &[]),
     ("kernels", &[]),
+    ("emulator", &["kernels"]),
     ("engine", &["protocol", "kernels"]),
+    ("gpu-check", &["engine", "kernels", "protocol", "emulator"]),
     ("worker", &["engine", "protocol"]),
     ("host", &["protocol"]),
     ("ui", &["protocol"]),
