@@ -46,8 +46,10 @@ struct Fiber {
     }
 };
 
+// Those of all launches so far of this OS thread: between two they wait for the next block.
+thread_local std::vector<std::unique_ptr<Fiber>> fibers;
+
 struct Block {
-    std::vector<std::unique_ptr<Fiber>> fibers;
     std::vector<Warp> warps;
     std::vector<uint8_t> shared_memory;
     unsigned live = 0, arrived = 0, generation = 0;
@@ -128,7 +130,7 @@ void run_block(unsigned num_threads) {
     block->live = num_threads;
     block->arrived = 0;
     std::fill(block->shared_memory.begin(), block->shared_memory.end(), 0xff);
-    for (auto &fiber : block->fibers) fiber->is_done = false;
+    for (unsigned thread = 0; thread < num_threads; thread++) fibers[thread]->is_done = false;
     for (unsigned round = 0; block->live != 0; round++) {
         bool has_progress = false;
         const bool is_backwards = (round * 2654435761u) >> 31 != 0;
@@ -136,7 +138,7 @@ void run_block(unsigned num_threads) {
         for (unsigned i = 0; i < num_threads; i++) {
             const unsigned at = (first + i) % num_threads;
             const unsigned thread = is_backwards ? num_threads - 1 - at : at;
-            Fiber &fiber = *block->fibers[thread];
+            Fiber &fiber = *fibers[thread];
             if (!can_run(fiber)) continue;
             place.thread_index = {thread, 0, 0};
             enter(fiber);
@@ -223,9 +225,7 @@ extern "C" int lathe_emulate(const char *name, const unsigned *grid, unsigned nu
     place.shared_memory = reinterpret_cast<uint8_t *>((unaligned + 15) / 16 * 16);
     place.block_dim = {num_threads, 1, 1};
     place.grid_dim = {grid[0], grid[1], grid[2]};
-    for (unsigned thread = 0; thread < num_threads; thread++) {
-        own.fibers.push_back(new_fiber());
-    }
+    while (fibers.size() < num_threads) fibers.push_back(new_fiber());
     for (unsigned z = 0; z < grid[2]; z++) {
         for (unsigned y = 0; y < grid[1]; y++) {
             for (unsigned x = 0; x < grid[0]; x++) {

@@ -3,15 +3,10 @@
 use std::{
     collections::VecDeque,
     path::{Path, PathBuf},
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering},
-    },
+    sync::atomic::{AtomicBool, Ordering},
 };
 
-use candle_core::Tensor;
 use jiff::civil::DateTime;
-use lathe_kernels::RopeTable;
 use lathe_protocol::{
     ChatStats, ErrorCode, Message, REASONING_EFFORTS, ReplyDelta, SamplingParams, Style, Thinking,
 };
@@ -19,19 +14,19 @@ use lathe_protocol::{
 use crate::{
     Error, Result, adapter,
     data::Chat,
-    model::{Compute, KvCache, LoadFor, Model},
+    model::{Compute, LoadFor, Model},
     reply::{ANSWER_AT_ONCE, Parser, ReplyForm},
-    sample::Sampler,
     styles,
     template::RenderOptions,
     text_files::TextFiles,
     tokenize,
+    writing::Memory,
 };
 
 /// Most tokens a conversation may hold, whatever the model could take: the cache is allocated for it.
 const MAX_CONTEXT_TOKENS: usize = 8192;
 /// Prompt tokens fed in one forward pass.
-const PREFILL_CHUNK: usize = 512;
+pub(crate) const PREFILL_CHUNK: usize = 512;
 
 /// Most tokens of a conversation with this model.
 pub(crate) fn context_length(model: &Model) -> usize {
@@ -86,7 +81,7 @@ impl ChatSession {
     }
 
     pub fn context_length(&self) -> usize {
-        self.reading.cache.capacity()
+        self.reading.memory.capacity()
     }
 
     pub fn supports_thinking(&self) -> bool {
@@ -182,18 +177,16 @@ impl Thought {
 
 /// What a model has read and written so far, by which it goes on: tokens, with their keys and values.
 pub struct Reading {
-    rope: Arc<RopeTable>,
-    cache: KvCache,
-    /// The tokens in the cache.
-    cached: Vec<u32>,
+    memory: Memory,
+    /// The tokens in memory.
+    ids: Vec<u32>,
     num_replies: u64,
 }
 
 impl Reading {
     /// Room for `capacity` tokens.
     pub fn new(model: &Model, capacity: usize) -> Result<Self> {
-        let (rope, cache) = (model.rope_table(capacity), model.new_cache(capacity)?);
-        Ok(Self { rope, cache, cached: Vec::new(), num_replies: 0 })
+        Ok(Self { memory: Memory::new(model, capacity)?, ids: Vec::new(), num_replies: 0 })
     }
 
     /// One that draws as if it had written so many replies.
@@ -218,26 +211,26 @@ impl Reading {
         let started = clock();
         let (prompt, prompt_ids) = render_prompt(text_files, request)?;
         let sampling = &request.sampling;
-        let prompt_tokens = prompt_ids.len();
-        if prompt_tokens >= self.cache.capacity() {
+        let (prompt_tokens, capacity) = (prompt_ids.len(), self.memory.capacity());
+        if prompt_tokens >= capacity {
             return Err(Error::invalid(
                 ErrorCode::Usage,
-                format!(
-                    "The conversation has {prompt_tokens} tokens, the context holds {}",
-                    self.cache.capacity()
-                ),
+                format!("The conversation has {prompt_tokens} tokens, the context holds {capacity}"),
             )
             .hint("start a new conversation, or shorten it"));
         }
 
-        // 1. Read what is new: everything after the longest prefix the cache shares with the prompt.
-        let shared = self.cached.iter().zip(&prompt_ids).take_while(|(a, b)| a == b).count();
+        // 1. Read what is new: everything after the longest prefix that memory shares with the prompt.
+        let Self { memory, ids, num_replies } = self;
+        let shared = ids.iter().zip(&prompt_ids).take_while(|(a, b)| a == b).count();
         let shared = shared.min(prompt_tokens - 1);
-        self.cache.truncate(shared);
-        self.cached.truncate(shared);
-        let mut logits = None;
+        memory.truncate(shared);
+        ids.truncate(shared);
+        let mut writer = memory.writer(model, sampling, *num_replies)?;
+        *num_replies += 1;
         for chunk in prompt_ids[shared..].chunks(PREFILL_CHUNK) {
-            logits = Some(self.feed(model, chunk)?);
+            writer.read(chunk)?;
+            ids.extend_from_slice(chunk);
             if cancel.load(Ordering::Relaxed) {
                 break;
             }
@@ -247,8 +240,10 @@ impl Reading {
         let mut parser = Parser::for_model(text_files, &prompt);
         let mut thought = Thought::default();
         thought.note(parser.is_thinking(), clock());
-        let mut sampler = Sampler::new(sampling.clone(), self.num_replies);
-        self.num_replies += 1;
+        // Before so many tokens none may end the reply.
+        let stop_ids = text_files.stop_ids.as_slice();
+        let forbidden =
+            |output_tokens: usize| if output_tokens < sampling.min_tokens { stop_ids } else { &[] };
         let mut output_tokens = 0;
         let mut finished = false;
         let mut first_token_at = clock();
@@ -257,18 +252,18 @@ impl Reading {
                 thought.ending = tokenize::encode_plain(text_files, parser.end_of_thinking())?.into();
             }
             let forced = thought.ending.pop_front();
-            let forbidden =
-                if output_tokens < sampling.min_tokens { text_files.stop_ids.as_slice() } else { &[] };
-            let id = match (forced, &logits) {
-                (Some(id), _) => id,
-                (None, Some(logits)) => sampler.next_token(logits, forbidden)?,
-                (None, None) => break,
+            let id = match forced {
+                Some(id) => id,
+                None => match writer.draw(forbidden(output_tokens))? {
+                    Some(id) => id,
+                    None => break,
+                },
             };
             output_tokens += 1;
             if output_tokens == 1 {
                 first_token_at = clock();
             }
-            if text_files.stop_ids.contains(&id) {
+            if stop_ids.contains(&id) {
                 finished = true;
                 break;
             }
@@ -276,10 +271,11 @@ impl Reading {
             let is_thinking = parser.is_thinking();
             thought.tokens += usize::from(is_thinking && thought.since.is_some() && forced.is_none());
             thought.note(is_thinking, clock());
-            if self.cache.num_tokens() == self.cache.capacity() {
+            if writer.is_full() {
                 break;
             }
-            logits = Some(self.feed(model, &[id])?);
+            writer.write(id, forbidden(output_tokens))?;
+            ids.push(id);
         }
         parser.finish().into_iter().for_each(&mut *emit);
         thought.note(false, clock());
@@ -296,12 +292,6 @@ impl Reading {
             thinking_seconds: thought.seconds,
             finished,
         })
-    }
-
-    fn feed(&mut self, model: &Model, ids: &[u32]) -> Result<Tensor> {
-        let logits = model.decode(ids, &mut self.cache, &self.rope)?;
-        self.cached.extend_from_slice(ids);
-        Ok(logits)
     }
 }
 

@@ -31,5 +31,6 @@ pub mod text_files;
 pub mod tokenize;
 pub mod train;
 pub mod weights;
+mod writing;
 
 pub use error::{Error, Result};

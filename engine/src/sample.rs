@@ -8,6 +8,12 @@ use rand_chacha::ChaCha8Rng;
 
 use crate::{Result, rng};
 
+/// How tokens are drawn, as the kernels take it.
+pub(crate) fn sampling(params: &SamplingParams) -> Sampling {
+    let SamplingParams { temperature, top_k, top_p, .. } = *params;
+    Sampling { temperature: temperature as f32, top_k, top_p: top_p as f32 }
+}
+
 /// Draws tokens for one reply.
 pub struct Sampler {
     params: SamplingParams,
@@ -23,10 +29,8 @@ impl Sampler {
 
     /// Draws from logits (V) in f32, where they are; never one of `forbidden`.
     pub fn next_token(&mut self, logits: &Tensor, forbidden: &[u32]) -> Result<u32> {
-        let SamplingParams { temperature, top_k, top_p, .. } = self.params;
-        let sampling = Sampling { temperature: temperature as f32, top_k, top_p: top_p as f32 };
-        let draw = if temperature > 0.0 { self.rng.random_range(0.0..1.0) } else { 0.0 };
-        Ok(sampling.sample(&logits.unsqueeze(0)?, forbidden, &[draw])?[0])
+        let draw = if self.params.temperature > 0.0 { self.rng.random_range(0.0..1.0) } else { 0.0 };
+        Ok(sampling(&self.params).sample(&logits.unsqueeze(0)?, forbidden, &[draw])?[0])
     }
 }
 

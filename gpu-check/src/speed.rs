@@ -12,10 +12,11 @@ use std::{
 
 use lathe_engine::{
     Result, batch, device, lora,
-    model::{Compute, LoadFor, Model},
+    model::{Compute, Decoder, LoadFor, Model},
     tokenize::TokenizedRow,
     train::{PassOptions, Weights, accumulate, optimizer, trainables},
 };
+use lathe_kernels::Sampling;
 use lathe_protocol::{LoraConfig, Method, RunConfig};
 
 use crate::models::Shape;
@@ -25,6 +26,8 @@ const STEPS: usize = 5;
 /// Tokens that are written one by one.
 const WRITTEN: usize = 128;
 const PROMPT: usize = 64;
+/// Sequences that are written side by side.
+const BATCH: usize = 8;
 
 /// A number beside what is asked of it.
 #[derive(Debug, Clone)]
@@ -150,7 +153,7 @@ pub fn training(
     Ok(())
 }
 
-/// Time to the first token from a file in the page cache, then tokens one by one.
+/// Time to the first token from a file in the page cache, then tokens one by one, of one sequence and of several.
 pub fn writing(
     folder: &Path,
     shape: &Shape,
@@ -161,19 +164,35 @@ pub fn writing(
 ) -> Result<()> {
     let started = Instant::now();
     let model = Model::load_on(folder, load_for, compute.clone())?;
-    let rope = model.rope_table(PROMPT + WRITTEN + 1);
-    let mut cache = model.new_cache(PROMPT + WRITTEN + 1)?;
     let prompt = row(PROMPT, shape.vocab_size).ids;
-    let likeliest = |logits: &candle_core::Tensor| -> Result<u32> { Ok(logits.argmax(0)?.to_scalar()?) };
-    let mut id = likeliest(&model.decode(&prompt, &mut cache, &rope)?)?;
-    let what = format!("{} writes its first token", shape.name);
-    tell(Measured { what, value: started.elapsed().as_secs_f64(), unit: "s", target: first });
-    let started = Instant::now();
-    for _ in 0..WRITTEN {
-        id = likeliest(&model.decode(&[id], &mut cache, &rope)?)?;
+    let greedy = Sampling { temperature: 0.0, top_k: 0, top_p: 1.0 };
+    // The first steps are launched one by one, and then captured.
+    let warm_ups = WARM_UPS + 1;
+    for batch in [1, BATCH] {
+        let mut decoder = Decoder::new(&model, PROMPT + warm_ups + WRITTEN, batch)?;
+        let mut decoding = decoder.with(&model, greedy)?;
+        for sequence in 0..batch {
+            let logits = decoding.prefill(sequence, &prompt)?;
+            decoding.start(sequence, &logits, 0)?;
+        }
+        if batch == 1 {
+            let what = format!("{} writes its first token", shape.name);
+            tell(Measured { what, value: started.elapsed().as_secs_f64(), unit: "s", target: first });
+        }
+        for _ in 0..warm_ups {
+            decoding.step()?;
+        }
+        let started = Instant::now();
+        for _ in 0..WRITTEN {
+            decoding.step()?;
+        }
+        let value = (batch * WRITTEN) as f64 / started.elapsed().as_secs_f64();
+        let (what, target) = match batch {
+            1 => (format!("{} writes", shape.name), Some(speed)),
+            _ => (format!("{} writes {batch} replies at once", shape.name), None),
+        };
+        tell(Measured { what, value, unit: "tok/s", target });
     }
-    let value = WRITTEN as f64 / started.elapsed().as_secs_f64();
-    tell(Measured { what: format!("{} writes", shape.name), value, unit: "tok/s", target: Some(speed) });
     Ok(())
 }
 

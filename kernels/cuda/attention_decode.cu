@@ -11,8 +11,12 @@ namespace attention {
 
 constexpr unsigned DECODE_ROWS = 16;
 
+// Tiles of keys below which a block's start costs more than splitting brings.
+constexpr unsigned MIN_SPLIT_TILES = 2;
+
 // Rows first_row .. first_row + 16 of the `count` queries from `row` on, times the heads of a group; of the segment, whose
-// keys begin at row `key_row`, they look at the keys begin .. end. The first query is level with key `position`.
+// keys begin at row `key_row`, they look at the keys begin .. end. The first query is level with key `position`. A tile of
+// no queries is nothing to do.
 struct DecodeTile {
     unsigned row, count, first_row, key_row;
     int position, begin, end;
@@ -39,6 +43,7 @@ __device__ __forceinline__ void decode(const bf16 *q, const bf16 *k, const bf16 
 
     const unsigned kv_head = blockIdx.x, warp = warp_index(), lane = lane_index();
     const DecodeTile tile = tiles[blockIdx.y];
+    if (tile.count == 0) return;
     const unsigned group = heads.group(), num_rows = min(tile.count * group - tile.first_row, DECODE_ROWS);
     const int num_tiles = (tile.end - tile.begin + (int)WALK - 1) / (int)WALK;
     const size_t kv_start = (size_t)tile.key_row * heads.kv_stride() + kv_head * heads.head_dim;
@@ -194,3 +199,31 @@ KERNEL(128, attention_join)
     if (threadIdx.x == 0) log_sums[(size_t)head * gridDim.y + blockIdx.y] = shift + log2f(sum);
 }
 EXPORT_KERNEL(attention_join)
+
+// A block a sequence: the tiles of one query each, where only the device knows how many keys there are. Sequence b's keys
+// are the rows b · capacity .. b · capacity + lengths[b] + 1, the last of them the query's own. It has `num_row_tiles` times
+// `max_splits` tiles; those that its keys do not need are of no queries.
+KERNEL(128, attention_decode_tiles)
+(const unsigned *lengths, attention::DecodeTile *tiles, attention::SplitQuery *queries, unsigned capacity,
+ unsigned num_row_tiles, unsigned max_splits, unsigned window) {
+    const unsigned sequence = blockIdx.x, first_tile = sequence * num_row_tiles * max_splits;
+    const unsigned num_keys = min(lengths[sequence] + 1, capacity);
+    const unsigned first_key = window < num_keys ? num_keys - window : 0;
+    const unsigned num_key_tiles = (num_keys - first_key + attention::WALK - 1) / attention::WALK;
+    const unsigned split_tiles = max((num_key_tiles + max_splits - 1) / max_splits, attention::MIN_SPLIT_TILES);
+    const unsigned num_splits = (num_key_tiles + split_tiles - 1) / split_tiles;
+    const unsigned split_keys = split_tiles * attention::WALK;
+    for (unsigned i = threadIdx.x; i < num_row_tiles * max_splits; i += blockDim.x) {
+        const unsigned begin = first_key + i % num_splits * split_keys;
+        const bool is_needed = i < num_row_tiles * num_splits;
+        tiles[first_tile + i] = attention::DecodeTile{sequence,
+                                                      is_needed ? 1u : 0u,
+                                                      i / num_splits * attention::DECODE_ROWS,
+                                                      sequence * capacity,
+                                                      (int)num_keys - 1,
+                                                      (int)begin,
+                                                      (int)min(begin + split_keys, num_keys)};
+    }
+    if (threadIdx.x == 0) queries[sequence] = attention::SplitQuery{first_tile, num_splits, 0};
+}
+EXPORT_KERNEL(attention_decode_tiles)

@@ -101,6 +101,14 @@ __device__ __forceinline__ float exp2_fast(float x) {
 __device__ __forceinline__ float exp_fast(float x) { return exp2_fast(x * LOG2_E); }
 __device__ __forceinline__ float sigmoid(float x) { return 1.0f / (1.0f + exp_fast(-x)); }
 
+// SplitMix64 (Steele et al., "Fast splittable pseudorandom number generators"): 64 random bits for each seed.
+__device__ __forceinline__ uint64_t splitmix64(uint64_t seed) {
+    uint64_t z = seed * 0x9e3779b97f4a7c15ull + 0x9e3779b97f4a7c15ull;
+    z = (z ^ z >> 30) * 0xbf58476d1ce4e5b9ull;
+    z = (z ^ z >> 27) * 0x94d049bb133111ebull;
+    return z ^ z >> 31;
+}
+
 // ---- Warps and blocks ----
 
 __device__ __forceinline__ unsigned lane_index() { return threadIdx.x % 32; }

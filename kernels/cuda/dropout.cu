@@ -9,10 +9,7 @@ namespace {
 constexpr unsigned VALUES = 8;
 
 __device__ __forceinline__ bool is_dropped(uint64_t key, uint64_t index, unsigned threshold) {
-    uint64_t z = (key ^ index) * 0x9e3779b97f4a7c15ull + 0x9e3779b97f4a7c15ull;
-    z = (z ^ z >> 30) * 0xbf58476d1ce4e5b9ull;
-    z = (z ^ z >> 27) * 0x94d049bb133111ebull;
-    return (unsigned)((z ^ z >> 31) >> 32) < threshold;
+    return (unsigned)(splitmix64(key ^ index) >> 32) < threshold;
 }
 
 } // namespace

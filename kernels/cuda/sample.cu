@@ -126,15 +126,17 @@ template <bool BY_WEIGHT> __device__ Kept select(Shared *shared, const Measure<B
 
 } // namespace
 
-// A block a row of logits (B, V); `draws` (B), `tokens` (B). `forbidden` (F) are never drawn. A `top_k` of 0 is all.
+// A block a row of logits (B, V); `draws` (B), `tokens` (B). Never drawn are `num_forbidden` ids, a row's own where they lie
+// `forbidden_stride` apart, those of all if that is 0; ids beyond V stand for none. A `top_k` of 0 is all.
 KERNEL(1024, sample)
-(float *logits, const unsigned *forbidden, unsigned num_forbidden, const float *draws, unsigned *tokens,
- unsigned vocab_size, float temperature, unsigned top_k, float top_p) {
+(float *logits, const unsigned *forbidden, unsigned num_forbidden, unsigned forbidden_stride, const float *draws,
+ unsigned *tokens, unsigned vocab_size, float temperature, unsigned top_k, float top_p) {
     SHARED_MEMORY(memory);
     Shared *const shared = (Shared *)memory;
     float *const z = logits + (size_t)blockIdx.x * vocab_size;
     for (unsigned i = threadIdx.x; i < num_forbidden; i += blockDim.x) {
-        if (forbidden[i] < vocab_size) z[forbidden[i]] = MINUS_INFINITY;
+        const unsigned id = forbidden[blockIdx.x * forbidden_stride + i];
+        if (id < vocab_size) z[id] = MINUS_INFINITY;
     }
     __syncthreads();
     float own = MINUS_INFINITY;

@@ -8,7 +8,7 @@ use crate::{
     simd,
 };
 
-/// The position of each token in its own example, (T).
+/// The position of each token in its own example, (T). Those that only a GPU knows are not checked.
 pub type Positions = Mirrored<u32>;
 
 /// Cosines and sines of every position and frequency of a model.
@@ -64,8 +64,8 @@ pub fn rope(x: &Tensor, table: &Arc<RopeTable>, positions: &Arc<Positions>) -> R
 
 fn check(x: &Tensor, table: &RopeTable, positions: &Positions) -> Result<()> {
     let (num_tokens, width) = x.dims2()?;
-    if num_tokens != positions.len() || !width.is_multiple_of(2 * table.half_dim) {
-        let (count, head_dim) = (positions.len(), 2 * table.half_dim);
+    if num_tokens != positions.count() || !width.is_multiple_of(2 * table.half_dim) {
+        let (count, head_dim) = (positions.count(), 2 * table.half_dim);
         bail!("rope of {:?} with {count} positions and head dim {head_dim}", x.dims());
     }
     let num_positions = table.num_positions();

@@ -6,6 +6,7 @@
 mod bare;
 mod compute;
 mod config;
+mod decoder;
 mod gguf_config;
 mod load;
 mod mlp;
@@ -26,6 +27,7 @@ use lathe_kernels::{
 
 pub use compute::Compute;
 pub use config::{ExpertsConfig, ModelConfig};
+pub use decoder::{Decoder, Decoding};
 pub use load::LoadFor;
 pub use mlp::{ExpertParameter, MixtureOfExperts, Mlp};
 pub use projection::{BaseLinear, Dora, LoraWeights, Projection};
@@ -106,9 +108,11 @@ pub struct Context {
     pub dropout_key: Option<u64>,
 }
 
-/// Keys and values of the tokens seen so far, a buffer (capacity, G·D) a layer.
+/// Keys and values of the tokens seen so far: `capacity` rows of each layer's buffers.
 pub struct KvCache {
-    layers: Vec<(Tensor, Tensor)>,
+    /// (rows, G·D) each; several caches may share them.
+    layers: Arc<Vec<(Tensor, Tensor)>>,
+    first_row: usize,
     num_tokens: usize,
     capacity: usize,
 }
@@ -260,18 +264,29 @@ impl Model {
 
     /// An empty cache for up to `capacity` tokens.
     pub fn new_cache(&self, capacity: usize) -> Result<KvCache> {
+        Ok(KvCache { layers: self.new_layers(capacity)?, first_row: 0, num_tokens: 0, capacity })
+    }
+
+    /// So many empty caches side by side in the same buffers.
+    fn new_caches(&self, capacity: usize, count: usize) -> Result<Vec<KvCache>> {
+        let layers = self.new_layers(count * capacity)?;
+        let cache = |i| KvCache { layers: layers.clone(), first_row: i * capacity, num_tokens: 0, capacity };
+        Ok((0..count).map(cache).collect())
+    }
+
+    /// Keys and values of each layer, (rows, G·D).
+    fn new_layers(&self, num_rows: usize) -> Result<Arc<Vec<(Tensor, Tensor)>>> {
         let width = self.config.num_kv_heads * self.config.head_dim;
         let Compute { device, dtype } = &self.compute;
-        let buffer = || Tensor::zeros((capacity, width), *dtype, device);
-        let layers = (0..self.blocks.len()).map(|_| Ok((buffer()?, buffer()?))).collect::<Result<_>>()?;
-        Ok(KvCache { layers, num_tokens: 0, capacity })
+        let buffer = || Tensor::zeros((num_rows, width), *dtype, device);
+        (0..self.blocks.len()).map(|_| Ok((buffer()?, buffer()?))).collect::<Result<_>>().map(Arc::new)
     }
 
     /// Feeds `ids` after what the cache holds; logits of the last of them, (V).
     ///
     /// `rope` covers the cache's capacity. Errors: more tokens than the cache takes.
     pub fn decode(&self, ids: &[u32], cache: &mut KvCache, rope: &Arc<RopeTable>) -> Result<Tensor> {
-        let (past, new) = (cache.num_tokens, ids.len());
+        let (first_row, past, new) = (cache.first_row, cache.num_tokens, ids.len());
         if past + new > cache.capacity {
             return Err(Error::model(format!(
                 "{} tokens do not fit a context of {}",
@@ -288,10 +303,10 @@ impl Model {
         let mut h = self.embed(ids)?;
         for (layer, (keys, values)) in cache.layers.iter().enumerate() {
             let output = self.block_with(layer, &h, &context, |q, k, v| {
-                keys.slice_set(&k.contiguous()?, 0, past)?;
-                values.slice_set(&v.contiguous()?, 0, past)?;
-                let (k, v) = (keys.narrow(0, 0, past + new)?, values.narrow(0, 0, past + new)?);
-                Ok(self.blocks[layer].attention.forward(&q, &k, &v, &context.segments)?)
+                keys.slice_set(&k.contiguous()?, 0, first_row + past)?;
+                values.slice_set(&v.contiguous()?, 0, first_row + past)?;
+                let [k, v] = [keys, values].map(|part| part.narrow(0, first_row, past + new));
+                Ok(self.blocks[layer].attention.forward(&q, &k?, &v?, &context.segments)?)
             })?;
             // Detached, so that no block's activations outlive it where adapters or weights learn.
             h = output.detach();

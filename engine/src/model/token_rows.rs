@@ -1,3 +1,5 @@
+use std::sync::OnceLock;
+
 use candle_core::{Tensor, Var};
 
 use super::{Embedding, Model, OutputHead};
@@ -10,6 +12,15 @@ pub struct TokenRows {
     pub ids: Vec<u32>,
     /// (K,C)
     pub rows: Var,
+    on_device: OnceLock<OnDevice>,
+}
+
+/// What is told of the rows where they lie, once.
+struct OnDevice {
+    /// (K)
+    ids: Tensor,
+    /// Of every token its column among the table's logits and these rows' behind them.
+    columns: Tensor,
 }
 
 impl TokenRows {
@@ -20,11 +31,26 @@ impl TokenRows {
     /// Logits (T,V) of the table and those of these rows as one, by token. Shapes: h (T,C) -> (T,V or more).
     pub(super) fn join_logits(&self, h: &Tensor, logits: &Tensor) -> Result<Tensor> {
         let own = h.matmul(&self.rows.to_dtype(h.dtype())?.t()?)?;
-        let table_size = logits.dim(1)? as u32;
-        let end = self.ids.iter().map(|id| id + 1).fold(table_size, u32::max);
-        let column = |id| self.place_of(id).map_or(id, |place| table_size + place as u32);
-        let columns: Vec<u32> = (0..end).map(column).collect();
-        Ok(Tensor::cat(&[logits, &own], 1)?.index_select(&Tensor::new(columns, h.device())?, 1)?)
+        let columns = &self.told(logits.dim(1)?)?.columns;
+        Ok(Tensor::cat(&[logits, &own], 1)?.index_select(columns, 1)?)
+    }
+
+    /// The tokens (K) and the rows (K,C) beside a table of `table_size` rows.
+    pub(super) fn on_device(&self, table_size: usize) -> Result<(&Tensor, &Tensor)> {
+        Ok((&self.told(table_size)?.ids, self.rows.as_tensor()))
+    }
+
+    fn told(&self, table_size: usize) -> Result<&OnDevice> {
+        let Some(known) = self.on_device.get() else {
+            let table_size = table_size as u32;
+            let end = self.ids.iter().map(|id| id + 1).fold(table_size, u32::max);
+            let column = |id| self.place_of(id).map_or(id, |place| table_size + place as u32);
+            let upload = |values: Vec<u32>| Tensor::new(values, self.rows.device());
+            let columns = upload((0..end).map(column).collect())?;
+            let made = OnDevice { ids: upload(self.ids.clone())?, columns };
+            return Ok(self.on_device.get_or_init(|| made));
+        };
+        Ok(known)
     }
 }
 
@@ -49,7 +75,7 @@ impl Model {
         if self.token_rows.is_some() {
             return Err(Error::model("Two adapters with tokens of their own cannot be used together"));
         }
-        self.token_rows = Some(TokenRows { ids, rows: self.compute.var(rows)? });
+        self.token_rows = Some(TokenRows { ids, rows: self.compute.var(rows)?, on_device: OnceLock::new() });
         Ok(())
     }
 
@@ -58,13 +84,7 @@ impl Model {
     /// Gradient: reaches the rows of tokens an adapter brings, and a table that learns.
     /// Errors: an id beyond the vocabulary.
     pub fn embed(&self, ids: &[u32]) -> Result<Tensor> {
-        let place_of = |id: u32| self.token_rows.as_ref().and_then(|own| own.place_of(id));
-        let vocab_size = self.config.vocab_size;
-        if let Some(id) = ids.iter().find(|id| **id as usize >= vocab_size && place_of(**id).is_none()) {
-            return Err(Error::model(format!(
-                "Token id {id} lies beyond the model's vocabulary of {vocab_size}"
-            )));
-        }
+        self.check_ids(ids)?;
         let own = self.token_rows.as_ref().filter(|own| ids.iter().any(|id| own.ids.contains(id)));
         let Some(own) = own else { return self.look_up(ids) };
         // Each token takes its row of the table's (T,C) or of the adapter's (K,C) below it.
@@ -77,6 +97,18 @@ impl Model {
         let places: Vec<u32> =
             places.map(|(t, id)| own.place_of(*id).map_or(t, |place| num_tokens + place as u32)).collect();
         Ok(both.index_select(&Tensor::new(places, both.device())?, 0)?)
+    }
+
+    /// Errors: an id beyond the vocabulary.
+    pub(super) fn check_ids(&self, ids: &[u32]) -> Result<()> {
+        let place_of = |id: u32| self.token_rows.as_ref().and_then(|own| own.place_of(id));
+        let vocab_size = self.config.vocab_size;
+        match ids.iter().find(|id| **id as usize >= vocab_size && place_of(**id).is_none()) {
+            Some(id) => {
+                Err(Error::model(format!("Token id {id} lies beyond the model's vocabulary of {vocab_size}")))
+            }
+            None => Ok(()),
+        }
     }
 
     /// Rows of the table.

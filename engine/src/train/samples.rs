@@ -3,14 +3,18 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use lathe_protocol::{EventBody, Message, Role, SampleText, SamplingParams, Style, Thinking};
 
 use crate::{
-    Result,
+    Error, Result,
     chat::{self, Reading, ReplyRequest},
-    model::Model,
+    model::{Decoder, Decoding, Model},
+    reply::Parser,
+    sample,
     text_files::TextFiles,
 };
 
 /// Most tokens of a sample.
 const MAX_TOKENS: usize = 64;
+/// Most prompts that a GPU answers side by side.
+const MAX_BATCH: usize = 8;
 
 /// Prompts that the model being trained answers, greedily: what it has learned so far, in words.
 pub struct Samples<'a> {
@@ -50,6 +54,15 @@ impl<'a> Samples<'a> {
         stop: &AtomicBool,
         emit: &mut dyn FnMut(EventBody),
     ) -> Result<()> {
+        let mut emit_text = |prompt: &str, text: &str| {
+            let (prompt, text) = (prompt.to_owned(), text.trim().to_owned());
+            emit(EventBody::Sample(SampleText { step, prompt, text }));
+        };
+        if model.compute.is_gpu() {
+            let texts = self.texts(model, stop)?;
+            self.requests.iter().zip(&texts).for_each(|((prompt, _), text)| emit_text(prompt, text));
+            return Ok(());
+        }
         for (prompt, request) in &self.requests {
             let mut reading = Reading::new(model, self.capacity)?;
             let mut text = String::new();
@@ -59,20 +72,99 @@ impl<'a> Samples<'a> {
             if stop.load(Ordering::Relaxed) {
                 break;
             }
-            emit(EventBody::Sample(SampleText {
-                step,
-                prompt: prompt.clone(),
-                text: text.trim().to_owned(),
-            }));
+            emit_text(prompt, &text);
         }
         Ok(())
     }
+
+    /// The answers, some of them written side by side; none once `stop` is set.
+    fn texts(&self, model: &Model, stop: &AtomicBool) -> Result<Vec<String>> {
+        let mut texts = vec![String::new(); self.requests.len()];
+        let mut slots: Vec<Option<Answer>> = Vec::new();
+        slots.resize_with(self.requests.len().min(MAX_BATCH), || None);
+        let mut decoder = Decoder::new(model, self.capacity, slots.len())?;
+        let mut decoding = decoder.with(model, sample::sampling(&sampling()))?;
+        let mut waiting = self.requests.iter().enumerate();
+        while !stop.load(Ordering::Relaxed) {
+            // 1. Where one has ended, the next begins.
+            for (sequence, slot) in slots.iter_mut().enumerate().filter(|(_, slot)| slot.is_none()) {
+                if let Some((index, (_, request))) = waiting.next() {
+                    *slot = Some(self.begin(&mut decoding, sequence, index, request)?);
+                }
+            }
+            if slots.iter().all(Option::is_none) {
+                return Ok(texts);
+            }
+            // 2. Each takes its token, which may be its last.
+            for (sequence, slot) in slots.iter_mut().enumerate() {
+                if let Some(mut answer) = slot.take_if(|answer| answer.take(self.text_files)) {
+                    answer.parser.finish().iter().for_each(|delta| answer.text.push_str(&delta.text));
+                    texts[answer.index] = answer.text;
+                    decoding.clear(sequence)?;
+                }
+            }
+            // 3. A step of those that go on.
+            if slots.iter().any(Option::is_some) {
+                for (slot, id) in slots.iter_mut().zip(decoding.step()?) {
+                    if let Some(answer) = slot {
+                        answer.next = id;
+                    }
+                }
+            }
+        }
+        Ok(Vec::new())
+    }
+
+    /// Reads a prompt in this place of the batch.
+    fn begin(
+        &self,
+        decoding: &mut Decoding<'_>,
+        sequence: usize,
+        index: usize,
+        request: &ReplyRequest,
+    ) -> Result<Answer> {
+        let (prompt, ids) = chat::render_prompt(self.text_files, request)?;
+        let mut logits = None;
+        for chunk in ids.chunks(chat::PREFILL_CHUNK) {
+            logits = Some(decoding.prefill(sequence, chunk)?);
+        }
+        let logits = logits.ok_or_else(|| Error::data("A sample prompt without tokens"))?;
+        let next = decoding.start(sequence, &logits, 0)?;
+        let parser = Parser::for_model(self.text_files, &prompt);
+        Ok(Answer { index, parser, text: String::new(), num_tokens: 0, next })
+    }
+}
+
+/// An answer that is being written.
+struct Answer {
+    /// Of its prompt.
+    index: usize,
+    parser: Parser,
+    text: String,
+    num_tokens: usize,
+    next: u32,
+}
+
+impl Answer {
+    /// Takes the next token; whether it was the last.
+    fn take(&mut self, text_files: &TextFiles) -> bool {
+        self.num_tokens += 1;
+        if text_files.stop_ids.contains(&self.next) {
+            return true;
+        }
+        self.parser.push(self.next).iter().for_each(|delta| self.text.push_str(&delta.text));
+        self.num_tokens == MAX_TOKENS
+    }
+}
+
+fn sampling() -> SamplingParams {
+    SamplingParams { max_tokens: MAX_TOKENS, ..SamplingParams::default() }
 }
 
 fn request(prompt: &str, style: Option<String>) -> ReplyRequest {
     ReplyRequest {
         messages: vec![Message { style, ..Message::new(Role::User, prompt) }],
-        sampling: SamplingParams { max_tokens: MAX_TOKENS, ..SamplingParams::default() },
+        sampling: sampling(),
         thinking: Thinking::Show,
         effort: None,
         now: None,

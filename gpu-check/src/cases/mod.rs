@@ -3,6 +3,8 @@
 pub mod adamw;
 pub mod attention;
 pub mod cross_entropy;
+pub mod decode;
+pub mod decoders;
 pub mod elementwise;
 pub mod experts;
 pub mod linear;
@@ -31,6 +33,9 @@ macro_rules! for_each_check {
             cases::cross_entropy::a_projection_that_learns_is_its_twin,
             cases::cross_entropy::rows_that_learn_are_their_twins,
             cases::cross_entropy::a_target_beyond_the_vocabulary_is_refused,
+            cases::decode::attention_reads_on_the_device_how_many_keys_there_are,
+            cases::decode::tokens_are_drawn_and_counted_on_the_device,
+            cases::decode::tokens_are_looked_up_on_the_device,
             cases::elementwise::rms_norm_is_its_twin,
             cases::elementwise::rms_norm_with_a_weight_that_learns_is_its_twin,
             cases::elementwise::rope_is_its_twin,
@@ -65,6 +70,8 @@ macro_rules! for_each_check {
             steps::qwen3_in_nf4_trains_as_on_the_cpu,
             steps::gpt_oss_in_mxfp4_trains_as_on_the_cpu,
             steps::decoding_gives_the_logits_of_a_forward,
+            cases::decoders::qwen3_sequences_side_by_side_are_those_alone,
+            cases::decoders::gpt_oss_sequences_side_by_side_are_those_alone,
         }
     };
 }

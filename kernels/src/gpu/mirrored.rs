@@ -10,6 +10,11 @@ pub struct Mirrored<T> {
 }
 
 impl<T: WithDType> Mirrored<T> {
+    /// How many there are, wherever they are known.
+    pub(crate) fn count(&self) -> usize {
+        self.copy.get().map_or(self.values.len(), Tensor::elem_count)
+    }
+
     /// (n). Errors: a copy on another device than before.
     pub(crate) fn on_device(&self, device: &Device) -> Result<&Tensor> {
         if self.copy.get().is_none() {
@@ -20,6 +25,13 @@ impl<T: WithDType> Mirrored<T> {
             Some(copy) if copy.device().same_device(device) => Ok(copy),
             _ => bail!("values that two devices ask for"),
         }
+    }
+}
+
+/// Values (n) that the device alone knows: to the host there are none.
+impl<T> From<Tensor> for Mirrored<T> {
+    fn from(copy: Tensor) -> Self {
+        Self { values: Vec::new(), copy: copy.into() }
     }
 }
 

@@ -9,6 +9,7 @@ pub(crate) mod attention;
 pub(crate) mod cross_entropy;
 #[cfg(feature = "cuda")]
 mod cuda;
+pub mod decode;
 pub(crate) mod dropout;
 pub(crate) mod expert_lora;
 pub(crate) mod expert_matrices;
@@ -22,6 +23,7 @@ mod mirrored;
 mod mxfp4;
 mod nf4;
 mod offload;
+pub mod replay;
 pub(crate) mod rms_norm;
 pub(crate) mod rope;
 pub mod routing;

@@ -79,12 +79,53 @@ pub(crate) fn forward(
     let y = Buffer::new(q.device(), q.shape(), DType::BF16)?;
     let log_sums = Buffer::new(q.device(), (attention.num_heads, q.dim(0)?), DType::F32)?;
     if segments.iter().all(|segment| segment.queries.len() <= MAX_DECODE_QUERIES) {
-        run.decode(&y, &log_sums)?;
+        let Attention { num_heads, num_kv_heads, window, .. } = *attention;
+        let group = num_heads / num_kv_heads;
+        let division = Division::Splits { num_rows: q.dim(0)?, num_kv_heads, group, window };
+        run.decode(&run.tiles(division)?, &y, &log_sums)?;
     } else {
         run.forward(&y, &log_sums)?;
     }
     let log_sums = log_sums.into_tensor();
     traced3([q, k, v], y, move |y, dy| run.backward(y, dy, &log_sums))
+}
+
+/// The blocks' work for one query a sequence, where sequence b sees the first `lengths[b]` + 1 of the `capacity` rows from
+/// b · capacity on of k and v. `lengths` (B) is read on the device.
+pub(crate) fn sequence_tiles(attention: &Attention, lengths: &Tensor, capacity: usize) -> Result<Tiles> {
+    let Attention { num_heads, num_kv_heads, window, .. } = *attention;
+    let (device, batch) = (lengths.device(), lengths.dims1()?);
+    let num_row_tiles = (num_heads / num_kv_heads).div_ceil(DECODE_ROWS);
+    let max_keys = window.map_or(capacity, |window| window.min(capacity));
+    let max_splits = tiles::max_splits(batch * num_row_tiles * num_kv_heads, max_keys);
+    let count = batch * num_row_tiles * max_splits;
+    let records = Buffer::new(device, (count, 7), DType::U32)?;
+    let joins = Buffer::new(device, (batch, 3), DType::U32)?;
+    let window = window.map_or(NO_WINDOW, |window| window.min(NO_WINDOW));
+    let args: [&dyn ToArg; 7] = [lengths, &records, &joins, &capacity, &num_row_tiles, &max_splits, &window];
+    launch(device, "attention_decode_tiles", Grid::line(batch, THREADS), &args)?;
+    let joins = (max_splits > 1).then(|| joins.into_tensor());
+    Ok(Tiles { records: records.into_tensor(), count, joins })
+}
+
+/// One query a sequence, q (B, H·D), outside autograd, over the tiles of such attention; k and v (B · capacity, G·D).
+pub(crate) fn decode_sequences(
+    attention: &Attention,
+    tiles: &Tiles,
+    [q, k, v]: [&Tensor; 3],
+) -> Result<Tensor> {
+    let run = Run {
+        kernels: kernels(attention, [q, k, v])?,
+        attention: attention.clone(),
+        q: q.clone(),
+        k: k.clone(),
+        v: v.clone(),
+        segments: Arc::default(),
+    };
+    let y = Buffer::new(q.device(), q.shape(), DType::BF16)?;
+    let log_sums = Buffer::new(q.device(), (attention.num_heads, q.dim(0)?), DType::F32)?;
+    run.decode(tiles, &y, &log_sums)?;
+    Ok(y.into_tensor())
 }
 
 /// The narrowest that are wide enough.
@@ -136,12 +177,10 @@ impl Run {
     }
 
     /// Likewise with the keys split among blocks.
-    fn decode(&self, y: &Buffer, log_sums: &Buffer) -> Result<()> {
+    fn decode(&self, tiles: &Tiles, y: &Buffer, log_sums: &Buffer) -> Result<()> {
         let Self { kernels, attention, q, k, v, .. } = self;
-        let Attention { num_heads, num_kv_heads, head_dim, window, sinks, .. } = attention;
-        let (num_rows, group) = (q.dim(0)?, num_heads / num_kv_heads);
-        let division = Division::Splits { num_rows, num_kv_heads: *num_kv_heads, group, window: *window };
-        let tiles = self.tiles(division)?;
+        let Attention { num_heads, num_kv_heads, head_dim, sinks, .. } = attention;
+        let num_rows = q.dim(0)?;
         // Partial results: outputs (tiles, G, 16, D) and log-sums (tiles, G, 16)
         let rows = tiles.count * num_kv_heads * DECODE_ROWS;
         let partial = |width: usize| {

@@ -14,7 +14,7 @@ pub(super) const KEY_ROWS: usize = 64;
 pub(super) const DECODE_ROWS: usize = 16;
 /// Blocks that decoding is split into: three for each multiprocessor of a large card, as many as fit at a time.
 const DECODE_BLOCKS: usize = 384;
-/// Tiles of keys below which a block's start costs more than splitting brings.
+/// Tiles of keys below which a block's start costs more than splitting brings; `attention_decode.cu` has it, too.
 const MIN_SPLIT_TILES: usize = 2;
 
 /// What decides the tiles, beside the segments.
@@ -58,6 +58,12 @@ impl Tiles {
     pub(crate) fn device(&self) -> &Device {
         self.records.device()
     }
+}
+
+/// Splits of a query's keys where the device alone knows how many there are, at most `max_keys`, for so many blocks.
+pub(super) fn max_splits(num_blocks: usize, max_keys: usize) -> usize {
+    let most = max_keys.div_ceil(KEY_ROWS).div_ceil(MIN_SPLIT_TILES);
+    (DECODE_BLOCKS / num_blocks).clamp(1, most.max(1))
 }
 
 /// The segments with rows, in the rows' order, those of no segment as segments too: theirs see and are seen by nothing.
