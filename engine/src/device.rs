@@ -61,6 +61,7 @@ use with_cuda::{memory_here, open_card};
 #[cfg(feature = "cuda")]
 mod with_cuda {
     use candle_core::{Device, cuda_backend::cudarc::driver};
+    use lathe_kernels::gpu;
     use lathe_protocol::ErrorCode;
 
     use crate::{Error, Result, foreign::guarded};
@@ -84,6 +85,10 @@ mod with_cuda {
                     .hint("`lathe doctor` says where it was looked for")
             })?
             .map_err(Error::from)
+            .and_then(|device| {
+                gpu::prepare(&device)?;
+                Ok(device)
+            })
     }
 
     /// Bytes that are free, and all of them; none of the CPU, or if the card does not tell.

@@ -1,5 +1,6 @@
 use std::path::Path;
 
+use lathe_kernels::gpu;
 use lathe_protocol::{
     ErrorCode, EventBody, MeasuredMemory, Placement, ProbeJob, ProbeReport, training_memory,
 };
@@ -20,7 +21,7 @@ use crate::{
     weights::Weights,
 };
 
-/// Resident bytes of this process.
+/// Bytes: resident ones of this process, or those of its tensors on a card.
 #[derive(Debug, Clone, Copy)]
 pub struct ProcessMemory {
     pub now: u64,
@@ -39,8 +40,12 @@ pub fn probe(
 ) -> Result<ProbeReport> {
     let ProbeJob { model: path, config, row_tokens, device } = job;
     let path = Path::new(path);
+    let compute = Compute::open(device)?;
+    // Of a card what lies there; of the CPU the process.
     let memory = || {
-        memory()
+        let on_card = gpu::memory_in_use(&compute.device).map(|[now, peak]| ProcessMemory { now, peak });
+        on_card
+            .or_else(memory)
             .ok_or_else(|| Error::invalid(ErrorCode::Device, "The system does not tell a process's memory"))
     };
     let mut tell = |what: &str| emit(EventBody::Progress { what: what.into(), done: 0, total: 0 });
@@ -48,13 +53,12 @@ pub fn probe(
     let mut measured = MeasuredMemory { program: memory()?.now, ..MeasuredMemory::default() };
 
     // 1. The model
-    let compute = Compute::open(device)?;
     tell("Loading the model");
     let shape = {
         let weights = Weights::open(path)?;
         inspect::shape(&weights.config(path)?, &weights)
     };
-    let (model, _) = load::load_model(path, "", config, None, Some(&text_files), compute)?;
+    let (model, _) = load::load_model(path, "", config, None, Some(&text_files), compute.clone())?;
     measured.loaded = memory()?.now;
 
     // 2. What learns. An update by nothing, so that gradients and moments are really there.
@@ -63,6 +67,8 @@ pub fn probe(
     optimizer.clear_gradients()?;
     optimizer.step(1.0, 0.0)?;
     measured.ready = memory()?.now;
+
+    let placement = if compute.is_gpu() { Placement::Cuda } else { Placement::Cpu };
 
     // 3. The step
     tell("Measuring a step");
@@ -99,7 +105,7 @@ pub fn probe(
     optimizer.step(1.0, 0.0)?;
     measured.peak = memory()?.peak;
     Ok(ProbeReport {
-        predicted: training_memory(&shape, config, *row_tokens, Placement::Cpu),
+        predicted: training_memory(&shape, config, *row_tokens, placement),
         measured,
         row_tokens: *row_tokens,
         seconds: (world.clock)() - started,

@@ -16,8 +16,9 @@ use candle_core::{
                 sys::{cublasComputeType_t, cublasGemmAlgo_t, cublasOperation_t, cudaDataType_t},
             },
             driver::{
-                CudaFunction, CudaModule, CudaStream, DevicePtr as _, LaunchConfig, PinnedHostSlice,
-                PushKernelArg as _, sys::CUfunction_attribute,
+                self, CudaFunction, CudaModule, CudaStream, DevicePtr as _, LaunchConfig, PinnedHostSlice,
+                PushKernelArg as _,
+                sys::{CUfunction_attribute, CUmemPool_attribute, CUmemoryPool},
             },
             nvrtc::Ptx,
         },
@@ -222,4 +223,35 @@ impl Lane {
     pub(super) fn wait(&self) -> Result<()> {
         self.device.cuda_stream().join(&self.copies).w()
     }
+}
+
+/// Makes a card ready for one stream of work: memory that is freed stays the process's, for the next step takes it again,
+/// and no events are kept for other streams.
+pub(super) fn prepare(device: &CudaDevice) -> Result<()> {
+    // SAFETY: the one other stream, for copies, waits and is waited for by `Lane`.
+    unsafe { device.disable_event_tracking() };
+    let mut all = u64::MAX;
+    // SAFETY: the attribute is a u64.
+    unsafe {
+        let release = CUmemPool_attribute::CU_MEMPOOL_ATTR_RELEASE_THRESHOLD;
+        driver::result::mem_pool::set_attribute(pool(device)?, release, (&raw mut all).cast()).w()
+    }
+}
+
+fn pool(device: &CudaDevice) -> Result<CUmemoryPool> {
+    // SAFETY: the device is a context's.
+    unsafe { driver::result::device::get_default_mem_pool(device.cuda_stream().context().cu_device()) }.w()
+}
+
+/// Bytes of tensors, now and at most.
+pub(super) fn memory_in_use(device: &CudaDevice) -> Result<[u64; 2]> {
+    let pool = pool(device)?;
+    let read = |attribute: CUmemPool_attribute| -> Result<u64> {
+        let mut bytes = 0u64;
+        // SAFETY: both attributes are u64s.
+        unsafe { driver::result::mem_pool::get_attribute(pool, attribute, (&raw mut bytes).cast()) }.w()?;
+        Ok(bytes)
+    };
+    let now = read(CUmemPool_attribute::CU_MEMPOOL_ATTR_USED_MEM_CURRENT)?;
+    Ok([now, read(CUmemPool_attribute::CU_MEMPOOL_ATTR_USED_MEM_HIGH)?])
 }

@@ -64,6 +64,24 @@ pub fn is_on_gpu(tensor: &Tensor) -> bool {
     }
 }
 
+/// Makes a card ready, before anything is put there. Nothing is to be done for the CPU.
+pub fn prepare(device: &Device) -> Result<()> {
+    match device {
+        #[cfg(feature = "cuda")]
+        Device::Cuda(device) => cuda::prepare(device),
+        _ => Ok(()),
+    }
+}
+
+/// Bytes of tensors on a card, now and at most since the process began; none of the CPU.
+pub fn memory_in_use(device: &Device) -> Option<[u64; 2]> {
+    match device {
+        #[cfg(feature = "cuda")]
+        Device::Cuda(device) => cuda::memory_in_use(device).ok(),
+        _ => None,
+    }
+}
+
 /// A tensor without its history whose elements lie side by side, as kernels read them.
 pub(crate) fn plain(tensor: &Tensor) -> Result<Tensor> {
     tensor.detach().contiguous()
