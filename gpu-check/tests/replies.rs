@@ -107,6 +107,7 @@ fn samples_answered_together_are_those_answered_alone() {
     };
     let together = answers(&prompts);
     assert_eq!(together.len(), prompts.len());
+    assert!(answers(&[]).is_empty());
     // Sums in another order may turn a choice between equals, but not at once.
     let alone = &answers(&prompts[8..])[0];
     let same = alone.chars().zip(together[8].chars()).take_while(|(a, b)| a == b).count();

@@ -37,7 +37,7 @@ pub struct Decoding<'a> {
 }
 
 impl Decoder {
-    /// Room for `batch` sequences of `capacity` tokens each.
+    /// Room for `batch` sequences (at least one) of `capacity` tokens each.
     pub fn new(model: &Model, capacity: usize, batch: usize) -> Result<Self> {
         Ok(Self {
             caches: model.new_caches(capacity, batch)?,

@@ -58,7 +58,7 @@ impl<'a> Samples<'a> {
             let (prompt, text) = (prompt.to_owned(), text.trim().to_owned());
             emit(EventBody::Sample(SampleText { step, prompt, text }));
         };
-        if model.compute.is_gpu() {
+        if model.compute.is_gpu() && !self.requests.is_empty() {
             let texts = self.texts(model, stop)?;
             self.requests.iter().zip(&texts).for_each(|((prompt, _), text)| emit_text(prompt, text));
             return Ok(());
