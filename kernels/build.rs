@@ -47,7 +47,8 @@ fn main() {
 }
 
 fn compile(source: &Path, fatbin: &Path) {
-    let archs = env::var("LATHE_CUDA_ARCHS").unwrap_or_else(|_| ARCHS.into());
+    let archs = env::var("LATHE_CUDA_ARCHS").ok().filter(|archs| !archs.trim().is_empty());
+    let archs = archs.unwrap_or_else(|| ARCHS.into());
     let archs: Vec<&str> = archs.split(',').map(str::trim).collect();
     let mut command = Command::new(env::var_os("NVCC").unwrap_or_else(|| "nvcc".into()));
     command.args(["-std=c++17", "-O3", "--fatbin", "--threads", "0", "-I", "cuda", "-o"]);
