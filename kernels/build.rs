@@ -51,7 +51,17 @@ fn compile(source: &Path, fatbin: &Path) {
     let archs = archs.unwrap_or_else(|| ARCHS.into());
     let archs: Vec<&str> = archs.split(',').map(str::trim).collect();
     let mut command = Command::new(env::var_os("NVCC").unwrap_or_else(|| "nvcc".into()));
-    command.args(["-std=c++17", "-O3", "--fatbin", "--threads", "0", "-I", "cuda", "-o"]);
+    command.args([
+        "-std=c++17",
+        "-O3",
+        "--fatbin",
+        "--compress-mode=size",
+        "--threads",
+        "0",
+        "-I",
+        "cuda",
+        "-o",
+    ]);
     command.arg(fatbin).arg(source);
     for arch in &archs {
         command.arg(format!("-gencode=arch=compute_{arch},code=sm_{arch}"));
