@@ -77,7 +77,7 @@ mod with_cuda {
         if usize::try_from(count).is_ok_and(|count| index >= count) {
             return Err(device_error(format!("There is no card cuda:{index}: this process sees {count}")));
         }
-        guarded(|| Device::new_cuda(index))
+        guarded(|| Device::new_cuda_with_stream(index))
             .map_err(|panic| {
                 // `Unable to dynamically load the "cublas" shared library - searched ..`
                 let library = panic.split('"').nth(1).unwrap_or(&panic).to_owned();

@@ -11,12 +11,13 @@ use std::{
 };
 
 use lathe_engine::{
-    Result, batch, device, lora,
+    Result, batch, lora,
     model::{Compute, Decoder, LoadFor, Model},
     tokenize::TokenizedRow,
     train::{PassOptions, Weights, accumulate, optimizer, trainables},
 };
 use lathe_kernels::Sampling;
+use lathe_kernels::gpu;
 use lathe_protocol::{LoraConfig, Method, RunConfig};
 
 use crate::models::Shape;
@@ -46,7 +47,7 @@ impl Measured {
     }
 }
 
-/// The most memory in use on a card while this lives, looked at every other millisecond.
+/// The most memory that tensors take of a card while this lives, looked at every other millisecond.
 struct Peak {
     most: Arc<AtomicU64>,
     stop: Arc<AtomicBool>,
@@ -59,8 +60,8 @@ impl Peak {
         let (seen, ends, device) = (most.clone(), stop.clone(), compute.device.clone());
         let look = move || {
             while !ends.load(Ordering::Relaxed) {
-                if let Some((free, total)) = device::memory(&device) {
-                    seen.fetch_max(total - free, Ordering::Relaxed);
+                if let Some([now, _]) = gpu::memory_in_use(&device) {
+                    seen.fetch_max(now, Ordering::Relaxed);
                 }
                 thread::sleep(Duration::from_millis(2));
             }

