@@ -41,7 +41,7 @@ struct Loaded {
     functions: HashMap<(usize, &'static str), CudaFunction>,
 }
 
-fn function(device: &CudaDevice, name: &'static str, shared_bytes: u32) -> Result<CudaFunction> {
+fn function(device: &CudaDevice, name: &'static str) -> Result<CudaFunction> {
     static LOADED: OnceLock<Mutex<Loaded>> = OnceLock::new();
     let stream = device.cuda_stream();
     let context = stream.context();
@@ -63,16 +63,16 @@ fn function(device: &CudaDevice, name: &'static str, shared_bytes: u32) -> Resul
         }
     };
     let function = module.load_function(name).w()?;
-    if shared_bytes > FREE_SHARED_BYTES {
-        let attribute = CUfunction_attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
-        function.set_attribute(attribute, shared_bytes as i32).w()?;
-    }
     loaded.functions.insert((ordinal, name), function.clone());
     Ok(function)
 }
 
 pub(super) fn launch(device: &CudaDevice, name: &'static str, grid: Grid, args: &[Arg]) -> Result<()> {
-    let function = function(device, name, grid.shared_bytes)?;
+    let function = function(device, name)?;
+    if grid.shared_bytes > FREE_SHARED_BYTES {
+        let attribute = CUfunction_attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
+        function.set_attribute(attribute, grid.shared_bytes as i32).w()?;
+    }
     let stream = device.cuda_stream();
     let mut builder = stream.launch_builder(&function);
     for arg in args {
