@@ -1,8 +1,9 @@
+use std::sync::Arc;
+
 use candle_core::{DType, Result, Tensor, bail};
 
 use super::{Buffer, Grid, ToArg, launch, plain, traced1};
 use crate::{Positions, RopeTable};
-use std::sync::Arc;
 
 const THREADS: u32 = 256;
 
