@@ -54,13 +54,12 @@ fn function(device: &CudaDevice, name: &'static str) -> Result<CudaFunction> {
     let Some(place) = MODULES.iter().position(|(names, _)| names.contains(&name)) else {
         bail!("no kernel {name}")
     };
-    let module = match loaded.modules.get(&(ordinal, place)) {
-        Some(module) => module.clone(),
-        None => {
-            let module = context.load_module(Ptx::from_binary(MODULES[place].1.to_vec())).w()?;
-            loaded.modules.insert((ordinal, place), module.clone());
-            module
-        }
+    let module = if let Some(module) = loaded.modules.get(&(ordinal, place)) {
+        module.clone()
+    } else {
+        let module = context.load_module(Ptx::from_binary(MODULES[place].1.to_vec())).w()?;
+        loaded.modules.insert((ordinal, place), module.clone());
+        module
     };
     let function = module.load_function(name).w()?;
     loaded.functions.insert((ordinal, name), function.clone());
