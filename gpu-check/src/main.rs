@@ -17,7 +17,7 @@ use lathe_engine::{
 use lathe_gpu_check::{
     cases, for_each_check,
     models::{self, GPT_OSS_20B, QWEN3_14B, Shape},
-    speed::{self, Measured, Training},
+    speed::{self, Measured, Training, Writing},
     steps, twins,
 };
 use lathe_protocol::LoraConfig;
@@ -38,6 +38,9 @@ struct Args {
     #[arg(long, default_value = "")]
     only: String,
 }
+
+/// Tokens of a reply that is timed.
+const WRITTEN: usize = 128;
 
 type Check = (&'static str, fn() -> candle_core::Result<()>);
 
@@ -117,8 +120,13 @@ fn speeds(args: &Args, compute: &Compute, tell: &mut dyn FnMut(Measured)) -> Res
     let is_wanted = |shape: &Shape| args.only.is_empty() || shape.name.contains(&args.only);
     if is_wanted(&GPT_OSS_20B) {
         let folder = write(&args.models, &GPT_OSS_20B, tell)?;
-        let first_and_speed = (Some(4.0), 500.0);
-        speed::writing(&folder, &GPT_OSS_20B, LoadFor::Inference, compute, first_and_speed, tell)?;
+        let run = Writing {
+            load_for: LoadFor::Inference,
+            num_tokens: WRITTEN,
+            first_token: Some(4.0),
+            speed: 500.0,
+        };
+        speed::writing(&folder, &GPT_OSS_20B, &run, compute, tell)?;
         let run = Training {
             load_for: LoadFor::Lora,
             lora: LoraConfig { r: 16, ..LoraConfig::default() },
@@ -129,7 +137,8 @@ fn speeds(args: &Args, compute: &Compute, tell: &mut dyn FnMut(Measured)) -> Res
     if is_wanted(&QWEN3_14B) {
         let folder = write(&args.models, &QWEN3_14B, tell)?;
         let in_nf4 = LoadFor::Qlora { double_quant: true };
-        speed::writing(&folder, &QWEN3_14B, in_nf4, compute, (None, 280.0), tell)?;
+        let run = Writing { load_for: in_nf4, num_tokens: WRITTEN, first_token: None, speed: 280.0 };
+        speed::writing(&folder, &QWEN3_14B, &run, compute, tell)?;
         let run = Training {
             load_for: in_nf4,
             lora: LoraConfig { r: 16, ..LoraConfig::default() },

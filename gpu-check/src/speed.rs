@@ -24,8 +24,7 @@ use crate::models::Shape;
 
 const WARM_UPS: usize = 2;
 const STEPS: usize = 5;
-/// Tokens that are written one by one.
-const WRITTEN: usize = 128;
+/// Tokens of a prompt.
 const PROMPT: usize = 64;
 /// Sequences that are written side by side.
 const BATCH: usize = 8;
@@ -154,15 +153,26 @@ pub fn training(
     Ok(())
 }
 
+/// Replies to time.
+pub struct Writing {
+    pub load_for: LoadFor,
+    /// Of each, written one by one.
+    pub num_tokens: usize,
+    /// Seconds that are asked for, from opening the model's folder on.
+    pub first_token: Option<f64>,
+    /// Tokens a second that are asked for, of one reply.
+    pub speed: f64,
+}
+
 /// Time to the first token from a file in the page cache, then tokens one by one, of one sequence and of several.
 pub fn writing(
     folder: &Path,
     shape: &Shape,
-    load_for: LoadFor,
+    run: &Writing,
     compute: &Compute,
-    (first, speed): (Option<f64>, f64),
     tell: &mut dyn FnMut(Measured),
 ) -> Result<()> {
+    let Writing { load_for, num_tokens, first_token, speed } = *run;
     let started = Instant::now();
     let model = Model::load_on(folder, load_for, compute.clone())?;
     let prompt = row(PROMPT, shape.vocab_size).ids;
@@ -170,7 +180,7 @@ pub fn writing(
     // The first steps are launched one by one, and then captured.
     let warm_ups = WARM_UPS + 1;
     for batch in [1, BATCH] {
-        let mut decoder = Decoder::new(&model, PROMPT + warm_ups + WRITTEN, batch)?;
+        let mut decoder = Decoder::new(&model, PROMPT + warm_ups + num_tokens, batch)?;
         let mut decoding = decoder.with(&model, greedy)?;
         for sequence in 0..batch {
             let logits = decoding.prefill(sequence, &prompt)?;
@@ -178,16 +188,16 @@ pub fn writing(
         }
         if batch == 1 {
             let what = format!("{} writes its first token", shape.name);
-            tell(Measured { what, value: started.elapsed().as_secs_f64(), unit: "s", target: first });
+            tell(Measured { what, value: started.elapsed().as_secs_f64(), unit: "s", target: first_token });
         }
         for _ in 0..warm_ups {
             decoding.step()?;
         }
         let started = Instant::now();
-        for _ in 0..WRITTEN {
+        for _ in 0..num_tokens {
             decoding.step()?;
         }
-        let value = (batch * WRITTEN) as f64 / started.elapsed().as_secs_f64();
+        let value = (batch * num_tokens) as f64 / started.elapsed().as_secs_f64();
         let (what, target) = match batch {
             1 => (format!("{} writes", shape.name), Some(speed)),
             _ => (format!("{} writes {batch} replies at once", shape.name), None),
