@@ -311,6 +311,19 @@ fn run(job: &mut Job, body: CommandBody) -> Result<()> {
         CommandBody::ModelsVerify { model } => models::verify(job, &model)?,
         CommandBody::ModelsRemove { model } => models::remove(job, &model)?,
 
+        // Hub (helper hub):
+        CommandBody::ModelsPull { .. }
+        | CommandBody::HubSearch { .. }
+        | CommandBody::HubShow { .. }
+        | CommandBody::DownloadsFollow
+        | CommandBody::DownloadsAdd { .. }
+        | CommandBody::DownloadsAct { .. } => return Err(usage("Not built yet")),
+        // Cache (helper cache):
+        CommandBody::CacheShow
+        | CommandBody::CachePlan { .. }
+        | CommandBody::CacheDelete { .. }
+        | CommandBody::CacheMove { .. } => return Err(usage("Not built yet")),
+
         CommandBody::DataCheck { model, data, eval_data, config } => {
             let mut data = data_job(job, &model, &data, config)?;
             data.eval_data = eval_data.map(|path| data_path(&path)).transpose()?;

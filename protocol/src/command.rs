@@ -1,8 +1,8 @@
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    AdapterUpdate, ChatRecord, Message, RunConfig, SamplingParams, Secret, Settings, StopThen, SweepRequest,
-    Thinking,
+    AdapterUpdate, CacheTarget, ChatRecord, DownloadAct, Message, RepoKind, RunConfig, SamplingParams,
+    Secret, Settings, StopThen, SweepRequest, Thinking,
 };
 
 /// Chosen by whoever sends the command; every event of it carries the id back.
@@ -39,6 +39,50 @@ pub enum CommandBody {
     },
     ModelsRemove {
         model: String,
+    },
+    /// Downloads a model of the Hub, or from `s3://bucket/prefix`; tells of it by `Download`. Stopped, it is paused.
+    ModelsPull {
+        model: String,
+        /// A branch, tag or commit; none means `main`.
+        revision: Option<String>,
+    },
+
+    /// Models of the Hub that Lathe can use first.
+    HubSearch {
+        query: String,
+        limit: usize,
+    },
+    /// A model as the Hub tells of it; nothing but headers is downloaded.
+    HubShow {
+        model: String,
+        revision: Option<String>,
+    },
+
+    /// The list of downloads now and whenever one changes, until `Stop`.
+    DownloadsFollow,
+    /// Into the queue of downloads, which this host works off.
+    DownloadsAdd {
+        model: String,
+        revision: Option<String>,
+    },
+    DownloadsAct {
+        model: String,
+        act: DownloadAct,
+    },
+
+    /// What lies in the Hugging Face cache.
+    CacheShow,
+    /// What deleting these would free; deletes nothing.
+    CachePlan {
+        targets: Vec<CacheTarget>,
+    },
+    CacheDelete {
+        targets: Vec<CacheTarget>,
+    },
+    /// Moves the cache, or one repository of it, to a folder of another disk; a link stays where it was.
+    CacheMove {
+        repo: Option<(RepoKind, String)>,
+        to: String,
     },
 
     DataCheck {

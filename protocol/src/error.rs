@@ -32,6 +32,10 @@ pub enum ErrorCode {
     Device,
     /// A graphics card is here, but cannot compute it; the CPU could, if it is asked for.
     NeedsCpu,
+    /// The network, the Hub or another server: nothing came, or not what was asked for.
+    Network,
+    /// A token is needed, is wrong, or does not permit it.
+    Access,
     /// A bug in Lathe.
     Internal,
 }

@@ -1,9 +1,10 @@
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    AdapterEntry, AnsweredBy, ChatEntry, ChatRecord, ChatStats, ColumnView, DataReport, Divergence,
-    DoctorCheck, ErrorInfo, FolderView, Gpu, Hardware, JobId, ModelDetails, ModelEntry, ModelProblem,
-    Origins, ProbeReport, ReplyDelta, RowView, RunDetails, RunEntry, SettingsView, Style, TokenCache,
+    AdapterEntry, AnsweredBy, CachePlan, CacheReport, ChatEntry, ChatRecord, ChatStats, ColumnView,
+    DataReport, Divergence, DoctorCheck, Download, ErrorInfo, FolderView, Gpu, Hardware, HubDetails,
+    HubModel, JobId, ModelDetails, ModelEntry, ModelProblem, Origins, ProbeReport, ReplyDelta, RowView,
+    RunDetails, RunEntry, SettingsView, Style, TokenCache,
 };
 
 /// Something that happened, with the job it belongs to. A worker's events carry the id its host gave it.
@@ -41,6 +42,23 @@ pub enum EventBody {
         problems: Vec<ModelProblem>,
         files_checked: usize,
         bytes_checked: u64,
+    },
+    HubModels {
+        models: Vec<HubModel>,
+    },
+    HubDetails(Box<HubDetails>),
+    Downloads {
+        downloads: Vec<Download>,
+    },
+    /// Of one that this job does.
+    Download(Box<Download>),
+    Cache(Box<CacheReport>),
+    CachePlan(CachePlan),
+    /// Something was moved to a folder.
+    Moved {
+        what: String,
+        to: String,
+        bytes: u64,
     },
     DataReport(Box<DataReport>),
     /// Of a data file whose shape is not known: its columns, and every role a column can be mapped to by

@@ -2,6 +2,7 @@
 //!
 //! Plain data with serde, and the rules of LoRA's targets: it builds for wasm and knows neither a tensor nor a file.
 
+mod cache;
 mod catalog;
 mod chat;
 mod command;
@@ -12,6 +13,7 @@ mod estimate;
 mod event;
 mod frame;
 mod hardware;
+mod hub;
 mod job;
 mod link;
 mod origins;
@@ -21,6 +23,7 @@ mod style;
 mod sweep;
 mod targets;
 
+pub use cache::{CacheFile, CachePlan, CacheRepo, CacheReport, CacheRevision, CacheTarget, RepoKind};
 pub use catalog::{CatalogModel, catalog, in_catalog};
 pub use chat::{
     AnsweredBy, ChatEntry, ChatLane, ChatNode, ChatRecord, ChatStats, Message, REASONING_EFFORTS,
@@ -43,6 +46,7 @@ pub use event::{
 };
 pub use frame::{handshake, read_frame, write_frame};
 pub use hardware::{Gpu, GpuProcess, Hardware, PcieLink};
+pub use hub::{Download, DownloadAct, DownloadStatus, Gate, HubDetails, HubFile, HubModel};
 pub use job::{ChatJob, DataJob, EvalJob, Job, LogitsJob, ProbeJob, Request, TrainJob};
 pub use link::EngineLink;
 pub use origins::{BaseMatch, BasePrint, FilePrint, Machine, Origins, WeightsMetrics};
