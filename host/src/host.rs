@@ -14,7 +14,7 @@ use std::{
 
 use lathe_protocol::{
     ChatJob, Command, CommandBody, DataJob, EngineLink, ErrorCode, ErrorInfo, EvalJob, Event, EventBody, Gpu,
-    Job as WorkerJob, JobId, LogLevel, LogitsJob, Request, RunConfig,
+    Job as WorkerJob, JobId, LogLevel, LogitsJob, Request, RunConfig, Shell,
 };
 
 use crate::{
@@ -397,6 +397,11 @@ fn run(job: &mut Job, body: CommandBody) -> Result<()> {
             job.emit(EventBody::Folder(browse::browse(job.host.paths(), folder.as_deref())?));
         }
         CommandBody::OpenFolder { path } => browse::open(&path)?,
+
+        CommandBody::ShellShow => job.emit(EventBody::Shell(Shell::default())),
+        CommandBody::ShellPick { .. } | CommandBody::ShellConnect { .. } => {
+            return Err(usage("Only the desktop app can do this"));
+        }
 
         CommandBody::Chat { model, adapters, device, force } => {
             let paths = job.host.paths();

@@ -220,6 +220,20 @@ pub enum CommandBody {
         path: String,
     },
 
+    /// What the window's surroundings can do.
+    ShellShow,
+    /// A file, or a folder, in the system's own dialog.
+    ShellPick {
+        title: String,
+        folder: bool,
+        /// Of the files, without the dot; empty means any.
+        extensions: Vec<String>,
+    },
+    /// Shows the Lathe whose `serve-ui` printed this link, or this machine's again. The window starts anew.
+    ShellConnect {
+        link: Option<Secret>,
+    },
+
     /// Starts a chat; the job goes on until `Stop`.
     Chat {
         model: String,

@@ -3,8 +3,8 @@ use serde::{Deserialize, Serialize};
 use crate::{
     AdapterEntry, AnsweredBy, CachePlan, CacheReport, ChatEntry, ChatRecord, ChatStats, ColumnView,
     DataReport, Divergence, DoctorCheck, Download, ErrorInfo, FolderView, Gpu, Hardware, HubDetails,
-    HubModel, JobId, ModelDetails, ModelEntry, ModelProblem, Origins, ProbeReport, ReplyDelta, RowView,
-    RunDetails, RunEntry, SettingsView, Style, TokenCache,
+    HubModel, JobId, ModelDetails, ModelEntry, ModelProblem, Opened, Origins, ProbeReport, ReplyDelta,
+    RowView, RunDetails, RunEntry, SettingsView, Shell, Style, TokenCache,
 };
 
 /// Something that happened, with the job it belongs to. A worker's events carry the id its host gave it.
@@ -108,6 +108,13 @@ pub enum EventBody {
         freed_bytes: u64,
     },
     Probe(ProbeReport),
+    Shell(Shell),
+    /// By `ShellPick`; none if the dialog was closed.
+    Picked {
+        path: Option<String>,
+    },
+    /// Of no job: the shell says it by itself, as job 0.
+    Opened(Opened),
     /// `eval`'s answer and a training run's evaluations.
     Eval(EvalMetrics),
     /// `logits` wrote its file.

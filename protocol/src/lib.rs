@@ -19,6 +19,7 @@ mod link;
 mod origins;
 mod report;
 mod settings;
+mod shell;
 mod style;
 mod sweep;
 mod targets;
@@ -57,6 +58,7 @@ pub use report::{
     SimilarPair, SimilarRows, StopThen, TokenCache, TokenView,
 };
 pub use settings::{Secret, Settings, SettingsView, Theme, TokenStatus};
+pub use shell::{Opened, Shell};
 pub use style::{Style, StylesFile};
 pub use sweep::{MANY_RUNS, MAX_SWEEP_KEYS, SweepKey, SweepPlace, SweepRequest, SweepValue, sweep_points};
 pub use targets::{

@@ -3,7 +3,7 @@ mod navigation;
 mod toasts;
 
 use egui::{CentralPanel, Context, Frame, Margin, Panel, ThemePreference, Ui};
-use lathe_protocol::{CommandBody, EngineLink, Theme};
+use lathe_protocol::{ChatLane, CommandBody, EngineLink, EventBody, Opened, Theme};
 
 use self::{closing::Closing, toasts::Toasts};
 use crate::{
@@ -91,6 +91,9 @@ impl Lathe {
     pub fn logic(&mut self, ctx: &Context) {
         self.store.now_secs = (self.options.clock)();
         for event in self.link.drain() {
+            if let EventBody::Opened(opened) = &event.body {
+                self.open(opened);
+            }
             self.store.apply(&event, &mut self.out);
             self.screens.apply(&event, &self.store, &mut self.out);
             if self.opening_folder.apply(&event, |_| None)
@@ -112,6 +115,23 @@ impl Lathe {
             self.screens.chat.unload(&mut self.out);
         }
         self.flush();
+    }
+
+    fn open(&mut self, opened: &Opened) {
+        let Self { store, out, screens, .. } = self;
+        match opened {
+            Opened::Dropped { paths } => {
+                screens.wizard.take_files(paths.iter().cloned(), store, out);
+                self.go(Route::NewRun);
+            }
+            Opened::Model { path } => {
+                out.act(Action::Chat(ChatLane { model: path.clone(), ..ChatLane::default() }));
+            }
+            Opened::Adapter { path } => {
+                screens.adapters.import(path.clone(), out);
+                self.go(Route::Adapters);
+            }
+        }
     }
 
     pub fn ui(&mut self, ui: &mut Ui) {

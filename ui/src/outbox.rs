@@ -45,6 +45,8 @@ pub enum Action {
 #[derive(Debug, Default)]
 pub struct Outbox {
     last_job: u64,
+    /// Whether files are chosen in the system's own dialogs.
+    pub(crate) has_dialogs: bool,
     pub(crate) commands: Vec<Command>,
     pub(crate) actions: Vec<Action>,
 }

@@ -57,6 +57,8 @@ pub enum Pick {
 pub struct Picker {
     title: String,
     accept: Accept,
+    /// In the system's own dialog, where there is one and it can: it shows files or folders, never both.
+    native: Asked<Pick>,
     folder: Asked<FolderView>,
     /// What stands in the path field.
     path: String,
@@ -69,16 +71,27 @@ impl Picker {
         let mut picker = Self {
             title: title.into(),
             accept,
+            native: Asked::default(),
             folder: Asked::default(),
             path: String::new(),
             selected: None,
         };
-        picker.browse(start, out);
+        if out.has_dialogs && accept.folders == accept.suffixes.is_empty() {
+            let extensions = accept.suffixes.iter().map(|suffix| suffix.trim_start_matches('.').to_owned());
+            let (title, extensions) = (picker.title.clone(), extensions.collect());
+            picker.native.ask(out, CommandBody::ShellPick { title, folder: accept.folders, extensions });
+        } else {
+            picker.browse(start, out);
+        }
         picker
     }
 
     pub fn apply(&mut self, event: &Event) {
-        let Self { folder, path, .. } = self;
+        let Self { native, folder, path, .. } = self;
+        native.apply(event, |body| match body {
+            EventBody::Picked { path } => Some(path.clone().map_or(Pick::Cancelled, Pick::Path)),
+            _ => None,
+        });
         folder.apply(event, |body| match body {
             EventBody::Folder(folder) => {
                 path.clone_from(&folder.path);
@@ -90,6 +103,15 @@ impl Picker {
 
     /// None while it is open.
     pub fn ui(&mut self, ui: &mut Ui, out: &mut Outbox) -> Option<Pick> {
+        if let Some(pick) = self.native.value.take() {
+            return Some(pick);
+        }
+        if self.native.is_waiting() {
+            return None;
+        }
+        if self.native.error.take().is_some() {
+            self.browse(None, out);
+        }
         let mut pick = None;
         let title = self.title.clone();
         let closed = dialog(ui, &title, WIDTH, |ui| {

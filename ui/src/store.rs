@@ -1,6 +1,6 @@
 use lathe_protocol::{
     AdapterEntry, ChatLane, CommandBody, Event, EventBody, Hardware, ModelEntry, RunEntry, RunStatus,
-    SettingsView, Style,
+    SettingsView, Shell, Style,
 };
 
 use crate::{Asked, Outbox};
@@ -16,6 +16,8 @@ pub struct Store {
     /// Followed: always up to date.
     pub runs: Asked<Vec<RunEntry>>,
     pub settings: Asked<SettingsView>,
+    /// What surrounds the window.
+    pub shell: Asked<Shell>,
     /// Seconds since 1970.
     pub now_secs: f64,
 }
@@ -24,6 +26,7 @@ impl Store {
     /// Asks everything once.
     pub(crate) fn open(&mut self, out: &mut Outbox) {
         self.settings.ask(out, CommandBody::SettingsShow);
+        self.shell.ask(out, CommandBody::ShellShow);
         self.hardware.ask(out, CommandBody::Hardware);
         self.runs.ask(out, CommandBody::RunsFollow);
         self.models.ask(out, CommandBody::ModelsList);
@@ -31,7 +34,7 @@ impl Store {
     }
 
     pub(crate) fn apply(&mut self, event: &Event, out: &mut Outbox) {
-        let Self { hardware, gpus, models, adapters, runs, settings, .. } = self;
+        let Self { hardware, gpus, models, adapters, runs, settings, shell, .. } = self;
         hardware.apply(event, |body| match body {
             EventBody::Hardware(hardware) => Some(hardware.clone()),
             _ => None,
@@ -53,6 +56,13 @@ impl Store {
         });
         settings.apply(event, |body| match body {
             EventBody::Settings(settings) => Some((**settings).clone()),
+            _ => None,
+        });
+        shell.apply(event, |body| match body {
+            EventBody::Shell(shell) => {
+                out.has_dialogs = shell.has_dialogs;
+                Some(shell.clone())
+            }
             _ => None,
         });
         let ended = |runs: &Asked<Vec<RunEntry>>| {

@@ -2,7 +2,7 @@ use egui::{Align, Layout, Ui};
 use lathe_protocol::{AdapterEntry, AdapterUpdate, ChatLane, CommandBody, Event, EventBody};
 
 use crate::{
-    Action, Asked, Outbox, Route, Store, format,
+    Accept, Action, Asked, Outbox, Pick, Picker, Route, Store, format,
     theme::{self, Tone, icons, space},
     widgets::{
         Answer, Button, Confirm, badge, card, dialog, empty_state, error_box, field, icon_button, key_value,
@@ -18,6 +18,8 @@ pub struct Adapters {
     removing: Option<(String, Confirm)>,
     /// The newest change, by the adapter's name.
     change: (String, Asked<()>),
+    picker: Option<Picker>,
+    import: Asked<()>,
 }
 
 /// Name, notes and tags of one adapter, as they are being changed.
@@ -30,7 +32,25 @@ struct Edit {
 }
 
 impl Adapters {
+    /// Copies a PEFT folder into the library.
+    pub fn import(&mut self, path: String, out: &mut Outbox) {
+        self.import.ask(out, CommandBody::AdaptersImport { path, name: None });
+    }
+
     pub fn apply(&mut self, event: &Event, out: &mut Outbox) {
+        if let Some(picker) = &mut self.picker {
+            picker.apply(event);
+        }
+        let imported = match (&event.body, self.import.job() == Some(event.job)) {
+            (EventBody::Adapter(entry), true) => Some(entry.name.clone()),
+            _ => None,
+        };
+        if let Some(name) = imported {
+            out.toast(Tone::Success, format!("{name} is in the library"));
+        }
+        if self.import.apply(event, |_| None) {
+            out.act(Action::RefreshAdapters);
+        }
         let ended = self.change.1.apply(event, |_| None);
         if ended {
             out.act(Action::RefreshAdapters);
@@ -51,15 +71,24 @@ impl Adapters {
     pub fn ui(&mut self, ui: &mut Ui, store: &Store, out: &mut Outbox) {
         let wanted = self.filter.to_lowercase();
         let filter = &mut self.filter;
+        let (can_import, mut pick) = (!self.import.is_waiting(), false);
         let find = |ui: &mut Ui| {
+            pick = Button::secondary("Import…")
+                .icon(icons::DOWNLOAD_SIMPLE)
+                .tooltip("Copy a PEFT folder into the library")
+                .enabled(can_import)
+                .clicked(ui);
             if !store.adapters().is_empty() {
                 search(ui, filter, "Find an adapter");
             }
         };
         let mut wish = None;
         page(ui, "Adapters", find, |ui| {
-            if let Some(error) = &store.adapters.error {
+            for error in [&store.adapters.error, &self.import.error].into_iter().flatten() {
                 error_box(ui, error);
+            }
+            if self.import.is_waiting() {
+                spinner_line(ui, "Importing the adapter");
             }
             match &store.adapters.value {
                 None if store.adapters.error.is_none() => spinner_line(ui, "Reading the library"),
@@ -98,6 +127,15 @@ impl Adapters {
                 );
             }
         });
+        if pick {
+            self.picker = Some(Picker::open("Import an adapter", Accept::FOLDER, None, out));
+        }
+        if let Some(pick) = self.picker.as_mut().and_then(|picker| picker.ui(ui, out)) {
+            self.picker = None;
+            if let Pick::Path(path) = pick {
+                self.import(path, out);
+            }
+        }
         match wish {
             Some(Wish::Edit(edit)) => self.editing = Some(edit),
             Some(Wish::Remove(adapter)) => {

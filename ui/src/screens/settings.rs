@@ -1,5 +1,7 @@
 use egui::{TextEdit, Ui};
-use lathe_protocol::{CommandBody, Event, EventBody, Secret, Settings, SettingsView, Theme, TokenStatus};
+use lathe_protocol::{
+    CommandBody, Event, EventBody, Secret, Settings, SettingsView, Shell, Theme, TokenStatus,
+};
 
 use crate::{
     Action, Asked, Outbox, Store,
@@ -18,6 +20,9 @@ pub struct SettingsScreen {
     save: Asked<()>,
     token: String,
     token_change: Asked<()>,
+    /// As `serve-ui` printed it, on another machine.
+    link: String,
+    connection: Asked<()>,
 }
 
 /// Optional folders as text: empty is none.
@@ -60,6 +65,7 @@ impl SettingsScreen {
                 out.toast(Tone::Success, "Settings saved");
             }
         }
+        self.connection.apply(event, |_| None);
         if self.token_change.apply(event, |_| None) {
             out.act(Action::RefreshSettings);
         }
@@ -101,6 +107,10 @@ impl SettingsScreen {
                     }
                 });
                 ui.add_space(space::XS);
+                if let Some(shell) = store.shell.value.as_ref().filter(|shell| shell.can_connect) {
+                    self.machines(ui, shell, out);
+                    ui.add_space(space::XS);
+                }
                 self.hugging_face(ui, view, out);
                 ui.add_space(space::XS);
                 self.machine(ui, view, out);
@@ -116,6 +126,39 @@ impl SettingsScreen {
                 });
             },
         );
+    }
+
+    /// Which machine's Lathe this window shows.
+    fn machines(&mut self, ui: &mut Ui, shell: &Shell, out: &mut Outbox) {
+        section(ui, "Machine", |ui| {
+            if let Some(address) = &shell.connected_to {
+                ui.horizontal(|ui| {
+                    ui.label(theme::strong("This window shows the Lathe on another machine"));
+                    badge(ui, Tone::Accent, address);
+                });
+                if Button::secondary("Back to this machine").icon(icons::HOUSE).clicked(ui) {
+                    self.connection.ask(out, CommandBody::ShellConnect { link: None });
+                }
+            } else {
+                labelled(
+                    ui,
+                    "Another machine",
+                    "Run `lathe serve-ui --listen ADDRESS` there, and paste the link it prints. It works once",
+                    |ui| field(ui, &mut self.link, "https://gpu-box:8474/#token=…"),
+                );
+                let can_connect = !self.link.trim().is_empty() && !self.connection.is_waiting();
+                if Button::secondary("Connect").icon(icons::DESKTOP).enabled(can_connect).clicked(ui) {
+                    let link = Some(Secret(std::mem::take(&mut self.link).trim().to_owned()));
+                    self.connection.ask(out, CommandBody::ShellConnect { link });
+                }
+            }
+            if self.connection.is_waiting() {
+                spinner_line(ui, "Connecting");
+            }
+            if let Some(error) = &self.connection.error {
+                error_box(ui, error);
+            }
+        });
     }
 
     fn hugging_face(&mut self, ui: &mut Ui, view: &SettingsView, out: &mut Outbox) {
@@ -238,7 +281,7 @@ fn privacy(ui: &mut Ui) {
         for text in [
             "Lathe sends nothing anywhere: no telemetry, no crash reports, no check for updates",
             "Your data, models, runs and conversations stay on this machine, in the folders above",
-            "It asks the Hub only for models you tell it to fetch; this version fetches none",
+            "It asks the Hub only for what you search there, look at, or tell it to fetch",
         ] {
             ui.horizontal_top(|ui| {
                 ui.label(theme::icon(icons::CHECK).color(Tone::Success.color(ui)));

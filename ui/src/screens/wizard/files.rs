@@ -73,11 +73,15 @@ impl Wizard {
         }
     }
 
-    /// A folder or `.gguf` file is imported; any other file is the data.
     pub(super) fn take_dropped_files(&mut self, ui: &Ui, store: &Store, out: &mut Outbox) {
         let dropped = ui.input(|input| input.raw.dropped_files.clone());
-        for file in dropped.iter().map(|file| file.path()).filter(|path| path.is_absolute()) {
-            let path = file.display().to_string();
+        let paths = dropped.iter().map(|file| file.path()).filter(|path| path.is_absolute());
+        self.take_files(paths.map(|path| path.display().to_string()), store, out);
+    }
+
+    /// A folder or `.gguf` file is imported; any other file is the data.
+    pub fn take_files(&mut self, paths: impl Iterator<Item = String>, store: &Store, out: &mut Outbox) {
+        for path in paths {
             if Accept::DATA.takes_file(&path) {
                 self.set_data(path);
                 if self.step == Step::Model && self.locked(Step::Data, store).is_none() {
