@@ -209,6 +209,14 @@ impl Lathe {
                 }
                 self.go(Route::NewRun);
             }
+            Action::GetModel { model } => {
+                screens.models.get(model, out);
+                self.go(Route::Models);
+            }
+            Action::SearchHub { query } => {
+                screens.models.search(query, out);
+                self.go(Route::Models);
+            }
             Action::Chat(lane) => {
                 screens.chat.begin(lane, store, out);
                 self.go(Route::Chat);

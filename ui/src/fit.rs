@@ -1,8 +1,8 @@
 //! Whether a run fits this machine, and how long it takes.
 
 use lathe_protocol::{
-    MemoryEstimate, Method, ModelShape, Placement, RunConfig, RunEntry, in_catalog, training_flops,
-    training_memory,
+    MemoryEstimate, Method, ModelShape, Placement, RunConfig, RunEntry, chat_memory, in_catalog,
+    training_flops, training_memory,
 };
 
 use crate::{Store, format, theme::Tone};
@@ -10,6 +10,8 @@ use crate::{Store, format, theme::Tone};
 /// Up to this share of the memory, nothing else suffers.
 const FITS: f64 = 0.8;
 const TIGHT: f64 = 0.95;
+/// Of a conversation of a usual length.
+const CHAT_TOKENS: usize = 4096;
 /// Of a core in training, roughly.
 const FLOPS_A_CORE: f64 = 25e9;
 const FLOPS_A_CORE_AVX512: f64 = 60e9;
@@ -77,6 +79,12 @@ pub fn memory(
 ) -> (MemoryEstimate, Option<Fit>) {
     let estimate = training_memory(shape, config, longest_row.unwrap_or(config.max_seq_len), Placement::Cpu);
     (estimate, store.memory_bytes().map(|bytes| Fit::of(estimate.total(), bytes)))
+}
+
+/// Memory and fit of a chat with a model of this shape whose files have so many bytes.
+pub fn chat(shape: &ModelShape, model_bytes: u64, store: &Store) -> (u64, Option<Fit>) {
+    let needed = chat_memory(shape, model_bytes, shape.context_length.min(CHAT_TOKENS));
+    (needed, store.memory_bytes().map(|bytes| Fit::of(needed, bytes)))
 }
 
 /// A model's shape, from its own files or the catalog.

@@ -26,6 +26,14 @@ pub enum Action {
     NewRun {
         model: Option<String>,
     },
+    /// What the Hub tells of a model, with its download.
+    GetModel {
+        model: String,
+    },
+    /// What the Hub has of that name.
+    SearchHub {
+        query: String,
+    },
     /// A new chat with this model, or this run.
     Chat(ChatLane),
     Toast {
@@ -71,6 +79,11 @@ impl Outbox {
 
     pub fn go(&mut self, route: Route) {
         self.act(Action::Go(route));
+    }
+
+    /// A new chat with a model as it is.
+    pub fn chat(&mut self, model: &str) {
+        self.act(Action::Chat(ChatLane { model: model.to_owned(), ..ChatLane::default() }));
     }
 
     pub fn toast(&mut self, tone: Tone, text: impl Into<String>) {

@@ -1,9 +1,11 @@
 use lathe_protocol::{
-    AdapterEntry, ChatLane, CommandBody, Event, EventBody, Hardware, ModelEntry, RunEntry, RunStatus,
-    SettingsView, Shell, Style,
+    AdapterEntry, ChatLane, CommandBody, Download, DownloadStatus, Event, EventBody, Hardware, ModelEntry,
+    RunEntry, RunStatus, SettingsView, Shell, Style,
 };
 
-use crate::{Asked, Outbox};
+use crate::{Asked, Outbox, theme::Tone};
+
+const HUB: &str = "https://huggingface.co";
 
 /// What every screen may look at, as the host last told it.
 #[derive(Default)]
@@ -15,6 +17,8 @@ pub struct Store {
     pub adapters: Asked<Vec<AdapterEntry>>,
     /// Followed: always up to date.
     pub runs: Asked<Vec<RunEntry>>,
+    /// Followed, too.
+    pub downloads: Asked<Vec<Download>>,
     pub settings: Asked<SettingsView>,
     /// What surrounds the window.
     pub shell: Asked<Shell>,
@@ -29,11 +33,13 @@ impl Store {
         self.shell.ask(out, CommandBody::ShellShow);
         self.hardware.ask(out, CommandBody::Hardware);
         self.runs.ask(out, CommandBody::RunsFollow);
+        self.downloads.ask(out, CommandBody::DownloadsFollow);
         self.models.ask(out, CommandBody::ModelsList);
         self.adapters.ask(out, CommandBody::AdaptersList);
     }
 
     pub(crate) fn apply(&mut self, event: &Event, out: &mut Outbox) {
+        self.apply_downloads(event, out);
         let Self { hardware, gpus, models, adapters, runs, settings, shell, .. } = self;
         hardware.apply(event, |body| match body {
             EventBody::Hardware(hardware) => Some(hardware.clone()),
@@ -80,6 +86,33 @@ impl Store {
         }
     }
 
+    /// A download that ends is told wherever the window is, and its model is there to be chosen.
+    fn apply_downloads(&mut self, event: &Event, out: &mut Outbox) {
+        let Self { downloads, models, .. } = self;
+        if downloads.job() == Some(event.job)
+            && let (EventBody::Downloads { downloads: now }, Some(before)) = (&event.body, &downloads.value)
+        {
+            let was = |now: &Download| before.iter().find(|before| before.model == now.model);
+            let changed = |now: &&Download| was(now).is_some_and(|before| before.status != now.status);
+            for download in now.iter().filter(changed) {
+                match download.status {
+                    DownloadStatus::Done => {
+                        out.toast(Tone::Success, format!("{} is on this machine now", download.model));
+                        models.ask(out, CommandBody::ModelsList);
+                    }
+                    DownloadStatus::Failed => {
+                        out.toast(Tone::Error, format!("{} could not be downloaded", download.model));
+                    }
+                    DownloadStatus::Queued | DownloadStatus::Running | DownloadStatus::Paused => {}
+                }
+            }
+        }
+        downloads.apply(event, |body| match body {
+            EventBody::Downloads { downloads } => Some(downloads.clone()),
+            _ => None,
+        });
+    }
+
     pub fn runs(&self) -> &[RunEntry] {
         self.runs.value.as_deref().unwrap_or_default()
     }
@@ -94,6 +127,21 @@ impl Store {
 
     pub fn model(&self, name: &str) -> Option<&ModelEntry> {
         self.models().iter().find(|model| model.name == name)
+    }
+
+    pub fn downloads(&self) -> &[Download] {
+        self.downloads.value.as_deref().unwrap_or_default()
+    }
+
+    pub fn download(&self, model: &str) -> Option<&Download> {
+        self.downloads().iter().find(|download| download.model == model)
+    }
+
+    /// A model's page on the Hub.
+    pub fn page_of(&self, model: &str) -> String {
+        let settings = self.settings.value.as_ref().map(|view| view.settings.endpoint.as_str());
+        let hub = settings.map(|endpoint| endpoint.trim_end_matches('/')).filter(|url| !url.is_empty());
+        format!("{}/{model}", hub.unwrap_or(HUB))
     }
 
     pub fn adapters(&self) -> &[AdapterEntry] {

@@ -419,15 +419,6 @@ fn a_dropped_gguf_is_imported_and_chosen() {
     harness.get_by_label("support_chats.jsonl");
 }
 
-#[test]
-fn a_model_of_the_catalog_says_how_to_get_it() {
-    let (mut harness, _) = open();
-    type_into(&mut harness, "Find a model", "llama-3.2-1b");
-    click(&mut harness, "meta-llama/Llama-3.2-1B-Instruct");
-    harness.get_by_label("hf download meta-llama/Llama-3.2-1B-Instruct");
-    assert!(!is_enabled(&harness, "Continue"));
-}
-
 /// A file of pictures that are only looked at.
 fn shot(name: &str) -> String {
     format!("{}/wizard_{name}.png", std::env::temp_dir().display())

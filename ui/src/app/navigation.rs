@@ -1,5 +1,5 @@
 use egui::{Key, KeyboardShortcut, Modifiers, RichText, Role, Sense, Ui, WidgetInfo, vec2};
-use lathe_protocol::RunStatus;
+use lathe_protocol::{Download, DownloadStatus, RunEntry, RunStatus};
 
 use crate::{
     Action, Outbox, Route, Store,
@@ -41,27 +41,46 @@ pub(super) fn ui(ui: &mut Ui, route: &Route, store: &Store, out: &mut Outbox) {
     }
     ui.add_space(space::L);
     for (place, icon, name, key) in PLACES {
-        let count = match place {
-            Route::Runs => store
-                .runs()
-                .iter()
-                .filter(|run| matches!(run.status, RunStatus::Running | RunStatus::Queued))
-                .count(),
-            _ => 0,
+        let note = match place {
+            Route::Runs => runs(store),
+            Route::Models => downloads(store),
+            _ => String::new(),
         };
         let selected = match &place {
             Route::Runs => matches!(route, Route::Runs | Route::Run(_) | Route::Compare(_)),
             place => place == route,
         };
         let shortcut = KeyboardShortcut::new(Modifiers::COMMAND, key);
-        let response = item(ui, icon, name, selected, count);
+        let response = item(ui, icon, name, selected, &note);
         if response.on_hover_text(ui.ctx().format_shortcut(&shortcut)).clicked() {
             out.go(place);
         }
     }
 }
 
-fn item(ui: &mut Ui, icon: &str, name: &str, selected: bool, count: usize) -> egui::Response {
+/// How many are under way, if any.
+fn runs(store: &Store) -> String {
+    let under_way = |run: &&RunEntry| matches!(run.status, RunStatus::Running | RunStatus::Queued);
+    match store.runs().iter().filter(under_way).count() {
+        0 => String::new(),
+        count => count.to_string(),
+    }
+}
+
+/// How far those that run and wait are together, if any.
+fn downloads(store: &Store) -> String {
+    let under_way =
+        |download: &&Download| matches!(download.status, DownloadStatus::Running | DownloadStatus::Queued);
+    let known = store.downloads().iter().filter(under_way);
+    if !store.downloads().iter().any(|download| download.status == DownloadStatus::Running) {
+        return String::new();
+    }
+    let (done, total) = known
+        .fold((0, 0), |(done, total), download| (done + download.done_bytes, total + download.total_bytes));
+    format!("↓ {:.0} %", done as f64 / total.max(1) as f64 * 100.0)
+}
+
+fn item(ui: &mut Ui, icon: &str, name: &str, selected: bool, note: &str) -> egui::Response {
     let colors = colors(ui);
     let (rect, response) = ui.allocate_exact_size(vec2(ui.available_width(), 36.0), Sense::click());
     response.widget_info(|| WidgetInfo::selected(Role::Tab, true, selected, name));
@@ -83,9 +102,9 @@ fn item(ui: &mut Ui, icon: &str, name: &str, selected: bool, count: usize) -> eg
     content.style_mut().interaction.selectable_labels = false;
     content.label(theme::icon(icon).color(color).size(18.0));
     content.label(text.color(if selected { colors.accent } else { colors.text }));
-    if count > 0 {
+    if !note.is_empty() {
         content.with_layout(egui::Layout::right_to_left(egui::Align::Center), |ui| {
-            ui.label(theme::strong(count.to_string()).size(size::SMALL).color(colors.accent));
+            ui.label(theme::strong(note).size(size::SMALL).color(colors.accent));
         });
     }
     response

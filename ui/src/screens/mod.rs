@@ -4,6 +4,8 @@ mod adapters;
 mod bench;
 mod chat;
 mod compare;
+mod fetching;
+mod model_line;
 mod models;
 mod run;
 mod run_actions;
@@ -37,7 +39,11 @@ impl Screens {
             Route::Compare(runs) => self.compare.show(runs, out),
             Route::Chat => self.chat.enter(out),
             // Models that came into the cache since are found.
-            Route::NewRun | Route::Models => out.act(Action::RefreshModels),
+            Route::NewRun => out.act(Action::RefreshModels),
+            Route::Models => {
+                out.act(Action::RefreshModels);
+                self.models.enter(out);
+            }
             Route::Bench | Route::Runs | Route::Adapters | Route::Settings => {}
         }
     }

@@ -29,11 +29,20 @@ pub fn field(ui: &mut Ui, text: &mut String, hint: &str) -> Response {
 
 /// A field that filters a list.
 pub fn search(ui: &mut Ui, text: &mut String, name: &str) -> Response {
+    search_of_width(ui, text, name, 220.0)
+}
+
+/// A field that looks for something, as wide as there is room.
+pub fn wide_search(ui: &mut Ui, text: &mut String, name: &str) -> Response {
+    search_of_width(ui, text, name, f32::INFINITY)
+}
+
+fn search_of_width(ui: &mut Ui, text: &mut String, name: &str, width: f32) -> Response {
     let response = ui.add(
         TextEdit::singleline(text)
             .hint_text(name)
             .prefix(theme::icon(icons::MAGNIFYING_GLASS).color(colors(ui).text_faint))
-            .desired_width(220.0)
+            .desired_width(width)
             .margin(vec2(space::S + 2.0, 7.0)),
     );
     response.on_hover_text(name)

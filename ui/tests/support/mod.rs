@@ -3,6 +3,7 @@
 
 pub mod chat;
 pub mod fixtures;
+pub mod hub;
 mod renderer;
 pub mod runs;
 mod scripted;

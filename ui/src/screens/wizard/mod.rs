@@ -31,6 +31,7 @@ use self::{
     rows::Rows,
     sweep::Sweep,
 };
+use super::fetching::Fetching;
 use crate::{
     Action, Asked, Outbox, Picker, Route, Store, fit,
     theme::{self, Tone, space},
@@ -112,6 +113,7 @@ pub struct Wizard {
     /// The chosen model, by name, and what its choice decides.
     explained: Option<String>,
     details: Asked<Box<ModelDetails>>,
+    fetching: Fetching,
     /// Of the model imported last.
     import: Asked<String>,
     preflight: Preflight,
@@ -134,6 +136,7 @@ impl Wizard {
         if let Some((_, picker)) = &mut self.picker {
             picker.apply(event);
         }
+        self.fetching.apply(event);
         self.preflight.apply(event);
         self.rows.apply(event);
         self.measurement.apply(event);
@@ -214,6 +217,7 @@ impl Wizard {
             });
         });
         self.pick_files(ui, out);
+        self.fetching.dialog(ui, out);
         files::drop_overlay(ui);
     }
 
@@ -269,7 +273,7 @@ impl Wizard {
             Step::Model => match model {
                 None => Some("Choose a model first".into()),
                 Some(name) => match store.model(name) {
-                    None => Some(format!("{name} is not on this machine: import it first")),
+                    None => Some(format!("{name} is not on this machine yet: download it first")),
                     Some(entry) => entry.problem.as_ref().map(|problem| format!("{name}: {problem}")),
                 },
             },

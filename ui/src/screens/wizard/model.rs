@@ -1,28 +1,12 @@
 use egui::{Align, Layout, Ui};
-use lathe_protocol::{ModelEntry, ModelShape, catalog, in_catalog};
+use lathe_protocol::{DownloadStatus, ModelEntry, catalog, in_catalog};
 
-use super::{Wizard, files::Purpose};
+use super::{super::model_line::ModelLine, Wizard, files::Purpose};
 use crate::{
-    Outbox, Store, fit, format,
+    Action, Outbox, Store, fit, format,
     theme::{self, Tone, icons, space},
-    widgets::{
-        Button, badge, card, clickable_card, error_box, icon_button, notice, progress_line, search,
-        spinner_line,
-    },
+    widgets::{Button, card, clickable_card, error_box, progress_line, search, spinner_line},
 };
-
-const LINE_HEIGHT: f32 = 20.0;
-
-/// A line of the list, of a model that is here or of the catalog.
-struct Line<'a> {
-    name: &'a str,
-    about: &'a str,
-    parameters: Option<u64>,
-    size_bytes: u64,
-    license: Option<&'a str>,
-    shape: Option<ModelShape>,
-    problem: Option<&'a str>,
-}
 
 impl Wizard {
     pub(super) fn model_step(&mut self, ui: &mut Ui, store: &Store, out: &mut Outbox) {
@@ -40,8 +24,12 @@ impl Wizard {
         if let Some(error) = &store.models.error {
             error_box(ui, error);
         }
-        let here: Vec<Line<'_>> =
-            store.models().iter().map(line_of_entry).filter(|line| self.is_found(line)).collect();
+        let here: Vec<ModelLine<'_>> = store
+            .models()
+            .iter()
+            .map(line_of_entry)
+            .filter(|line| line.is_found(&self.model_search))
+            .collect();
         ui.label(theme::heading("On this machine"));
         if store.models.value.is_none() && store.models.is_waiting() {
             spinner_line(ui, "Looking for models");
@@ -54,39 +42,53 @@ impl Wizard {
         for line in &here {
             self.line(ui, line, store);
         }
-        let not_here = catalog().iter().filter(|model| store.model(&model.name).is_none());
-        let not_here: Vec<Line<'_>> = not_here
-            .map(|model| Line {
-                name: &model.name,
-                about: &model.good_for,
-                parameters: Some(model.parameters),
-                size_bytes: model.download_bytes,
-                license: Some(&model.license),
-                shape: Some(model.shape),
-                problem: None,
-            })
-            .filter(|line| self.is_found(line))
+        let not_here: Vec<ModelLine<'_>> = catalog()
+            .iter()
+            .filter(|model| store.model(&model.name).is_none())
+            .map(ModelLine::of_catalog)
+            .filter(|line| line.is_found(&self.model_search))
             .collect();
-        if not_here.is_empty() {
-            return;
+        if !not_here.is_empty() {
+            ui.add_space(space::S);
+            ui.label(theme::heading("Not on this machine yet"));
         }
-        ui.add_space(space::S);
-        ui.label(theme::heading("Not on this machine yet"));
-        ui.label(theme::weak(
-            ui,
-            "This version does not download. Choose one to see how to get it; \
-             what Python tools put into the Hugging Face cache shows up above by itself.",
-        ));
         for line in &not_here {
             self.line(ui, line, store);
             if self.choices.model.as_deref() == Some(line.name) {
-                how_to_get(ui, line.name);
+                self.download(ui, line, store, out);
             }
+        }
+        let wanted = self.model_search.trim();
+        let more = if wanted.is_empty() { "Find others on the Hub…" } else { "Search the Hub for it…" };
+        if Button::ghost(more).icon(icons::MAGNIFYING_GLASS).clicked(ui) {
+            out.act(Action::SearchHub { query: wanted.to_owned() });
         }
     }
 
-    fn is_found(&self, line: &Line<'_>) -> bool {
-        line.name.to_lowercase().contains(&self.model_search.trim().to_lowercase())
+    /// How the chosen model comes here.
+    fn download(&mut self, ui: &mut Ui, line: &ModelLine<'_>, store: &Store, out: &mut Outbox) {
+        let Self { fetching, .. } = self;
+        card(ui, |ui| {
+            if let Some(download) =
+                store.download(line.name).filter(|download| download.status != DownloadStatus::Done)
+            {
+                fetching.ui(ui, download, false, store, out);
+                return;
+            }
+            ui.horizontal(|ui| {
+                let text = format!("Download {}", format::bytes(line.size_bytes));
+                let button = Button::primary(&text).icon(icons::DOWNLOAD_SIMPLE);
+                if button.enabled(!fetching.is_busy(line.name)).clicked(ui) {
+                    fetching.start(line.name, None, out);
+                }
+                if Button::ghost("Details…").clicked(ui) {
+                    out.act(Action::GetModel { model: line.name.to_owned() });
+                }
+                let text = "You can go on as soon as it is here";
+                ui.add(egui::Label::new(theme::weak(ui, text)).truncate());
+            });
+            fetching.refusal(ui, line.name, store, out);
+        });
     }
 
     fn importing(&mut self, ui: &mut Ui, out: &mut Outbox) {
@@ -111,14 +113,10 @@ impl Wizard {
         });
     }
 
-    fn line(&mut self, ui: &mut Ui, line: &Line<'_>, store: &Store) {
-        let Line { name, about, shape, problem, .. } = line;
-        if let Some(problem) = problem {
-            card(ui, |ui| {
-                compact(ui);
-                first_row(ui, name, Some((Tone::Error, "Cannot be used".into())));
-                second_row(ui, line, problem);
-            });
+    fn line(&mut self, ui: &mut Ui, line: &ModelLine<'_>, store: &Store) {
+        let ModelLine { name, shape, .. } = line;
+        if line.problem.is_some() {
+            card(ui, |ui| line.ui(ui, &[(Tone::Error, "Cannot be used")]));
             return;
         }
         let selected = self.choices.model.as_deref() == Some(name);
@@ -126,25 +124,21 @@ impl Wizard {
             let (memory, fit) = fit::memory(&shape, &self.choices.config, self.longest_row(), store);
             fit.map(|fit| (fit.tone(), fit.words(memory.total())))
         });
-        let response = clickable_card(ui, name, selected, |ui| {
-            compact(ui);
-            first_row(ui, name, fit);
-            second_row(ui, line, about);
-        });
-        if response.clicked() {
+        let badges: Vec<_> = fit.iter().map(|(tone, words)| (*tone, words.as_str())).collect();
+        if clickable_card(ui, name, selected, |ui| line.ui(ui, &badges)).clicked() {
             self.choices.model = Some((*name).to_owned());
         }
     }
 }
 
-fn line_of_entry(entry: &ModelEntry) -> Line<'_> {
+fn line_of_entry(entry: &ModelEntry) -> ModelLine<'_> {
     let ModelEntry { name, parameters, size_bytes, license, shape, problem, path, .. } = entry;
     let about = match in_catalog(name) {
         Some(model) => model.good_for.as_str(),
         None if name == "starter" => "Comes with Lathe; tiny, to try things out in a minute",
         None => path,
     };
-    Line {
+    ModelLine {
         name,
         about,
         parameters: *parameters,
@@ -153,58 +147,4 @@ fn line_of_entry(entry: &ModelEntry) -> Line<'_> {
         shape: *shape,
         problem: problem.as_deref(),
     }
-}
-
-/// Lines of text, which no control makes higher.
-fn compact(ui: &mut Ui) {
-    ui.spacing_mut().item_spacing.y = space::XS;
-    ui.spacing_mut().interact_size.y = LINE_HEIGHT;
-}
-
-fn first_row(ui: &mut Ui, name: &str, status: Option<(Tone, String)>) {
-    ui.horizontal(|ui| {
-        ui.label(theme::strong(format::file_name(name)));
-        if let Some((owner, _)) = name.split_once('/') {
-            ui.label(theme::small(ui, owner));
-        }
-        if let Some((tone, text)) = status {
-            ui.with_layout(Layout::right_to_left(Align::Center), |ui| badge(ui, tone, &text));
-        }
-    });
-}
-
-/// What it is good for on the left, facts on the right.
-fn second_row(ui: &mut Ui, line: &Line<'_>, about: &str) {
-    let Line { parameters, size_bytes, license, .. } = line;
-    let facts = [
-        parameters.map(|parameters| format!("{} parameters", format::short_count(parameters))),
-        Some(format::bytes(*size_bytes)),
-        license.map(str::to_owned),
-    ];
-    let facts = facts.into_iter().flatten().collect::<Vec<_>>().join("  ·  ");
-    ui.horizontal(|ui| {
-        ui.with_layout(Layout::right_to_left(Align::Center), |ui| {
-            ui.label(theme::small(ui, facts));
-            ui.with_layout(Layout::left_to_right(Align::Center), |ui| {
-                ui.add(egui::Label::new(theme::weak(ui, about)).truncate());
-            });
-        });
-    });
-}
-
-fn how_to_get(ui: &mut Ui, name: &str) {
-    let command = format!("hf download {name}");
-    notice(
-        ui,
-        Tone::Accent,
-        &format!(
-            "{name} is not on this machine. Get it with the command below, or import a folder or .gguf file of it."
-        ),
-    );
-    ui.horizontal(|ui| {
-        ui.label(egui::RichText::new(&command).monospace());
-        if icon_button(ui, icons::COPY, "Copy the command").clicked() {
-            ui.ctx().copy_text(command);
-        }
-    });
 }
