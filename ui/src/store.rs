@@ -1,6 +1,6 @@
 use lathe_protocol::{
-    AdapterEntry, ChatLane, CommandBody, Event, EventBody, Hardware, ModelEntry, RunEntry, RunStatus,
-    SettingsView, Style,
+    AdapterEntry, ChatLane, CommandBody, Connection, Event, EventBody, Hardware, ModelEntry, RunEntry,
+    RunStatus, SettingsView, Style,
 };
 
 use crate::{Asked, Outbox};
@@ -18,6 +18,8 @@ pub struct Store {
     pub settings: Asked<SettingsView>,
     /// Seconds since 1970.
     pub now_secs: f64,
+    /// How the way to the host stands.
+    pub connection: Connection,
 }
 
 impl Store {
