@@ -258,9 +258,7 @@ impl EngineLink for Host {
     fn send(&mut self, command: Command) {
         self.tidy_jobs();
         match command.body {
-            body @ (CommandBody::Reply { .. } | CommandBody::CancelReply | CommandBody::Stop) => {
-                self.pass_on(command.job, body);
-            }
+            body if body.is_for_running_job() => self.pass_on(command.job, body),
             _ => self.start_job(command),
         }
     }

@@ -27,6 +27,7 @@ mod settings;
 mod testing;
 mod token;
 mod token_cache;
+mod viewers;
 mod worker;
 
 pub use error::Result;
@@ -35,3 +36,4 @@ pub use host::{Host, HostOptions};
 pub use paths::Paths;
 pub use runs::recovery_hint;
 pub use samples::write_samples;
+pub use viewers::{Sink, ViewerId, Viewers};

@@ -282,6 +282,25 @@ pub enum CommandBody {
     Stop,
 }
 
+impl CommandBody {
+    /// Whether it is said to a job that runs; anything else starts one.
+    pub fn is_for_running_job(&self) -> bool {
+        matches!(self, Self::Reply { .. } | Self::CancelReply | Self::Stop)
+    }
+
+    /// Whether what it starts is to go on when whoever asked for it has gone: a run that is on its own, or queued.
+    pub fn goes_on_alone(&self) -> bool {
+        match self {
+            Self::Train(request) => request.start != TrainStart::Attached,
+            Self::RunsResume { start, .. } => *start != TrainStart::Attached,
+            Self::Sweep(_) | Self::SweepResume { .. } | Self::ChatsSave(_) | Self::DownloadsAdd { .. } => {
+                true
+            }
+            _ => false,
+        }
+    }
+}
+
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct TrainRequest {
     pub model: String,

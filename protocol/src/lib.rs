@@ -23,6 +23,7 @@ mod shell;
 mod style;
 mod sweep;
 mod targets;
+mod viewer;
 
 pub use cache::{CacheFile, CachePlan, CacheRepo, CacheReport, CacheRevision, CacheTarget, RepoKind};
 pub use catalog::{CatalogModel, catalog, in_catalog};
@@ -64,6 +65,7 @@ pub use sweep::{MANY_RUNS, MAX_SWEEP_KEYS, SweepKey, SweepPlace, SweepRequest, S
 pub use targets::{
     LoraTargets, REGEX_PREFIX, ends_in, indices_text, is_saved, matches_pattern, parse_layers, parse_rows,
 };
+pub use viewer::{Batch, Connection, FromViewer, Resume, ToViewer, VIEWER_VERSION, ViewerEnd};
 
 /// Version of the frames between host and worker; the worker's first line of stdout carries it.
 pub const PROTOCOL_VERSION: u32 = 1;

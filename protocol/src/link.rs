@@ -1,4 +1,4 @@
-use crate::{Command, Event};
+use crate::{Command, Connection, Event};
 
 /// The way to an engine: a host in this process, one behind a channel or a socket, or a scripted fake.
 pub trait EngineLink {
@@ -7,4 +7,9 @@ pub trait EngineLink {
 
     /// What happened since the last call, oldest first. Never blocks.
     fn drain(&mut self) -> Vec<Event>;
+
+    /// How the way stands; one inside a process always does.
+    fn connection(&self) -> Connection {
+        Connection::default()
+    }
 }

@@ -1,9 +1,10 @@
 mod closing;
+mod connection;
 mod navigation;
 mod toasts;
 
 use egui::{CentralPanel, Context, Frame, Margin, Panel, ThemePreference, Ui};
-use lathe_protocol::{ChatLane, CommandBody, EngineLink, EventBody, Opened, Theme};
+use lathe_protocol::{ChatLane, CommandBody, EngineLink, EventBody, Opened, RunStatus, Theme};
 
 use self::{closing::Closing, toasts::Toasts};
 use crate::{
@@ -87,6 +88,35 @@ impl Lathe {
         self.route = route;
     }
 
+    /// What stands in a browser's tab: the place, or how far its run is.
+    pub fn title(&self) -> String {
+        let place = match &self.route {
+            _ if self.store.connection.trouble.is_some() => "Connection lost".into(),
+            Route::Bench => "Bench".into(),
+            Route::NewRun => "New fine-tune".into(),
+            Route::Runs => "Runs".into(),
+            Route::Run(id) => match self.store.run(id) {
+                Some(run) if run.status == RunStatus::Running => {
+                    format!("{}, step {} of {}", run.name, run.step, run.total_steps)
+                }
+                Some(run) => run.name.clone(),
+                None => "Run".into(),
+            },
+            Route::Compare(_) => "Comparison".into(),
+            Route::Adapters => "Adapters".into(),
+            Route::Models => "Models".into(),
+            Route::Chat => "Chat".into(),
+            Route::Settings => "Settings".into(),
+        };
+        format!("{place} · Lathe")
+    }
+
+    /// The other side has forgotten what it was asked; whoever waited for it was told.
+    fn ask_again(&mut self) {
+        self.store.open(&mut self.out);
+        self.go(self.route.clone());
+    }
+
     /// Takes in what happened. Called before every frame, and when the window is hidden.
     pub fn logic(&mut self, ctx: &Context) {
         self.store.now_secs = (self.options.clock)();
@@ -101,6 +131,11 @@ impl Lathe {
             {
                 self.toasts.add(Tone::Error, error.message);
             }
+        }
+        let lost_before = self.store.connection.lost_sessions;
+        self.store.connection = self.link.connection();
+        if self.store.connection.lost_sessions != lost_before {
+            self.ask_again();
         }
         if let Some(settings) = &self.store.settings.value {
             ctx.set_theme(match settings.settings.theme {
@@ -137,10 +172,15 @@ impl Lathe {
     pub fn ui(&mut self, ui: &mut Ui) {
         self.shortcuts(ui);
         // Wherever they are dropped, the wizard knows what to do with files.
-        if self.route != Route::NewRun && !ui.input(|input| input.raw.dropped_files.is_empty()) {
+        let dropped = ui.input(|input| input.raw.dropped_files.clone());
+        if dropped.iter().any(|file| !file.path().is_absolute()) {
+            let text = "A browser does not tell where a file lies: use Browse, on the machine Lathe runs on";
+            self.toasts.add(Tone::Warning, text.into());
+        } else if self.route != Route::NewRun && !dropped.is_empty() {
             self.go(Route::NewRun);
         }
         let Self { store, out, route, screens, .. } = self;
+        connection::banner(ui, &store.connection);
         let colors = colors(ui);
         Panel::left("navigation")
             .exact_size(212.0)
@@ -222,6 +262,10 @@ impl Lathe {
                 self.go(Route::Chat);
             }
             Action::Toast { tone, text } => self.toasts.add(tone, text),
+            Action::OpenFolder { path } if store.connection.is_remote => {
+                let text = format!("On the machine Lathe runs on: {path}");
+                self.toasts.add(Tone::Neutral, text);
+            }
             Action::OpenFolder { path } => self.opening_folder.ask(out, CommandBody::OpenFolder { path }),
             Action::RefreshModels => store.models.ask(out, CommandBody::ModelsList),
             Action::RefreshAdapters => store.adapters.ask(out, CommandBody::AdaptersList),

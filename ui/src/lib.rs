@@ -3,6 +3,7 @@
 //! Drawing does nothing but fill an [`Outbox`] with commands; no file, no thread, no clock of its own, so that the same
 //! code runs in a native window and in a browser.
 
+mod address;
 mod app;
 pub mod comparison;
 mod config_keys;

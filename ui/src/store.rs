@@ -1,6 +1,6 @@
 use lathe_protocol::{
-    AdapterEntry, ChatLane, CommandBody, Download, DownloadStatus, Event, EventBody, Hardware, ModelEntry,
-    RunEntry, RunStatus, SettingsView, Shell, Style,
+    AdapterEntry, ChatLane, CommandBody, Connection, Download, DownloadStatus, Event, EventBody, Hardware,
+    ModelEntry, RunEntry, RunStatus, SettingsView, Shell, Style,
 };
 
 use crate::{Asked, Outbox, theme::Tone};
@@ -24,6 +24,8 @@ pub struct Store {
     pub shell: Asked<Shell>,
     /// Seconds since 1970.
     pub now_secs: f64,
+    /// How the way to the host stands.
+    pub connection: Connection,
 }
 
 impl Store {

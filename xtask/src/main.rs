@@ -12,6 +12,7 @@ mod smollm2;
 mod starter;
 mod test;
 mod tidy;
+mod wasm;
 
 use std::process::ExitCode;
 
@@ -38,6 +39,8 @@ enum Task {
     Cuda(cuda::Args),
     /// Build what checks and times a card, and run it if there is one
     GpuCheck(cuda::CheckArgs),
+    /// Build the window for browsers: what `lathe serve-ui` serves
+    Wasm,
     /// Make resources/starter from nothing
     TrainStarter(starter::Args),
     /// Measure Lathe beside its peers
@@ -72,6 +75,7 @@ fn run(task: Task) -> anyhow::Result<()> {
         }
         Task::Cuda(args) => cuda::cuda(&args),
         Task::GpuCheck(args) => cuda::gpu_check(&args),
+        Task::Wasm => wasm::wasm(),
         Task::TrainStarter(args) => starter::train_starter(&args),
         Task::Bench(args) => bench::bench(&args),
         Task::Fuzz(args) => fuzz::fuzz(&args),

@@ -24,6 +24,13 @@ pub fn cache_dir() -> PathBuf {
     root().join(".cache")
 }
 
+/// Where cargo puts what it builds here.
+pub fn target_dir() -> Result<PathBuf> {
+    let mut command = cargo_metadata::MetadataCommand::new();
+    let metadata = command.current_dir(root()).no_deps().exec()?;
+    Ok(metadata.target_directory.into())
+}
+
 /// The cargo that runs this very task.
 pub fn cargo() -> Command {
     let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));

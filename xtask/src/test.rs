@@ -7,7 +7,7 @@ use std::{
 
 use anyhow::{Context as _, Result};
 
-use crate::{repo, smollm2, tidy};
+use crate::{repo, smollm2, tidy, wasm};
 
 /// Fetches what the tests need and says what is missing.
 pub fn setup() -> Result<()> {
@@ -45,29 +45,10 @@ pub fn test() -> Result<()> {
         }
         Ok(())
     })?;
-    stage("wasm", ui_builds_for_wasm)?;
+    stage("wasm", wasm::wasm)?;
     stage("tests", || repo::run(repo::cargo().args(["test", "--release", "--workspace"])))?;
     println!("\nall checks passed");
     Ok(())
-}
-
-/// The window's code also runs in a browser.
-fn ui_builds_for_wasm() -> Result<()> {
-    const TARGET: &str = "wasm32-unknown-unknown";
-    let added = Command::new("rustup").args(["target", "add", TARGET]).status();
-    if !added.is_ok_and(|status| status.success()) {
-        println!("skipped: rustup cannot add {TARGET}, so whether ui/ builds for it is not known");
-        return Ok(());
-    }
-    repo::run(repo::cargo().args([
-        "build",
-        "--release",
-        "--package",
-        "lathe-ui",
-        "--lib",
-        "--target",
-        TARGET,
-    ]))
 }
 
 fn stage(name: &str, run: impl FnOnce() -> Result<()>) -> Result<()> {

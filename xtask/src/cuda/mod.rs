@@ -69,7 +69,7 @@ fn build(package: &str, name: &str) -> Result<PathBuf> {
     let arguments = ["-p", package, "--bin", name, "--features", "cuda"].map(str::to_owned);
     let built = cargo("build", &arguments)?;
     let program = format!("{name}{}", std::env::consts::EXE_SUFFIX);
-    let place = target_dir()?.join("release").join(&program);
+    let place = repo::target_dir()?.join("release").join(&program);
     put(&built.join(&program), &place)?;
     let megabytes = place.metadata()?.len() as f64 / 1e6;
     println!("program  {megabytes:.1} MB in {} s: {}", started.elapsed().as_secs(), place.display());
@@ -78,7 +78,7 @@ fn build(package: &str, name: &str) -> Result<PathBuf> {
 
 /// Runs cargo with CUDA's compiler and cudarc's ways around it. Returns where programs are built.
 fn cargo(what: &str, arguments: &[String]) -> Result<PathBuf> {
-    let folder = target_dir()?.join("cuda");
+    let folder = repo::target_dir()?.join("cuda");
     require_cxx()?;
     let cap = compute_cap(std::env::var("LATHE_CUDA_ARCHS").ok().as_deref())?;
     let nvcc = Nvcc::find(&folder.join("nvcc"))?;
@@ -108,13 +108,6 @@ fn put(built: &Path, worker: &Path) -> Result<()> {
     let aside = worker.with_extension("partial");
     std::fs::copy(built, &aside).with_context(|| format!("Cannot write {}", aside.display()))?;
     std::fs::rename(&aside, worker).with_context(|| format!("Cannot write {}", worker.display()))
-}
-
-/// Where cargo puts what it builds here.
-fn target_dir() -> Result<PathBuf> {
-    let mut command = cargo_metadata::MetadataCommand::new();
-    let metadata = command.current_dir(repo::root()).no_deps().exec()?;
-    Ok(metadata.target_directory.into())
 }
 
 fn host_triple() -> Result<String> {

@@ -6,7 +6,7 @@ use anyhow::{Context as _, Result};
 use cargo_metadata::{DependencyKind, Metadata, MetadataCommand, PackageId};
 
 /// A folder, and the folders its crate may depend on: the table of DESIGN.
-const ALLOWED: [(&str, &[&str]); 9] = [
+const ALLOWED: [(&str, &[&str]); 11] = [
     ("protocol", &[]),
     ("kernels", &[]),
     ("emulator", &["kernels"]),
@@ -14,13 +14,15 @@ const ALLOWED: [(&str, &[&str]); 9] = [
     ("gpu-check", &["engine", "kernels", "protocol", "emulator"]),
     ("worker", &["engine", "protocol"]),
     ("host", &["protocol"]),
+    ("serve", &["host", "protocol"]),
     ("ui", &["protocol"]),
-    ("app", &["ui", "host", "worker", "protocol"]),
+    ("web", &["ui", "protocol"]),
+    ("app", &["ui", "host", "serve", "worker", "protocol"]),
 ];
 /// These may use anything, and nothing may use them.
 const FREE: [&str; 2] = ["xtask", "tests"];
 /// Crates that are not to be in these folders' programs, however far down.
-const WITHOUT_TENSORS: [&str; 3] = ["protocol", "host", "ui"];
+const WITHOUT_TENSORS: [&str; 5] = ["protocol", "host", "serve", "ui", "web"];
 /// `protocol` is plain data and the rules of LoRA targets: it builds for wasm.
 const PROTOCOL_USES: [&str; 3] = ["fancy-regex", "serde", "serde_json"];
 
