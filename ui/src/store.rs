@@ -139,11 +139,12 @@ impl Store {
         self.downloads().iter().find(|download| download.model == model)
     }
 
-    /// A model's page on the Hub.
+    /// A model's page on the Hub, also of one file of it (`owner/name:Q4_K_M`, `owner/name/file.gguf`).
     pub fn page_of(&self, model: &str) -> String {
         let settings = self.settings.value.as_ref().map(|view| view.settings.endpoint.as_str());
         let hub = settings.map(|endpoint| endpoint.trim_end_matches('/')).filter(|url| !url.is_empty());
-        format!("{}/{model}", hub.unwrap_or(HUB))
+        let repo = model.split(':').next().unwrap_or(model).splitn(3, '/').take(2).collect::<Vec<_>>();
+        format!("{}/{}", hub.unwrap_or(HUB), repo.join("/"))
     }
 
     pub fn adapters(&self) -> &[AdapterEntry] {

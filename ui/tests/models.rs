@@ -11,7 +11,7 @@ use egui_kittest::{
 };
 use lathe_protocol::{
     CacheTarget, CommandBody, DownloadAct, DownloadStatus, ErrorCode, ErrorInfo, EventBody, Gate, HubDetails,
-    HubModel, ModelEntry, RepoKind,
+    HubFile, HubModel, ModelEntry, RepoKind,
 };
 use lathe_ui::Route;
 use support::{
@@ -207,6 +207,55 @@ fn a_folder_of_a_bucket_is_a_source_too() {
 }
 
 #[test]
+fn of_several_gguf_files_one_is_chosen() {
+    let link = ScriptedLink::new(|command, script| match &command.body {
+        CommandBody::HubShow { model, .. } => {
+            let file = |name: &str, size_bytes, is_wanted| HubFile {
+                name: name.into(),
+                size_bytes,
+                is_wanted,
+                is_here: false,
+            };
+            let is_small = !model.contains("Q8_0");
+            let details = HubDetails {
+                files: vec![
+                    file("m-Q4_K_M.gguf", 1_100_000_000, is_small),
+                    file("m-Q8_0.gguf", 1_830_000_000, !is_small),
+                    file("mmproj-F16.gguf", 400_000_000, false),
+                ],
+                missing_bytes: if is_small { 1_100_000_000 } else { 1_830_000_000 },
+                ..hub::details(model)
+            };
+            script.answer(command.job, EventBody::HubDetails(Box::new(details)));
+        }
+        _ => hub::answer(command, script),
+    });
+    let mut harness = open_with(&link, "Get a model");
+    search(&mut harness, "acme/m-GGUF");
+    harness.get_by_label("Download 1.1 GB");
+    harness.get_by_role_and_label(Role::ComboBox, "Which file").click();
+    settle(&mut harness);
+    click(&mut harness, "m-Q8_0.gguf, 1.8 GB");
+    settle(&mut harness);
+    assert!(harness.query_by_label("mmproj-F16.gguf, 400 MB").is_none());
+    click(&mut harness, "Download 1.8 GB");
+    let model = "acme/m-GGUF/m-Q8_0.gguf".to_owned();
+    assert_eq!(sent(&link).last(), Some(&CommandBody::DownloadsAdd { model, revision: None }));
+}
+
+#[test]
+fn a_model_that_is_not_whole_is_completed_from_the_hub() {
+    let link = link();
+    let mut harness = open_with(&link, "On this machine");
+    click(&mut harness, "Get what is missing…");
+    let show = CommandBody::HubShow { model: "Qwen/Qwen3-0.6B".into(), revision: None };
+    assert!(sent(&link).contains(&show));
+    click(&mut harness, "Download 1.5 GB");
+    let add = CommandBody::DownloadsAdd { model: "Qwen/Qwen3-0.6B".into(), revision: None };
+    assert_eq!(sent(&link).last(), Some(&add));
+}
+
+#[test]
 fn a_download_can_be_paused_and_goes_on() {
     let link = link();
     let mut harness = open_with(&link, "Downloads");
@@ -303,7 +352,7 @@ fn deleting_shows_what_is_freed_first() {
     say(&link, |body| *body == delete, EventBody::Done);
     harness.run_ok();
     harness.get_by_label("Deleted: 8.2 GB are free again");
-    assert!(sent(&link).ends_with(&[CommandBody::CacheShow, CommandBody::ModelsList]));
+    assert!(sent(&link).ends_with(&[CommandBody::ModelsList, CommandBody::CacheShow]));
     assert!(!is_enabled(&harness, "Delete selected…"));
 }
 

@@ -8,7 +8,7 @@ use super::super::fetching::{Fetching, failure, is_bucket, page_button, ways_in}
 use crate::{
     Action, Asked, Fit, Outbox, Store, fit, format,
     theme::{self, Tone, icons, space},
-    widgets::{Button, badge, choices, dialog, field, key_value, notice, spinner_line},
+    widgets::{Button, badge, choice, choices, dialog, field, key_value, notice, spinner_line},
 };
 
 const WIDTH: f32 = 640.0;
@@ -54,8 +54,13 @@ impl Details {
     }
 
     pub fn apply(&mut self, event: &Event) {
-        self.asked.apply(event, |body| match body {
-            EventBody::HubDetails(details) => Some(details.clone()),
+        let Self { model, asked, .. } = self;
+        asked.apply(event, |body| match body {
+            EventBody::HubDetails(details) => {
+                // It may have been named by its page's address.
+                model.clone_from(&details.name);
+                Some(details.clone())
+            }
             _ => None,
         });
     }
@@ -120,6 +125,7 @@ impl Details {
             }
         };
         fits(ui, &facts, store);
+        let other = details.and_then(|details| other_gguf(ui, details));
         table(ui, &facts, details);
         if let Some(details) = details {
             files(ui, details);
@@ -133,6 +139,10 @@ impl Details {
                     again |= Button::secondary("Look").clicked(ui);
                 });
             });
+        }
+        if let Some(model) = other {
+            self.model = model;
+            again = true;
         }
         if again {
             self.ask(out);
@@ -249,6 +259,29 @@ fn fits(ui: &mut Ui, facts: &Facts<'_>, store: &Store) {
         let (needed, fit) = fit::chat(shape, facts.size_bytes, store);
         line(ui, "Chat", needed, fit);
     });
+}
+
+/// Of several GGUF files one is fetched; what the model is called with another, if one is chosen.
+fn other_gguf(ui: &mut Ui, details: &HubDetails) -> Option<String> {
+    let is_piece = |name: &str| name.contains("-of-0") || name.contains("mmproj") || name.contains("imatrix");
+    let whole = |file: &&HubFile| file.name.to_lowercase().ends_with(".gguf") && !is_piece(&file.name);
+    let files: Vec<&HubFile> = details.files.iter().filter(whole).collect();
+    let mut chosen = files.iter().find(|file| file.is_wanted)?.name.clone();
+    if files.len() < 2 {
+        return None;
+    }
+    let options: Vec<(String, String)> = files
+        .iter()
+        .map(|file| (file.name.clone(), format!("{}, {}", file.name, format::bytes(file.size_bytes))))
+        .collect();
+    let response = ui.horizontal(|ui| {
+        ui.label(theme::strong("Which file"));
+        ui.spacing_mut().combo_width = ui.available_width();
+        choice(ui, "Which file", &mut chosen, &options)
+    });
+    let mut parts = details.name.split(':').next().unwrap_or_default().split('/');
+    let (owner, name) = (parts.next()?, parts.next()?);
+    response.inner.changed().then(|| format!("{owner}/{name}/{chosen}"))
 }
 
 fn table(ui: &mut Ui, facts: &Facts<'_>, details: Option<&HubDetails>) {

@@ -73,7 +73,7 @@ impl Get {
         if query != self.asked.0 {
             self.found.clear(out);
         }
-        if query.chars().count() >= FEWEST_LETTERS && !is_bucket(&query) {
+        if query.chars().count() >= FEWEST_LETTERS && !query.contains("://") {
             self.found.ask(out, CommandBody::HubSearch { query: query.clone(), limit });
         }
         self.asked = (query, limit);
@@ -152,7 +152,7 @@ impl Get {
     ) -> Option<String> {
         let mut wish = None;
         let (asked, limit) = self.asked.clone();
-        if is_bucket(&asked) || asked.is_empty() {
+        if asked.contains("://") || asked.is_empty() {
             return None;
         }
         ui.add_space(space::S);
@@ -195,12 +195,12 @@ impl Get {
     }
 }
 
-/// The model that is named in full, if one is.
+/// The model that is named in full, if one is: by its name, the address of its page, or a bucket.
 fn named(query: &str) -> Option<&str> {
-    let (owner, name) = query.split_once('/')?;
+    let rest = query.strip_prefix("https://").or_else(|| query.strip_prefix("s3://")).unwrap_or(query);
+    let (owner, name) = rest.split_once('/')?;
     let is_word = |text: &str| !text.is_empty() && !text.contains(char::is_whitespace);
-    let is_bucket = query.strip_prefix("s3://").is_some_and(is_word);
-    (is_bucket || (is_word(owner) && is_word(name) && !query.contains("://"))).then_some(query)
+    (is_word(owner) && is_word(name) && !rest.contains("://")).then_some(query)
 }
 
 fn line_of_name(name: &str) -> ModelLine<'_> {
@@ -259,4 +259,21 @@ fn badges_of_result(model: &HubModel, store: &Store) -> Vec<(Tone, String)> {
         gate,
     ];
     badges.into_iter().flatten().collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_model_named_in_full_is_known_as_one() {
+        for name in
+            ["Qwen/Qwen3-4B", "a/b:Q4_K_M", "a/b/c.gguf", "https://huggingface.co/a/b", "s3://bucket/a/b"]
+        {
+            assert_eq!(named(name), Some(name));
+        }
+        for words in ["qwen3", "and/or not", "s3://bucket", "a/", "", "http://a/b/http://c"] {
+            assert_eq!(named(words), None, "{words}");
+        }
+    }
 }

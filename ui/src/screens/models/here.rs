@@ -6,8 +6,8 @@ use crate::{
     Accept, Action, Asked, Outbox, Pick, Picker, Store, format,
     theme::{self, Tone, icons, space},
     widgets::{
-        Answer, Button, Confirm, badge, card, empty_state, error_box, icon_button, notice, progress_line,
-        search, spinner_line,
+        Answer, Button, Confirm, badge, card, empty_state, error_box, icon_button, notice, offer,
+        progress_line, search, spinner_line,
     },
 };
 
@@ -154,7 +154,13 @@ fn entry(ui: &mut Ui, model: &ModelEntry, verify: &Verify, out: &mut Outbox) -> 
         });
     });
     if let Some(problem) = &model.problem {
-        notice(ui, Tone::Error, problem);
+        let is_of_hub = model.revision.is_some() && model.name.contains('/');
+        let get = Button::secondary("Get what is missing…").icon(icons::DOWNLOAD_SIMPLE);
+        if !is_of_hub {
+            notice(ui, Tone::Error, problem);
+        } else if offer(ui, Tone::Error, problem, get) {
+            out.act(Action::GetModel { model: model.name.clone() });
+        }
     }
     verify.ui(ui, &model.name, out);
     let facts = [

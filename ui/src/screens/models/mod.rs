@@ -6,7 +6,7 @@ mod storage;
 mod verify;
 
 use egui::Ui;
-use lathe_protocol::{DownloadStatus, Event};
+use lathe_protocol::{DownloadStatus, Event, EventBody};
 
 use self::{get::Get, here::Here, storage::Storage, verify::Verify};
 use super::fetching::Fetching;
@@ -72,6 +72,10 @@ impl Models {
         self.storage.apply(event, out);
         self.fetching.apply(event);
         self.verify.apply(event);
+        // A model has come or gone.
+        if matches!(event.body, EventBody::Models { .. }) && self.part == Part::Storage {
+            self.storage.look_again(out);
+        }
     }
 
     pub fn ui(&mut self, ui: &mut Ui, store: &Store, out: &mut Outbox) {

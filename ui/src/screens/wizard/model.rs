@@ -18,6 +18,10 @@ impl Wizard {
                 {
                     self.browse(Purpose::Import, out);
                 }
+                let hub = Button::secondary("Search the Hub…").icon(icons::MAGNIFYING_GLASS);
+                if hub.tooltip("For models that are not listed here").clicked(ui) {
+                    out.act(Action::SearchHub { query: self.model_search.trim().to_owned() });
+                }
             });
         });
         self.importing(ui, out);
@@ -57,11 +61,6 @@ impl Wizard {
             if self.choices.model.as_deref() == Some(line.name) {
                 self.download(ui, line, store, out);
             }
-        }
-        let wanted = self.model_search.trim();
-        let more = if wanted.is_empty() { "Find others on the Hub…" } else { "Search the Hub for it…" };
-        if Button::ghost(more).icon(icons::MAGNIFYING_GLASS).clicked(ui) {
-            out.act(Action::SearchHub { query: wanted.to_owned() });
         }
     }
 

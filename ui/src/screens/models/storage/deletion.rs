@@ -19,7 +19,7 @@ pub struct Deletion {
     /// What can be left out or taken in, in words.
     boxes: Vec<(CacheTarget, String)>,
     plan: Asked<CachePlan>,
-    deletion: Asked<()>,
+    deed: Asked<()>,
 }
 
 impl Deletion {
@@ -66,7 +66,7 @@ impl Deletion {
         boxes: Vec<(CacheTarget, String)>,
         out: &mut Outbox,
     ) -> Self {
-        let mut deletion = Self { title, targets, boxes, plan: Asked::default(), deletion: Asked::default() };
+        let mut deletion = Self { title, targets, boxes, plan: Asked::default(), deed: Asked::default() };
         deletion.ask(out);
         deletion
     }
@@ -85,12 +85,12 @@ impl Deletion {
             _ => None,
         });
         if let (EventBody::Removed { freed_bytes, .. }, true) =
-            (&event.body, self.deletion.job() == Some(event.job))
+            (&event.body, self.deed.job() == Some(event.job))
         {
             let text = format!("Deleted: {} are free again", format::bytes(*freed_bytes));
             out.toast(Tone::Success, text);
         }
-        self.deletion.apply(event, |_| None) && self.deletion.error.is_none()
+        self.deed.apply(event, |_| None) && self.deed.error.is_none()
     }
 
     /// True if it is given up.
@@ -98,7 +98,7 @@ impl Deletion {
         let mut is_closed = false;
         let dismissed = dialog(ui, self.title, WIDTH, |ui| {
             self.boxes(ui, out);
-            for error in [&self.plan.error, &self.deletion.error].into_iter().flatten() {
+            for error in [&self.plan.error, &self.deed.error].into_iter().flatten() {
                 error_box(ui, error);
             }
             if self.plan.is_waiting() {
@@ -107,15 +107,15 @@ impl Deletion {
             if let Some(plan) = &self.plan.value {
                 preview(ui, plan);
             }
-            if let Some(progress) = &self.deletion.progress {
+            if let Some(progress) = &self.deed.progress {
                 progress_line(ui, progress);
-            } else if self.deletion.is_waiting() {
+            } else if self.deed.is_waiting() {
                 spinner_line(ui, "Deleting");
             }
             ui.add_space(space::L);
             is_closed = self.buttons(ui, out);
         });
-        let is_given_up = (is_closed || dismissed) && !self.deletion.is_waiting();
+        let is_given_up = (is_closed || dismissed) && !self.deed.is_waiting();
         if is_given_up {
             self.plan.stop(out);
         }
@@ -126,7 +126,7 @@ impl Deletion {
         let mut is_changed = false;
         for (target, text) in &self.boxes {
             let mut is_on = self.targets.contains(target);
-            if ui.add_enabled(!self.deletion.is_waiting(), Checkbox::new(&mut is_on, text)).changed() {
+            if ui.add_enabled(!self.deed.is_waiting(), Checkbox::new(&mut is_on, text)).changed() {
                 is_changed = true;
                 if is_on {
                     self.targets.push(target.clone());
@@ -152,10 +152,10 @@ impl Deletion {
                 |plan| format!("Delete, free {}", format::bytes(plan.freed_bytes)),
             );
             let delete = Button::danger(&text).icon(icons::TRASH);
-            if delete.enabled(goes.is_some() && !self.deletion.is_waiting()).clicked(ui) {
-                self.deletion.ask(out, CommandBody::CacheDelete { targets: self.targets.clone() });
+            if delete.enabled(goes.is_some() && !self.deed.is_waiting()).clicked(ui) {
+                self.deed.ask(out, CommandBody::CacheDelete { targets: self.targets.clone() });
             }
-            is_closed = Button::secondary("Cancel").enabled(!self.deletion.is_waiting()).clicked(ui);
+            is_closed = Button::secondary("Cancel").enabled(!self.deed.is_waiting()).clicked(ui);
         });
         is_closed
     }
@@ -186,6 +186,7 @@ fn preview(ui: &mut Ui, plan: &CachePlan) {
             });
         }
     });
+    ui.add_space(space::S);
     ui.label(theme::small(
         ui,
         "What other revisions need stays. Python tools that use what goes fetch it again; adapters stay, but need their \

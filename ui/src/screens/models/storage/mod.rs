@@ -42,6 +42,13 @@ impl Storage {
         self.report.ask(out, CommandBody::CacheShow);
     }
 
+    /// Unless it is being read now.
+    pub fn look_again(&mut self, out: &mut Outbox) {
+        if !self.report.is_waiting() {
+            self.look(out);
+        }
+    }
+
     pub fn apply(&mut self, event: &Event, out: &mut Outbox) {
         self.report.apply(event, |body| match body {
             EventBody::Cache(report) => Some(report.clone()),
@@ -55,8 +62,8 @@ impl Storage {
             self.selected.clear();
             is_changed = true;
         }
+        // The list of models brings a look at the cache with it.
         if is_changed {
-            self.look(out);
             out.act(Action::RefreshModels);
         }
     }
@@ -177,7 +184,8 @@ impl Storage {
         let repos = Repos { report, filter: filter.trim(), verify, now_secs: store.now_secs };
         match repos.ui(ui, open, selected, out) {
             Some(Click::Fold(key)) => {
-                if !self.open.remove(&key) {
+                let was_open = self.open.remove(&key);
+                if !was_open {
                     self.open.insert(key);
                 }
             }
