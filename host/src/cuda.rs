@@ -75,7 +75,8 @@ pub(crate) struct Setup {
 pub(crate) fn find(options: &HostOptions) -> std::result::Result<Setup, Vec<Missing>> {
     let mut missing = Vec::new();
     let worker = find_worker(options).map_err(|lack| missing.push(lack)).ok();
-    let folders = options.cuda_libraries.clone().unwrap_or_else(|| places::folders(&options.paths.data_dir));
+    let folders = options.cuda_libraries.clone();
+    let folders = folders.unwrap_or_else(|| places::folders(&options.paths.data_dir, &options.worker_exe));
     let lies_in = |library: &Library| {
         folders.iter().map(|folder| folder.join(library.file)).find(|path| path.is_file())
     };

@@ -3,9 +3,12 @@
 #![expect(clippy::print_stdout, reason = "a tool of the terminal")]
 
 mod bench;
+mod bundle;
 mod cuda;
+mod desktop;
 mod fuzz;
 mod goldens;
+mod packages;
 mod pip;
 mod repo;
 mod smollm2;
@@ -41,6 +44,10 @@ enum Task {
     GpuCheck(cuda::CheckArgs),
     /// Build the window for browsers: what `lathe serve-ui` serves
     Wasm,
+    /// Build the companion, with the wasm window in it
+    Desktop,
+    /// Make what people install
+    Bundle(bundle::Args),
     /// Make resources/starter from nothing
     TrainStarter(starter::Args),
     /// Measure Lathe beside its peers
@@ -76,6 +83,8 @@ fn run(task: Task) -> anyhow::Result<()> {
         Task::Cuda(args) => cuda::cuda(&args),
         Task::GpuCheck(args) => cuda::gpu_check(&args),
         Task::Wasm => wasm::wasm(),
+        Task::Desktop => desktop::desktop().map(|program| println!("{}", program.display())),
+        Task::Bundle(args) => bundle::bundle(&args),
         Task::TrainStarter(args) => starter::train_starter(&args),
         Task::Bench(args) => bench::bench(&args),
         Task::Fuzz(args) => fuzz::fuzz(&args),

@@ -6,7 +6,7 @@ use std::{
     process::Command,
 };
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, ensure};
 use flate2::{Compression, write::GzEncoder};
 use wasm_bindgen_cli_support::Bindgen;
 
@@ -23,12 +23,22 @@ const FILES: [(&str, &str); 4] = [
 
 /// Builds the page. Says so and does nothing if rustup cannot add the target.
 pub fn wasm() -> Result<()> {
-    // 1. The program.
-    let added = Command::new("rustup").args(["target", "add", TARGET]).status();
-    if !added.is_ok_and(|status| status.success()) {
+    if !has_target() {
         println!("skipped: rustup cannot add {TARGET}, so whether web/ builds for it is not known");
         return Ok(());
     }
+    build().map(drop)
+}
+
+/// Whether rustup has Rust's side of it, or could add it.
+pub fn has_target() -> bool {
+    Command::new("rustup").args(["target", "add", TARGET]).status().is_ok_and(|status| status.success())
+}
+
+/// Builds the page, and returns its folder.
+pub fn build() -> Result<PathBuf> {
+    // 1. The program.
+    ensure!(has_target(), "The page needs Rust's {TARGET}: `rustup target add {TARGET}`");
     let args = ["build", "--profile", "wasm", "--package", "lathe-web", "--lib", "--target", TARGET];
     repo::run(repo::cargo().args(args))?;
 
@@ -60,7 +70,7 @@ pub fn wasm() -> Result<()> {
         println!("{name}: {:.2} MB, {:.2} MB compressed", whole as f64 / 1e6, packed as f64 / 1e6);
     }
     println!("the page: {}", page.display());
-    Ok(())
+    Ok(page)
 }
 
 /// Writes `path.gz`; the sizes of both.

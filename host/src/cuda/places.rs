@@ -12,12 +12,12 @@ use super::Library;
 /// What the system's loader reads.
 const SEARCH: &str = if cfg!(windows) { "PATH" } else { "LD_LIBRARY_PATH" };
 
-/// The folders that may hold them, in the order they are asked, of those that exist: the data folder's `cuda`, what the
-/// environment names, toolkits, Python's packages, the system's own.
-pub(super) fn folders(data_dir: &Path) -> Vec<PathBuf> {
+/// The folders that may hold them, in the order they are asked, of those that exist: the data folder's `cuda`, the one
+/// beside our program, what the environment names, toolkits, Python's packages, the system's own.
+pub(super) fn folders(data_dir: &Path, program: &Path) -> Vec<PathBuf> {
     let env = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty());
     let own = data_dir.join("cuda");
-    let mut all = vec![own.clone(), own.join("lib")];
+    let mut all = vec![own.clone(), own.join("lib"), program.with_file_name("cuda")];
     all.extend(of_packages(&own));
     all.extend(std::env::split_paths(&env(SEARCH).unwrap_or_default()));
     let named = ["CUDA_HOME", "CUDA_PATH"].into_iter().filter_map(env).map(PathBuf::from);

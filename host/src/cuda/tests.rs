@@ -111,7 +111,7 @@ fn libraries_are_found_as_pip_unpacks_them() {
     let dir = tempfile::tempdir().unwrap();
     let library = dir.path().join("cuda/nvidia/cu13/lib/libcublas.so.13");
     put(&library);
-    let folders = places::folders(dir.path());
+    let folders = places::folders(dir.path(), &dir.path().join("lathe"));
     let first = folders.iter().find(|folder| folder.join("libcublas.so.13").is_file()).unwrap();
     assert_eq!(*first, library.parent().unwrap());
     assert!(folders.iter().all(|folder| folder.is_dir()));

@@ -38,8 +38,13 @@ pub struct Args {
 pub fn cuda(args: &Args) -> Result<()> {
     match args.cargo.split_first() {
         Some((what, rest)) => cargo(what, rest).map(drop),
-        None => build("lathe-worker", WORKER).map(drop),
+        None => build_worker().map(drop),
     }
+}
+
+/// Builds the worker for cards and puts it beside `lathe`.
+pub fn build_worker() -> Result<PathBuf> {
+    build("lathe-worker", WORKER)
 }
 
 #[derive(clap::Args)]
@@ -110,7 +115,8 @@ fn put(built: &Path, worker: &Path) -> Result<()> {
     std::fs::rename(&aside, worker).with_context(|| format!("Cannot write {}", worker.display()))
 }
 
-fn host_triple() -> Result<String> {
+/// As cargo names this machine.
+pub fn host_triple() -> Result<String> {
     let rustc = std::env::var_os("RUSTC").unwrap_or_else(|| "rustc".into());
     let output = Command::new(rustc).arg("-vV").output().context("Cannot start rustc")?;
     let text = String::from_utf8_lossy(&output.stdout).into_owned();

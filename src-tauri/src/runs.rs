@@ -1,0 +1,121 @@
+//! The runs of the Lathe that is shown, told by the tray's icon and by notifications.
+
+use std::{
+    collections::HashMap,
+    sync::mpsc::{Receiver, SyncSender},
+};
+
+use lathe_protocol::{RunEntry, RunStatus};
+use tauri::{
+    AppHandle, Manager as _, Wry,
+    menu::{Menu, MenuItem, PredefinedMenuItem},
+    tray::{MouseButton, TrayIconBuilder, TrayIconEvent},
+};
+use tauri_plugin_notification::NotificationExt as _;
+
+use crate::{shell::Shell, show};
+
+const IDLE: &str = "No run goes on";
+
+/// The runs of a Lathe: of this machine, or at an address.
+pub type List = (Option<String>, Vec<RunEntry>);
+
+/// A list that nobody has time for is not missed: the next one says all.
+pub fn tell(runs: &SyncSender<List>, list: List) {
+    drop(runs.try_send(list));
+}
+
+/// The line of the tray's menu that says how far a run is.
+struct Progress(MenuItem<Wry>);
+
+/// Puts the icon into the tray.
+pub fn tray(app: &AppHandle) -> tauri::Result<()> {
+    let progress = MenuItem::with_id(app, "progress", IDLE, false, None::<&str>)?;
+    let open = MenuItem::with_id(app, "open", "Open Lathe", true, None::<&str>)?;
+    let here = MenuItem::with_id(app, "here", "Show this machine", true, None::<&str>)?;
+    let quit = MenuItem::with_id(app, "quit", "Quit, saving what runs", true, None::<&str>)?;
+    let line = || PredefinedMenuItem::separator(app);
+    let menu = Menu::with_items(app, &[&progress, &line()?, &open, &here, &line()?, &quit])?;
+    let mut icon =
+        TrayIconBuilder::with_id("lathe").menu(&menu).show_menu_on_left_click(false).tooltip("Lathe");
+    if let Some(image) = app.default_window_icon() {
+        icon = icon.icon(image.clone());
+    }
+    icon.on_menu_event(|app, event| match event.id().as_ref() {
+        "open" => show(app),
+        "here" => {
+            app.state::<Shell>().show_here();
+            show(app);
+        }
+        "quit" => app.exit(0),
+        _ => {}
+    })
+    .on_tray_icon_event(|icon, event| {
+        if let TrayIconEvent::Click { button: MouseButton::Left, .. } = event {
+            show(icon.app_handle());
+        }
+    })
+    .build(app)?;
+    app.manage(Progress(progress));
+    Ok(())
+}
+
+/// Tells of every list of runs that comes, until there will be none.
+pub fn follow(app: &AppHandle, lists: &Receiver<List>) {
+    let (mut known, mut shown) = (HashMap::new(), HashMap::new());
+    while let Ok((place, runs)) = lists.recv() {
+        for (title, text) in ended(known.entry(place.clone()).or_default(), &runs) {
+            let title = place.as_ref().map_or_else(|| title.into(), |place| format!("{title} on {place}"));
+            // Where there is no service for notifications, the window and the tray still tell.
+            drop(app.notification().builder().title(title).body(text).show());
+        }
+        shown.insert(place, runs);
+        let text = progress(shown.values().flatten());
+        if let Some(Progress(item)) = app.try_state().as_deref() {
+            drop(item.set_text(&text));
+        }
+        if let Some(icon) = app.tray_by_id("lathe") {
+            drop(icon.set_tooltip(Some(format!("Lathe: {text}"))));
+        }
+    }
+}
+
+fn progress<'a>(runs: impl Iterator<Item = &'a RunEntry>) -> String {
+    let mut going = runs.filter(|run| run.status == RunStatus::Running);
+    let Some(RunEntry { name, step, total_steps, .. }) = going.next() else { return IDLE.into() };
+    let more = match going.count() {
+        0 => String::new(),
+        more => format!(", and {more} more"),
+    };
+    match (step * 100).checked_div(*total_steps) {
+        Some(percent) => format!("{name}: step {step} of {total_steps}, {percent} %{more}"),
+        None => format!("{name} begins{more}"),
+    }
+}
+
+/// A title and a sentence for every run that went on before and has ended.
+fn ended(known: &mut HashMap<String, RunStatus>, runs: &[RunEntry]) -> Vec<(&'static str, String)> {
+    let mut told = Vec::new();
+    for run in runs {
+        let before = known.insert(run.id.clone(), run.status);
+        if before != Some(RunStatus::Running) || run.status == RunStatus::Running {
+            continue;
+        }
+        let name = &run.name;
+        let at = format!("at step {} of {}", run.step, run.total_steps);
+        told.push(match run.status {
+            RunStatus::Completed => {
+                ("Run finished", format!("{name} is done, and its adapter in the library"))
+            }
+            RunStatus::Failed => ("Run failed", format!("{name} failed {at}")),
+            RunStatus::Diverged => {
+                ("Run stopped", format!("{name} diverged {at}; its last good weights are kept"))
+            }
+            RunStatus::OutOfMemory => ("Run stopped", format!("{name} ran out of memory {at}")),
+            RunStatus::Interrupted => ("Run interrupted", format!("{name} can be resumed {at}")),
+            // A person did that.
+            RunStatus::Stopped | RunStatus::Kept | RunStatus::Queued | RunStatus::Running => continue,
+        });
+    }
+    told
+}
