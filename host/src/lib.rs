@@ -12,6 +12,7 @@ mod db;
 mod devices;
 mod doctor;
 mod download;
+mod downloads;
 mod error;
 mod files;
 mod gpus;

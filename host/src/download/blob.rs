@@ -259,18 +259,18 @@ fn is_at(_file: &File, _path: &Path) -> bool {
     true
 }
 
-/// Deletes what is there of a blob that is not whole, unless somebody is at work on it. Returns the bytes freed.
-pub(crate) fn discard_partial(partial: &Path, locks: &Path) -> Result<u64> {
+/// Deletes what is there of a blob that is not whole, unless somebody is at work on it: then none, else the bytes freed.
+pub(crate) fn discard_partial(partial: &Path, locks: &Path) -> Result<Option<u64>> {
     let lock_path = locks.join(partial.file_name().unwrap_or_default()).with_extension("lock");
     let lock = OpenOptions::new().write(true).open(&lock_path);
     if let Ok(lock) = &lock
         && matches!(lock.try_lock(), Err(TryLockError::WouldBlock))
     {
-        return Ok(0);
+        return Ok(None);
     }
     let bytes = fs::metadata(partial).map_or(0, |found| found.len());
     fs::remove_file(partial).map_err(io_error("remove", partial))?;
-    Ok(bytes)
+    Ok(Some(bytes))
 }
 
 enum Hasher {

@@ -147,7 +147,11 @@ pub(crate) async fn fetch<'a>(
 /// A server's names become paths here, so none may lead elsewhere.
 fn check_name(file: &RemoteFile) -> Result<()> {
     let is_sound = |part: &str| {
-        !part.is_empty() && part != "." && part != ".." && !part.contains(['\\', ':', '\0']) && !part.ends_with('.')
+        !part.is_empty()
+            && part != "."
+            && part != ".."
+            && !part.contains(['\\', ':', '\0'])
+            && !part.ends_with('.')
     };
     let hex = file.checksum.hex();
     let digits = if matches!(file.checksum, Checksum::Sha256(_)) { 64 } else { 40 };

@@ -7,6 +7,8 @@ mod pull;
 mod refusal;
 mod search;
 mod show;
+#[cfg(all(test, unix))]
+pub(crate) mod tests;
 
 pub(crate) use files::pick_gguf;
 pub(crate) use name::{Named, quant_of};

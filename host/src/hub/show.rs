@@ -71,9 +71,10 @@ pub(crate) fn show(job: &Job, model: &str, revision: Option<&str>) -> Result<()>
                 (findings, problem)
             }
             // What the list tells is worth showing; the files are for who may have them.
-            Err(error) if error.code == ErrorCode::Access => {
-                (Findings::default(), Some(error.hint.map_or(error.message.clone(), |hint| format!("{}: {hint}", error.message))))
-            }
+            Err(error) if error.code == ErrorCode::Access => (
+                Findings::default(),
+                Some(error.hint.map_or(error.message.clone(), |hint| format!("{}: {hint}", error.message))),
+            ),
             Err(error) => return Err(error),
         };
         let size_bytes: u64 = wanted.files.iter().map(|file| file.size_bytes).sum();

@@ -182,7 +182,8 @@ pub(crate) fn list(paths: &Paths) -> Result<Vec<ModelEntry>> {
             let ggufs = ggufs_below(&snapshot.path)?;
             let has_config = snapshot.path.join("config.json").exists();
             if has_config || ggufs.len() < 2 {
-                let name = if snapshot.is_main { repo.id.clone() } else { snapshot.path.display().to_string() };
+                let name =
+                    if snapshot.is_main { repo.id.clone() } else { snapshot.path.display().to_string() };
                 models.push(entry(name, Some(snapshot.revision.clone()), &snapshot.path));
             }
             if has_config || ggufs.len() > 1 {
