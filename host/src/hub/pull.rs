@@ -76,9 +76,10 @@ pub(crate) fn pull_model(
                 );
                 job.log(LogLevel::Info, message);
             }
-            // A commit needs no name.
             let reference = revision.unwrap_or("main");
-            let reference = (!commit.starts_with(reference)).then_some(reference);
+            // A commit needs no name.
+            let is_commit = reference.len() >= 7 && commit.starts_with(reference);
+            let reference = (!is_commit).then_some(reference);
             let target = Target::new(cache_dir, &cache::repo_folder(&named.id), &commit, reference);
             let open = |file, from| -> download::Opening<'_> {
                 Box::pin(hub.open_file(&named.id, &commit, file, from))

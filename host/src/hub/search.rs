@@ -1,6 +1,6 @@
 use futures::TryStreamExt as _;
 use hf_hub::repository::ModelInfo;
-use lathe_protocol::{EventBody, Gate, HubModel, MODEL_TYPES};
+use lathe_protocol::{EventBody, Gate, HubModel, MODEL_TYPES, in_catalog};
 use serde_json::Value;
 
 use super::client::Hub;
@@ -55,7 +55,11 @@ fn model(info: &ModelInfo) -> HubModel {
         gate: gate(info),
         is_private: info.private.unwrap_or(false),
         architecture: architecture.or(gguf).map(str::to_owned),
-        parameters: info.safetensors.as_ref().map(|safetensors| safetensors.total),
+        parameters: info
+            .safetensors
+            .as_ref()
+            .map(|safetensors| safetensors.total)
+            .or_else(|| in_catalog(&info.id).map(|known| known.parameters)),
         updated_secs: info.last_modified.as_deref().and_then(seconds),
         problem: problem(info),
     }
