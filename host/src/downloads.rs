@@ -1,6 +1,6 @@
 //! The queue of downloads: kept in SQLite, worked off one model at a time by whichever process was first.
 
-#[cfg(all(test, unix))]
+#[cfg(test)]
 mod tests;
 
 use std::{

@@ -1,3 +1,5 @@
+#![cfg(unix)]
+
 use std::{fs, time::Duration};
 
 use lathe_protocol::{CommandBody, Download, DownloadAct, DownloadStatus, ErrorCode, EventBody};

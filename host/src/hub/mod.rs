@@ -7,7 +7,7 @@ mod pull;
 mod refusal;
 mod search;
 mod show;
-#[cfg(all(test, unix))]
+#[cfg(test)]
 pub(crate) mod tests;
 
 pub(crate) use files::pick_gguf;

@@ -65,7 +65,7 @@ pub(crate) fn pull_model(
             let listing = list(&hub, &named, revision, &note).await?;
             let config = config(&hub, &named, &listing).await?;
             if let Some(problem) = unusable(&listing, config.as_ref()) {
-                return Err(refuse(&named, problem));
+                return Err(refuse(&named, &problem));
             }
             let Listing { commit, wanted, .. } = listing;
             if let (Some(gguf), None, false) = (&wanted.gguf, &named.gguf, wanted.others.is_empty()) {

@@ -81,8 +81,8 @@ pub(super) fn license(info: &ModelInfo) -> Option<String> {
         value.as_str().or_else(|| value[0].as_str()).map(str::to_owned)
     };
     let tag = || {
-        let tags = info.tags.as_ref()?.iter();
-        tags.filter_map(|tag| tag.strip_prefix("license:")).next().map(str::to_owned)
+        let mut tags = info.tags.as_ref()?.iter();
+        tags.find_map(|tag| tag.strip_prefix("license:")).map(str::to_owned)
     };
     match of_card("license").or_else(tag) {
         Some(other) if other == "other" => of_card("license_name").or(Some(other)),

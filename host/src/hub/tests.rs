@@ -1,3 +1,5 @@
+#![cfg(unix)]
+
 mod faults;
 
 use std::{

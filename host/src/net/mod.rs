@@ -2,7 +2,7 @@
 
 mod options;
 mod retries;
-#[cfg(all(test, unix))]
+#[cfg(test)]
 mod tests;
 mod trouble;
 

@@ -1,3 +1,5 @@
+#![cfg(unix)]
+
 use std::{fs, net::TcpStream, sync::Arc};
 
 use lathe_protocol::{CommandBody, ErrorCode, EventBody};

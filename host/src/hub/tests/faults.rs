@@ -134,7 +134,7 @@ fn a_blob_cut_short_is_mended() {
 #[test]
 fn a_server_without_ranges_sends_it_all_again() {
     let (bench, hub) = (Bench::new(), FakeHub::start(&[(MODEL, repo())]));
-    leave_partial(&bench, &[9; 500_000]);
+    leave_partial(&bench, &vec![9; 500_000]);
     hub.fail(&cdn(), 9, Fault::NoRanges);
     let mut host = host(&bench, &hub, |_| {});
     pulled(&mut host, MODEL);
