@@ -178,7 +178,7 @@ impl FakeHub {
     }
 
     fn answer(&self, stream: &mut dyn ReadWrite) -> io::Result<()> {
-        let request = read_request(stream)?;
+        let Ok(request) = read_request(stream) else { return head(stream, 400, &[], 0) };
         let fault = {
             let mut state = self.state();
             let rule =
