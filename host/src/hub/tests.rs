@@ -340,6 +340,8 @@ fn refusals_are_told_in_clear_words() {
         "does not permit it: Your token lacks a right",
         "right to read",
     );
+    hub.fail("/resolve/", 1, Fault::Answer(404, vec![("X-Error-Code".into(), "EntryNotFound".into())]));
+    check(&mut known, MODEL, ErrorCode::NotFound, "lacks a file that it lists", "/tree/main");
     let wrong = CommandBody::ModelsPull { model: MODEL.into(), revision: Some("v9".into()) };
     let error = failure(&ask(&mut anonymous, 7, wrong));
     assert!(error.code == ErrorCode::NotFound && error.message == "maker/tiny has no revision v9", "{error}");
@@ -388,6 +390,54 @@ fn what_cannot_be_used_is_not_downloaded() {
         assert!(shown(&mut host, model).problem.unwrap().contains(why));
     }
     assert!(!bench.paths.hf_cache.exists());
+}
+
+/// A GGUF of one tensor with a vocabulary of 3.4 MB in its header.
+fn gguf() -> Vec<u8> {
+    let text = |text: &str| [&(text.len() as u64).to_le_bytes(), text.as_bytes()].concat();
+    let number =
+        |key: &str, value: u32| [text(key), 4u32.to_le_bytes().into(), value.to_le_bytes().into()].concat();
+    let mut file =
+        [b"GGUF".to_vec(), 3u32.to_le_bytes().into(), 1u64.to_le_bytes().into(), 7u64.to_le_bytes().into()]
+            .concat();
+    file.extend([text("general.architecture"), 8u32.to_le_bytes().into(), text("qwen3")].concat());
+    for (key, value) in [
+        ("block_count", 2),
+        ("embedding_length", 64),
+        ("feed_forward_length", 128),
+        ("attention.head_count", 4),
+        ("context_length", 512),
+    ] {
+        file.extend(number(&format!("qwen3.{key}"), value));
+    }
+    let tokens: Vec<u8> = (0..200_000).flat_map(|index| text(&format!("token{index:04}"))).collect();
+    let head = [
+        text("tokenizer.ggml.tokens"),
+        9u32.to_le_bytes().into(),
+        8u32.to_le_bytes().into(),
+        200_000u64.to_le_bytes().into(),
+    ];
+    file.extend([head.concat(), tokens].concat());
+    file.extend([text("token_embd.weight"), 2u32.to_le_bytes().into(), 64u64.to_le_bytes().into()].concat());
+    file.extend(
+        [200_000u64.to_le_bytes().to_vec(), 1u32.to_le_bytes().into(), 0u64.to_le_bytes().into()].concat(),
+    );
+    file.resize(file.len().next_multiple_of(32) + 2 * 64 * 200_000, 0);
+    file
+}
+
+#[test]
+fn of_a_gguf_too_only_the_header_is_fetched() {
+    let gguf = gguf();
+    let (whole, repo) = (gguf.len() as u64, Repo::new(&[("m-F16.gguf", gguf)]));
+    let (bench, hub) = (Bench::new(), FakeHub::start(&[("maker/m-GGUF", repo)]));
+    let details = shown(&mut host(&bench, &hub, |_| {}), "maker/m-GGUF");
+    assert_eq!((details.problem.as_deref(), details.architecture.as_deref()), (None, Some("qwen3")));
+    let shape = details.shape.unwrap();
+    assert_eq!((shape.num_layers, shape.vocab_size, shape.is_gguf), (2, 200_000, true));
+    assert_eq!(details.parameters, Some(64 * 200_000));
+    let served = hub.served.load(Ordering::SeqCst);
+    assert!(served <= 6 << 20 && whole > 4 * served, "{served} of {whole} bytes");
 }
 
 #[test]
