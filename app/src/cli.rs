@@ -100,6 +100,7 @@ pub enum Models {
     },
     /// Check a model's files: checksums, lengths, missing shards
     Verify {
+        /// Also M@COMMIT, or dataset/owner/name
         #[arg(value_name = "M")]
         model: String,
     },
@@ -108,6 +109,48 @@ pub enum Models {
         #[arg(value_name = "M")]
         model: String,
     },
+    /// The Hugging Face cache: what lies in it, by repository
+    #[command(args_conflicts_with_subcommands = true)]
+    Cache {
+        #[command(subcommand)]
+        act: Option<CacheAct>,
+        /// By revision
+        #[arg(long)]
+        revisions: bool,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+pub enum CacheAct {
+    /// Delete repositories, revisions or what nothing needs; says what that frees, and asks
+    Rm(CacheRm),
+    /// Move the cache, or a repository of it, to another disk; a link stays, so that Python finds it
+    Move {
+        /// A folder that is empty, or not there yet
+        dir: PathBuf,
+        /// Only this one, into a folder of its own in DIR
+        #[arg(long, value_name = "M")]
+        repo: Option<String>,
+    },
+}
+
+#[derive(Debug, Args)]
+pub struct CacheRm {
+    /// owner/name, or owner/name@COMMIT (its beginning, or a branch); dataset/owner/name for what is no model
+    #[arg(value_name = "TARGET", required_unless_present_any = ["detached", "unreferenced", "incomplete"])]
+    pub targets: Vec<String>,
+    /// Revisions without a branch or tag
+    #[arg(long)]
+    pub detached: bool,
+    /// Files that no revision refers to
+    #[arg(long)]
+    pub unreferenced: bool,
+    /// Downloads that were not finished, and what something interrupted left
+    #[arg(long)]
+    pub incomplete: bool,
+    /// Do not ask
+    #[arg(short, long)]
+    pub yes: bool,
 }
 
 #[derive(Debug, Args)]

@@ -18,7 +18,7 @@ use lathe_protocol::{
 };
 
 use crate::{
-    Paths, adapters, browse, chats, config, doctor,
+    Paths, adapters, browse, cache, chats, config, doctor,
     error::{Result, io_error, not_found, usage},
     files,
     gpus::{self, Gpus},
@@ -318,11 +318,10 @@ fn run(job: &mut Job, body: CommandBody) -> Result<()> {
         | CommandBody::DownloadsFollow
         | CommandBody::DownloadsAdd { .. }
         | CommandBody::DownloadsAct { .. } => return Err(usage("Not built yet")),
-        // Cache (helper cache):
-        CommandBody::CacheShow
-        | CommandBody::CachePlan { .. }
-        | CommandBody::CacheDelete { .. }
-        | CommandBody::CacheMove { .. } => return Err(usage("Not built yet")),
+        CommandBody::CacheShow => cache::show(job)?,
+        CommandBody::CachePlan { targets } => cache::plan(job, targets)?,
+        CommandBody::CacheDelete { targets } => cache::delete(job, &targets)?,
+        CommandBody::CacheMove { repo, to } => cache::move_to(job, repo, &to)?,
 
         CommandBody::DataCheck { model, data, eval_data, config } => {
             let mut data = data_job(job, &model, &data, config)?;

@@ -5,6 +5,7 @@
 
 mod adapters;
 mod browse;
+mod cache;
 mod chats;
 pub mod config;
 mod cuda;

@@ -15,7 +15,10 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use lathe_protocol::{ErrorCode, ErrorInfo, EventBody, Job as WorkerJob, ModelEntry, ModelFile, ModelShape};
+use lathe_protocol::{
+    CacheTarget, ErrorCode, ErrorInfo, EventBody, Job as WorkerJob, ModelEntry, ModelFile, ModelShape,
+    RepoKind,
+};
 
 use check::{Depth, is_gguf};
 pub(crate) use check::{file_name, is_gguf as is_gguf_path};
@@ -23,8 +26,8 @@ pub(crate) use import::import;
 pub(crate) use verify::verify;
 
 use crate::{
-    Paths,
-    error::{Result, did_you_mean, io_error, near, not_found},
+    Paths, cache,
+    error::{Result, did_you_mean, near, not_found},
     files,
     job::Job,
     paths::absolute,
@@ -209,24 +212,20 @@ pub(crate) fn remove(job: &Job, name: &str) -> Result<()> {
     }
     let repos = hub::repos(&paths.hf_cache)?;
     // A repo that holds nothing usable can be removed by its whole name.
-    let repo = match repos.iter().find(|repo| repo.id == name) {
-        Some(repo) => repo.dir.clone(),
-        None => resolve(paths, name)?.repo.ok_or_else(|| {
-            let path = absolute(name.as_ref());
-            ErrorInfo::new(
-                ErrorCode::Usage,
-                format!("Only models in the Hugging Face cache are removed: {}", path.display()),
-            )
-            .hint("remove a folder of your own with your file manager")
-        })?,
+    let id = match repos.iter().find(|repo| repo.id == name) {
+        Some(repo) => repo.id.clone(),
+        None => {
+            let dir = resolve(paths, name)?.repo;
+            let repo = repos.iter().find(|repo| Some(&repo.dir) == dir.as_ref());
+            repo.map(|repo| repo.id.clone()).ok_or_else(|| {
+                let path = absolute(name.as_ref());
+                ErrorInfo::new(
+                    ErrorCode::Usage,
+                    format!("Only models in the Hugging Face cache are removed: {}", path.display()),
+                )
+                .hint("remove a folder of your own with your file manager")
+            })?
+        }
     };
-    let id = hub::repos(&paths.hf_cache)?.into_iter().find(|found| found.dir == repo);
-    let (id, freed_bytes) = id.map_or((name.to_owned(), 0), |repo| (repo.id.clone(), repo.size_bytes()));
-    // Out of sight in one step; what is deleted next can be interrupted without harm.
-    let aside = files::aside(&repo);
-    fs::rename(&repo, &aside).map_err(io_error("remove", &repo))?;
-    fs::remove_dir_all(&aside).map_err(io_error("remove", &aside))?;
-    files::remove_quietly(&paths.hf_cache.join(".locks").join(file_name(&repo)));
-    job.emit(EventBody::Removed { what: format!("model {id}"), freed_bytes });
-    Ok(())
+    cache::delete(job, &[CacheTarget::Repo { kind: RepoKind::Model, id }])
 }
