@@ -38,12 +38,12 @@ pub enum CommandLine {
     Quickstart(Quickstart),
     /// This machine, and what it fits
     Hardware,
-    /// Models on disk
+    /// Models on disk and on the Hub
     #[command(subcommand)]
     Models(Models),
     /// The memory a run takes, by part, and which cards it fits
     Estimate {
-        /// As elsewhere, or one of the catalog that is not here yet (openai/gpt-oss-20b)
+        /// As elsewhere, or one of the Hub that is not here yet (openai/gpt-oss-20b)
         #[arg(long, value_name = "M")]
         model: String,
         #[command(flatten)]
@@ -85,8 +85,27 @@ pub struct Quickstart {
 #[derive(Debug, Subcommand)]
 pub enum Models {
     /// Every model on disk
-    List,
-    /// One model, in detail
+    List {
+        /// Those worth knowing instead, on disk or not
+        #[arg(long)]
+        catalog: bool,
+    },
+    /// Find models on the Hub; those that can be used come first
+    Search {
+        words: Vec<String>,
+        #[arg(long, default_value_t = 20, value_name = "N")]
+        limit: usize,
+    },
+    /// Download a model from the Hub into the Hugging Face cache; goes on where it was stopped
+    Pull {
+        /// owner/name, or one GGUF file of it: owner/name:Q4_K_M, owner/name/FILE.gguf
+        #[arg(value_name = "M")]
+        model: String,
+        /// A branch, tag or commit [default: main]
+        #[arg(long, value_name = "R")]
+        revision: Option<String>,
+    },
+    /// One model, in detail; of one that is not here, what the Hub tells of it
     Show {
         #[arg(value_name = "M")]
         model: String,

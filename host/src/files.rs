@@ -90,7 +90,10 @@ pub(crate) fn remove_quietly(path: &Path) {
 
 /// The bytes of a file, decompressed if it is gzip under a plain name (magic `1f 8b`), as some mirrors serve JSON.
 pub(crate) fn read_maybe_gzip(path: &Path) -> Result<Vec<u8>> {
-    let bytes = fs::read(path).map_err(io_error("read", path))?;
+    maybe_gunzip(fs::read(path).map_err(io_error("read", path))?, path)
+}
+
+pub(crate) fn maybe_gunzip(bytes: Vec<u8>, path: &Path) -> Result<Vec<u8>> {
     if !bytes.starts_with(&[0x1f, 0x8b]) {
         return Ok(bytes);
     }
@@ -142,6 +145,18 @@ pub(crate) fn is_locked(lock: &Path) -> bool {
 pub(crate) fn hex(bytes: &[u8]) -> String {
     let digit = |value: u8| char::from_digit(u32::from(value), 16).unwrap_or('0');
     bytes.iter().flat_map(|byte| [digit(byte >> 4), digit(byte & 15)]).collect()
+}
+
+/// Makes `link` mean `blob`, by the path that leads there from the link's own folder.
+#[cfg(unix)]
+pub(crate) fn link(_blob: &Path, relative: &Path, link: &Path) -> Result<()> {
+    std::os::unix::fs::symlink(relative, link).map_err(io_error("link", link))
+}
+
+/// Symlinks need a privilege on Windows; `huggingface_hub` copies there too.
+#[cfg(not(unix))]
+pub(crate) fn link(blob: &Path, _relative: &Path, link: &Path) -> Result<()> {
+    fs::hard_link(blob, link).or_else(|_| fs::copy(blob, link).map(drop)).map_err(io_error("copy", link))
 }
 
 /// The files below `folder`, symlinks followed, each with its size; hidden ones too.

@@ -4,6 +4,7 @@ mod compare;
 mod data;
 mod estimate;
 mod hardware;
+mod hub;
 mod library;
 mod quickstart;
 mod record;
@@ -33,7 +34,10 @@ pub fn run(session: &mut Session, command: CommandLine) -> Outcome {
         CommandLine::Hardware => hardware::run(session),
         CommandLine::Doctor => doctor(session),
 
-        CommandLine::Models(Models::List) => library::models(session),
+        CommandLine::Models(Models::List { catalog: true }) => hub::catalog(session),
+        CommandLine::Models(Models::List { catalog: false }) => library::models(session),
+        CommandLine::Models(Models::Search { words, limit }) => hub::search(session, &words, limit),
+        CommandLine::Models(Models::Pull { model, revision }) => hub::pull(session, model, revision),
         CommandLine::Models(Models::Show { model }) => library::model(session, model),
         CommandLine::Models(Models::Import { path, name }) => library::import_model(session, path, name),
         CommandLine::Models(Models::Verify { model }) => library::verify(session, &model),
