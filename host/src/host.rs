@@ -27,7 +27,9 @@ use crate::{
     models,
     net::NetOptions,
     paths::absolute,
-    probe, runs, settings, token, token_cache,
+    probe, runs,
+    s3::S3Options,
+    settings, token, token_cache,
     worker::{self, Verdict},
 };
 
@@ -58,6 +60,8 @@ pub struct HostOptions {
     /// The driver's library that tells of the cards, in place of the system's own. From `LATHE_NVML`.
     pub nvml: Option<OsString>,
     pub net: NetOptions,
+    /// Who asks which S3 server.
+    pub s3: S3Options,
     /// Called, on any thread, after every event that [`EngineLink::drain`] can give.
     pub on_event: Option<Arc<dyn Fn() + Send + Sync>>,
 }
@@ -81,6 +85,7 @@ impl HostOptions {
                 .map(|cards| cards.to_string_lossy().into_owned()),
             nvml: env("LATHE_NVML"),
             net: NetOptions::from_env(),
+            s3: S3Options::from_env(),
             on_event: None,
         }
     }

@@ -25,6 +25,7 @@ mod net;
 mod paths;
 mod probe;
 mod runs;
+mod s3;
 mod samples;
 mod settings;
 #[cfg(test)]
@@ -39,4 +40,5 @@ pub use host::{Host, HostOptions};
 pub use net::NetOptions;
 pub use paths::Paths;
 pub use runs::recovery_hint;
+pub use s3::S3Options;
 pub use samples::write_samples;

@@ -8,8 +8,8 @@ mod refusal;
 mod search;
 mod show;
 
-pub(crate) use files::pick_gguf;
+pub(crate) use files::{Wanted, pick_gguf, wanted};
 pub(crate) use name::{Named, quant_of};
 pub(crate) use pull::{pull, pull_model};
 pub(crate) use search::search;
-pub(crate) use show::show;
+pub(crate) use show::{Heads, heads, show};

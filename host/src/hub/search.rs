@@ -93,7 +93,9 @@ fn problem(info: &ModelInfo) -> Option<String> {
     let is_tagged = |tag: &str| tags.iter().any(|found| found.eq_ignore_ascii_case(tag));
     let names: Option<Vec<&str>> =
         info.siblings.as_ref().map(|files| files.iter().map(|file| file.rfilename.as_str()).collect());
-    let has = |extension: &str| names.as_ref().is_some_and(|names| names.iter().any(|name| name.ends_with(extension)));
+    let has = |extension: &str| {
+        names.as_ref().is_some_and(|names| names.iter().any(|name| name.ends_with(extension)))
+    };
     if info.disabled == Some(true) {
         return Some("It was taken out of the Hub".into());
     }
@@ -121,8 +123,12 @@ pub(super) fn problem_of_config(config: &Value) -> Option<String> {
         None | Some("mxfp4") => None,
         // A search tells no more than the method.
         Some("bitsandbytes") if quantization["load_in_8bit"] != true => None,
-        Some("bitsandbytes") => Some("Its weights are in bitsandbytes' 8 bits; 4 bits (NF4) can be used".into()),
-        Some(method) => Some(format!("Its weights are quantised by {}, which Lathe does not read", method.to_uppercase())),
+        Some("bitsandbytes") => {
+            Some("Its weights are in bitsandbytes' 8 bits; 4 bits (NF4) can be used".into())
+        }
+        Some(method) => {
+            Some(format!("Its weights are quantised by {}, which Lathe does not read", method.to_uppercase()))
+        }
     }
 }
 

@@ -29,11 +29,10 @@ pub(crate) fn block_on<T>(
     each: &dyn Fn() -> Result<()>,
     work: impl Future<Output = Result<T>>,
 ) -> Result<T> {
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .thread_name("net")
-        .build()
-        .map_err(|error| ErrorInfo::new(ErrorCode::Internal, format!("The network cannot be used: {error}")))?;
+    let runtime =
+        tokio::runtime::Builder::new_current_thread().enable_all().thread_name("net").build().map_err(
+            |error| ErrorInfo::new(ErrorCode::Internal, format!("The network cannot be used: {error}")),
+        )?;
     let watch = async {
         loop {
             tokio::time::sleep(LOOK_EVERY).await;
@@ -60,8 +59,11 @@ pub(crate) fn client(options: &NetOptions) -> Result<Client> {
     for path in &options.ca_bundles {
         let pem = fs::read(path).map_err(io_error("read the certificates", path))?;
         let read = Certificate::from_pem_bundle(&pem).map_err(|error| {
-            ErrorInfo::new(ErrorCode::Network, format!("Not certificates in PEM: {error}: {}", path.display()))
-                .hint("REQUESTS_CA_BUNDLE or CURL_CA_BUNDLE names the file")
+            ErrorInfo::new(
+                ErrorCode::Network,
+                format!("Not certificates in PEM: {error}: {}", path.display()),
+            )
+            .hint("REQUESTS_CA_BUNDLE or CURL_CA_BUNDLE names the file")
         })?;
         certificates.extend(read);
     }
