@@ -13,6 +13,7 @@ mod db;
 mod devices;
 mod doctor;
 mod download;
+mod downloads;
 mod error;
 mod files;
 mod gpus;

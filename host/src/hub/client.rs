@@ -6,7 +6,7 @@ use hf_hub::{HFClient, repository::ModelInfo, split_id};
 use lathe_protocol::{ErrorCode, ErrorInfo};
 use reqwest::{
     Response, StatusCode, Url,
-    header::{CONTENT_RANGE, HeaderMap, LINK, RANGE},
+    header::{ACCEPT_ENCODING, CONTENT_RANGE, HeaderMap, LINK, RANGE},
 };
 use serde::Deserialize;
 
@@ -202,7 +202,8 @@ impl Hub {
         url: &Url,
         range: Option<String>,
     ) -> std::result::Result<Response, Trouble> {
-        let mut request = self.http.get(url.clone());
+        // Ranges and lengths are of the file itself.
+        let mut request = self.http.get(url.clone()).header(ACCEPT_ENCODING, "identity");
         if let Some(found) = &self.token {
             request = request.bearer_auth(&found.token.0);
         }

@@ -3,7 +3,7 @@
 use lathe_protocol::{ErrorCode, ErrorInfo};
 
 use super::name::{Named, quant_of};
-use crate::{download::RemoteFile, error::Result};
+use crate::{download::RemoteFile, error::Result, models::check::is_gguf};
 
 /// Taken first where there are several and nobody chose.
 const USUAL_QUANTS: [&str; 6] = ["Q4_K_M", "Q4_K_S", "Q4_0", "Q5_K_M", "Q8_0", "MXFP4"];
@@ -85,7 +85,7 @@ fn usual<'a>(ggufs: &[&'a str]) -> Option<&'a str> {
 /// A GGUF that is a model by itself: neither a piece of one nor what makes one see.
 fn is_whole_gguf(name: &str) -> bool {
     let file = name.rsplit('/').next().unwrap_or(name).to_lowercase();
-    file.ends_with(".gguf")
+    is_gguf(file.as_ref())
         && !file.contains("-of-0")
         && !file.starts_with("mmproj")
         && !file.contains("imatrix")

@@ -7,6 +7,8 @@ mod pull;
 mod refusal;
 mod search;
 mod show;
+#[cfg(test)]
+pub(crate) mod tests;
 
 pub(crate) use files::{Wanted, pick_gguf, wanted};
 pub(crate) use name::{Named, quant_of};

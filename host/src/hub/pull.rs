@@ -68,7 +68,7 @@ pub(crate) fn pull_model(
             let listing = list(&hub, &named, revision, &note).await?;
             let config = config(&hub, &named, &listing).await?;
             if let Some(problem) = unusable(&listing, config.as_ref()) {
-                return Err(refuse(&named, problem));
+                return Err(refuse(&named, &problem));
             }
             let Listing { commit, wanted, .. } = listing;
             if let (Some(gguf), None, false) = (&wanted.gguf, &named.gguf, wanted.others.is_empty()) {
@@ -79,9 +79,10 @@ pub(crate) fn pull_model(
                 );
                 job.log(LogLevel::Info, message);
             }
-            // A commit needs no name.
             let reference = revision.unwrap_or("main");
-            let reference = (!commit.starts_with(reference)).then_some(reference);
+            // A commit needs no name.
+            let is_commit = reference.len() >= 7 && commit.starts_with(reference);
+            let reference = (!is_commit).then_some(reference);
             let target = Target::new(cache_dir, &cache::repo_folder(&named.id), &commit, reference);
             let open = |file, from| -> download::Opening<'_> {
                 Box::pin(hub.open_file(&named.id, &commit, file, from))

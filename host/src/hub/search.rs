@@ -1,6 +1,6 @@
 use futures::TryStreamExt as _;
 use hf_hub::repository::ModelInfo;
-use lathe_protocol::{EventBody, Gate, HubModel, MODEL_TYPES};
+use lathe_protocol::{EventBody, Gate, HubModel, MODEL_TYPES, in_catalog};
 use serde_json::Value;
 
 use super::client::Hub;
@@ -55,7 +55,11 @@ fn model(info: &ModelInfo) -> HubModel {
         gate: gate(info),
         is_private: info.private.unwrap_or(false),
         architecture: architecture.or(gguf).map(str::to_owned),
-        parameters: info.safetensors.as_ref().map(|safetensors| safetensors.total),
+        parameters: info
+            .safetensors
+            .as_ref()
+            .map(|safetensors| safetensors.total)
+            .or_else(|| in_catalog(&info.id).map(|known| known.parameters)),
         updated_secs: info.last_modified.as_deref().and_then(seconds),
         problem: problem(info),
     }
@@ -77,8 +81,8 @@ pub(super) fn license(info: &ModelInfo) -> Option<String> {
         value.as_str().or_else(|| value[0].as_str()).map(str::to_owned)
     };
     let tag = || {
-        let tags = info.tags.as_ref()?.iter();
-        tags.filter_map(|tag| tag.strip_prefix("license:")).next().map(str::to_owned)
+        let mut tags = info.tags.as_ref()?.iter();
+        tags.find_map(|tag| tag.strip_prefix("license:")).map(str::to_owned)
     };
     match of_card("license").or_else(tag) {
         Some(other) if other == "other" => of_card("license_name").or(Some(other)),

@@ -19,7 +19,7 @@ use crate::{
     hardware,
     job::Job,
     models::{
-        check::{Depth, Findings, inspect_contents, is_gguf},
+        check::{Depth, Findings, inspect_contents, is_gguf, is_pickle},
         contents::{Contents, Head},
         gguf, hub as cache, safetensors,
     },
@@ -128,7 +128,7 @@ pub(super) fn unusable(listing: &Listing, config: Option<&Value>) -> Option<Stri
     if !wanted.has_weights() {
         let kind = if has(&|name| is_gguf(name.as_ref())) {
             "Its GGUF is in pieces, which Lathe does not read"
-        } else if has(&|name| name.ends_with(".bin") || name.ends_with(".pt") || name.ends_with(".pth")) {
+        } else if has(&|name| is_pickle(name.as_ref())) {
             "Its weights are pickles: only safetensors and GGUF are read"
         } else {
             "It has neither safetensors nor GGUF weights"
@@ -144,7 +144,7 @@ pub(super) fn unusable(listing: &Listing, config: Option<&Value>) -> Option<Stri
 }
 
 /// The error that a download of such a model ends with at once.
-pub(super) fn refuse(named: &Named, problem: String) -> ErrorInfo {
+pub(super) fn refuse(named: &Named, problem: &str) -> ErrorInfo {
     ErrorInfo::new(ErrorCode::Model, format!("{} cannot be used: {problem}", named.text()))
         .hint("nothing was downloaded; `lathe models search` shows models that can be used first")
 }

@@ -2,6 +2,8 @@
 
 mod options;
 mod retries;
+#[cfg(test)]
+mod tests;
 mod trouble;
 
 use std::{fs, future::Future, pin::pin, time::Duration};
@@ -73,5 +75,15 @@ pub(crate) fn client(options: &NetOptions) -> Result<Client> {
         .read_timeout(options.stall)
         .tls_certs_merge(certificates)
         .build()
-        .map_err(|error| of_request(&error, "the network").into_error())
+        .map_err(|error| {
+            let cause =
+                std::error::Error::source(&error).map_or_else(|| error.to_string(), ToString::to_string);
+            let paths: Vec<String> =
+                options.ca_bundles.iter().map(|path| path.display().to_string()).collect();
+            ErrorInfo::new(
+                ErrorCode::Network,
+                format!("The network cannot be used: {cause}; with certificates of {}", paths.join(", ")),
+            )
+            .hint("REQUESTS_CA_BUNDLE and CURL_CA_BUNDLE name files of certificates in PEM")
+        })
 }
