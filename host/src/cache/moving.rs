@@ -140,7 +140,6 @@ impl Move {
                 store.sweep(payload)?;
             }
         }
-        self.entries.clear();
         Ok(())
     }
 

@@ -22,6 +22,7 @@ use crate::{
 
 /// Repetitions of a question.
 const RETRIES: u32 = 3;
+const PARALLEL: usize = 8;
 
 pub(super) struct Bucket {
     store: AmazonS3,
@@ -95,7 +96,12 @@ impl Bucket {
             ObjectPath::parse(&self.named.prefix).map_err(|error| usage(format!("Not a prefix: {error}")))?;
         let retries = Retries::new(RETRIES, self.options.first_pause);
         let mut found = patiently(retries, note, async || {
-            let listed = self.store.list(Some(&prefix)).try_collect::<Vec<ObjectMeta>>().await;
+            // Some servers tell versions only of one object at a time.
+            let listed = self.store.list(Some(&prefix)).map_ok(async |meta| match meta.e_tag {
+                Some(_) => Ok(meta),
+                None => self.store.head(&meta.location).await,
+            });
+            let listed = listed.try_buffered(PARALLEL).try_collect::<Vec<ObjectMeta>>().await;
             listed.map_err(|error| self.trouble(&error))
         })
         .await?;
@@ -220,6 +226,14 @@ fn trouble(error: &StoreError, named: &Named, host: &str, region: &str) -> Troub
             &set,
         );
     }
+    let is_denied = matches!(error, StoreError::PermissionDenied { .. } | StoreError::Unauthenticated { .. });
+    if is_denied || has("AccessDenied") || has("403 Forbidden") || has("401 Unauthorized") {
+        return lasting(
+            ErrorCode::Access,
+            format!("{host} does not permit to read {}", named.text()),
+            "it takes the rights s3:ListBucket on the bucket and s3:GetObject on what is in it",
+        );
+    }
     match error {
         StoreError::Precondition { .. } => {
             return lasting(ErrorCode::Network, format!("{} {CHANGED}", named.text()), "pull it again");
@@ -231,23 +245,19 @@ fn trouble(error: &StoreError, named: &Named, host: &str, region: &str) -> Troub
                 "pull it again",
             );
         }
-        StoreError::PermissionDenied { .. } | StoreError::Unauthenticated { .. } => {
-            return lasting(
-                ErrorCode::Access,
-                format!("{host} does not permit to read {}", named.text()),
-                "it takes the rights s3:ListBucket on the bucket and s3:GetObject on what is in it",
-            );
-        }
         _ => {}
     }
     if let Some(request) = request {
         return of_request(request, host);
     }
-    let last = says.rsplit(" - ").next().unwrap_or(&says).lines().next().unwrap_or_default().to_owned();
-    Trouble::passing(ErrorInfo::new(
-        ErrorCode::Network,
-        format!("{host} did not answer as it should: {last}"),
-    ))
+    let between = |tag: &str| {
+        let rest = says.split_once(&format!("<{tag}>"))?.1;
+        Some(rest.split_once(&format!("</{tag}>"))?.0)
+    };
+    let last = between("Message").or_else(|| between("Code")).unwrap_or_else(|| {
+        says.rsplit(" - ").next().unwrap_or(&says).lines().next().unwrap_or_default()
+    });
+    Trouble::passing(ErrorInfo::new(ErrorCode::Network, format!("{host} did not answer as it should: {last}")))
 }
 
 /// As servers answer that know the bucket elsewhere.
