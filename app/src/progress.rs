@@ -66,9 +66,9 @@ impl Downloading {
         if stderr().is_terminal() {
             let bar = self.bar.get_or_insert_with(|| ProgressBar::new(0));
             bar.set_style(style(if download.total_bytes > 0 {
-                "{bar:30.cyan/dim} {percent}%  {msg}"
+                "{bar:20.cyan/dim} {percent:>3}%  {wide_msg}"
             } else {
-                "{spinner} {msg}"
+                "{spinner} {wide_msg}"
             }));
             bar.set_length(download.total_bytes);
             bar.set_message(Self::line(download));

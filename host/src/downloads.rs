@@ -76,22 +76,21 @@ fn start(host: &Arc<Shared>, db: &Db) -> Result<()> {
 
 /// Until the host is dropped.
 fn work_off(host: &Arc<Shared>, lock: File) {
+    // Whoever starts next looks again.
+    let Ok(db) = open_db(host) else { return };
     while !host.is_closing() {
         // A database that fails now may answer at the next look.
-        if !work_off_next(host).unwrap_or(false) && !host.is_closing() {
+        if !work_off_next(host, &db).unwrap_or(false) && !host.is_closing() {
             thread::park_timeout(LOOK_EVERY);
         }
     }
-    if let Ok(db) = open_db(host) {
-        // Whoever starts next pauses them else.
-        drop(db.pause_downloads());
-    }
+    // If this fails, whoever starts next does it.
+    drop(db.pause_downloads());
     drop(lock);
 }
 
 /// Whether there was one.
-fn work_off_next(host: &Arc<Shared>) -> Result<bool> {
-    let db = open_db(host)?;
+fn work_off_next(host: &Arc<Shared>, db: &Db) -> Result<bool> {
     let Some(Download { model, revision, .. }) = db.claim_download()? else { return Ok(false) };
     let revision = revision.as_deref();
     // What cannot be written now is written with what comes next.

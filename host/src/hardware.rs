@@ -123,8 +123,10 @@ static CARD_NEEDS: LazyLock<CardNeeds> = LazyLock::new(|| {
         };
         training_memory(&model.shape, &config, ADVISED_TOKENS, Placement::Cuda).total() as f64
     };
-    let (mixtures, dense): (Vec<_>, Vec<_>) =
+    let (mut mixtures, dense): (Vec<_>, Vec<_>) =
         catalog().iter().partition(|model| model.shape.experts.is_some());
+    // Copies follow what they are copies of.
+    mixtures.dedup_by_key(|model| model.shape);
     let sizes = |method| {
         let family = dense.iter().filter(|model| model.family == "Qwen3");
         family.map(|model| (bytes(model, method), model.parameters as f64)).collect()

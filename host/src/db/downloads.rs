@@ -8,9 +8,12 @@ use crate::error::Result;
 fn read(row: &Row<'_>) -> rusqlite::Result<Option<Download>> {
     let (status, record): (String, String) = (row.get("status")?, row.get("record")?);
     // One of another version of Lathe is no longer told of.
-    Ok(serde_json::from_str(&record).ok().map(|download: Download| Download {
-        status: from_word(&status).unwrap_or(DownloadStatus::Paused),
-        ..download
+    Ok(serde_json::from_str(&record).ok().map(|mut download: Download| {
+        download.status = from_word(&status).unwrap_or(DownloadStatus::Paused);
+        if download.status != DownloadStatus::Running {
+            (download.bytes_per_second, download.eta_seconds, download.note) = (0.0, None, None);
+        }
+        download
     }))
 }
 

@@ -42,17 +42,7 @@ pub(super) async fn fetch<'a>(
 ) -> Result<()> {
     let blob = target.blob(file);
     let lock_path = target.locks.join(format!("{}.lock", file.checksum.hex()));
-    let note = |text: &str| meter.note(Some(text.to_owned()));
-    let lock = lock(&lock_path, &|| {
-        // One of our own names of these contents is no news.
-        if is_first {
-            note("Another program is fetching the same file; waiting for it");
-        }
-    })
-    .await?;
-    if is_first {
-        meter.note(None);
-    }
+    let lock = lock(&lock_path, meter, is_first).await?;
     match fs::metadata(&blob) {
         Ok(found) if found.len() == file.size_bytes => meter.found(file.size_bytes),
         found => {
@@ -244,8 +234,9 @@ async fn within<T>(
     })
 }
 
-/// Waits for a lock, and calls `waits` if somebody holds it.
-async fn lock(path: &Path, waits: &dyn Fn()) -> Result<File> {
+/// Waits for a lock. `is_told`: whether it says so; that another name of the same contents is fetched here is no news.
+async fn lock(path: &Path, meter: &Meter<'_>, is_told: bool) -> Result<File> {
+    let mut has_waited = false;
     loop {
         let file = OpenOptions::new()
             .write(true)
@@ -255,14 +246,20 @@ async fn lock(path: &Path, waits: &dyn Fn()) -> Result<File> {
             .map_err(io_error("lock", path))?;
         match file.try_lock() {
             // Whoever held it may have removed it meanwhile.
-            Ok(()) if is_at(&file, path) => return Ok(file),
-            Ok(()) => {}
+            Ok(()) if !is_at(&file, path) => {}
             Err(TryLockError::WouldBlock) => {
-                waits();
+                if is_told && !std::mem::replace(&mut has_waited, true) {
+                    meter.note(Some("Another program is fetching the same file; waiting for it".into()));
+                }
                 time::sleep(LOOK_EVERY).await;
             }
             // Where there are no locks there is nobody to wait for: the checksum decides.
-            Err(TryLockError::Error(_)) => return Ok(file),
+            Ok(()) | Err(TryLockError::Error(_)) => {
+                if has_waited {
+                    meter.note(None);
+                }
+                return Ok(file);
+            }
         }
     }
 }

@@ -140,6 +140,9 @@ pub(super) fn unusable(listing: &Listing, config: Option<&Value>) -> Option<Stri
         let what = if is_adapter { "It is an adapter, not a model" } else { "It has no config.json" };
         return Some(what.into());
     }
+    if wanted.gguf.is_none() && !wanted.has("tokenizer.json") {
+        return Some("It has no tokenizer.json".into());
+    }
     problem_of_config(config?)
 }
 

@@ -6,7 +6,7 @@ mod retries;
 mod tests;
 mod trouble;
 
-use std::{fs, future::Future, pin::pin, time::Duration};
+use std::{fs, future::Future, path::PathBuf, pin::pin, time::Duration};
 
 use futures::future::{Either, select};
 use lathe_protocol::{ErrorCode, ErrorInfo};
@@ -18,11 +18,15 @@ pub(crate) use trouble::{Trouble, of_request};
 
 use crate::{
     error::{Result, io_error},
+    files,
     job::Job,
 };
 
 /// How often a job looks whether it is to stop.
 const LOOK_EVERY: Duration = Duration::from_millis(100);
+
+/// A server that is there answers sooner.
+const LONGEST_CONNECT: Duration = Duration::from_secs(10);
 
 /// Waits for `work` on this thread, and calls `each` several times a second. What is left of the work when the job is
 /// told to stop is dropped.
@@ -58,8 +62,8 @@ pub(crate) fn block_on<T>(
 /// environment names.
 pub(crate) fn client(options: &NetOptions) -> Result<Client> {
     let mut certificates = Vec::new();
-    for path in &options.ca_bundles {
-        let pem = fs::read(path).map_err(io_error("read the certificates", path))?;
+    for path in files_of(&options.ca_bundles)? {
+        let pem = fs::read(&path).map_err(io_error("read the certificates", &path))?;
         let read = Certificate::from_pem_bundle(&pem).map_err(|error| {
             ErrorInfo::new(
                 ErrorCode::Network,
@@ -71,7 +75,7 @@ pub(crate) fn client(options: &NetOptions) -> Result<Client> {
     }
     Client::builder()
         .user_agent(concat!("lathe/", env!("CARGO_PKG_VERSION")))
-        .connect_timeout(options.stall)
+        .connect_timeout(options.stall.min(LONGEST_CONNECT))
         .read_timeout(options.stall)
         .tls_certs_merge(certificates)
         .build()
@@ -86,4 +90,19 @@ pub(crate) fn client(options: &NetOptions) -> Result<Client> {
             )
             .hint("REQUESTS_CA_BUNDLE and CURL_CA_BUNDLE name files of certificates in PEM")
         })
+}
+
+/// The files themselves, and those in folders.
+fn files_of(paths: &[PathBuf]) -> Result<Vec<PathBuf>> {
+    let mut found = Vec::new();
+    for path in paths {
+        if path.is_dir() {
+            found.extend(
+                files::names_in(path)?.iter().map(|name| path.join(name)).filter(|path| path.is_file()),
+            );
+        } else {
+            found.push(path.clone());
+        }
+    }
+    Ok(found)
 }

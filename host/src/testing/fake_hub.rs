@@ -19,6 +19,9 @@ use sha2::{Digest as _, Sha256};
 
 pub const COMMIT: &str = "0123456789abcdef0123456789abcdef01234567";
 
+/// Entries of a tree that are told at a time.
+const PAGE: usize = 5;
+
 /// A model that the server has.
 #[derive(Clone)]
 pub struct Repo {
@@ -178,7 +181,7 @@ impl FakeHub {
     }
 
     fn answer(&self, stream: &mut dyn ReadWrite) -> io::Result<()> {
-        let request = read_request(stream)?;
+        let Ok(request) = read_request(stream) else { return head(stream, 400, &[], 0) };
         let fault = {
             let mut state = self.state();
             let rule =
@@ -203,8 +206,19 @@ impl FakeHub {
         if let Some(api) = path.strip_prefix("/api/models") {
             return match self.api(api.trim_start_matches('/'), &request.path, token) {
                 Ok(body) => {
+                    let mut headers = vec![("Content-Type", "application/json".to_owned())];
+                    let mut body = body;
+                    if let (true, Value::Array(entries)) = (path.contains("/tree/"), &mut body) {
+                        let from = query(&request.path, "cursor").map_or(0, |from| from.parse().unwrap());
+                        if from + PAGE < entries.len() {
+                            let next =
+                                format!("{}{path}?recursive=true&cursor={}", self.endpoint(), from + PAGE);
+                            headers.push(("Link", format!("<{next}>; rel=\"next\"")));
+                        }
+                        *entries = entries.iter().skip(from).take(PAGE).cloned().collect();
+                    }
                     let body = body.to_string();
-                    head(stream, 200, &[("Content-Type", "application/json".into())], body.len())?;
+                    head(stream, 200, &headers, body.len())?;
                     stream.write_all(body.as_bytes())
                 }
                 Err((status, code)) => head(stream, status, &[("X-Error-Code", code.into())], 0),
