@@ -6,7 +6,7 @@ use futures::{StreamExt as _, TryStreamExt as _};
 use lathe_protocol::{ErrorCode, ErrorInfo};
 use object_store::{
     Certificate, ClientOptions, Error as StoreError, GetOptions, GetRange, ObjectMeta, ObjectStore as _,
-    RetryConfig,
+    ObjectStoreExt as _, RetryConfig,
     aws::{AmazonS3, AmazonS3Builder},
     path::Path as ObjectPath,
 };
@@ -254,10 +254,13 @@ fn trouble(error: &StoreError, named: &Named, host: &str, region: &str) -> Troub
         let rest = says.split_once(&format!("<{tag}>"))?.1;
         Some(rest.split_once(&format!("</{tag}>"))?.0)
     };
-    let last = between("Message").or_else(|| between("Code")).unwrap_or_else(|| {
-        says.rsplit(" - ").next().unwrap_or(&says).lines().next().unwrap_or_default()
-    });
-    Trouble::passing(ErrorInfo::new(ErrorCode::Network, format!("{host} did not answer as it should: {last}")))
+    let last = between("Message")
+        .or_else(|| between("Code"))
+        .unwrap_or_else(|| says.rsplit(" - ").next().unwrap_or(&says).lines().next().unwrap_or_default());
+    Trouble::passing(ErrorInfo::new(
+        ErrorCode::Network,
+        format!("{host} did not answer as it should: {last}"),
+    ))
 }
 
 /// As servers answer that know the bucket elsewhere.
