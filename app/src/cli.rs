@@ -5,7 +5,7 @@ use lathe_protocol::{LogFormat, Thinking};
 
 /// Shape language models on your own workstation.
 ///
-/// M is a Hub id in the cache (Qwen/Qwen3-0.6B), a folder, a .gguf file, or starter.
+/// M is a Hub id in the cache (Qwen/Qwen3-0.6B), s3://bucket/prefix, a folder, a .gguf file, or starter.
 /// A is an adapter's name in the library, or a PEFT folder.
 #[derive(Debug, Parser)]
 #[command(name = "lathe", version, max_term_width = 110)]
@@ -96,9 +96,9 @@ pub enum Models {
         #[arg(long, default_value_t = 20, value_name = "N")]
         limit: usize,
     },
-    /// Download a model from the Hub into the Hugging Face cache; goes on where it was stopped
+    /// Download a model from the Hub into the Hugging Face cache, or from an S3 bucket; goes on where it was stopped
     Pull {
-        /// owner/name, or one GGUF file of it: owner/name:Q4_K_M, owner/name/FILE.gguf
+        /// owner/name, or one GGUF file of it: owner/name:Q4_K_M, owner/name/FILE.gguf; or s3://bucket/prefix
         #[arg(value_name = "M")]
         model: String,
         /// A branch, tag or commit [default: main]
@@ -119,6 +119,7 @@ pub enum Models {
     },
     /// Check a model's files: checksums, lengths, missing shards
     Verify {
+        /// Also M@COMMIT, or dataset/owner/name
         #[arg(value_name = "M")]
         model: String,
     },
@@ -127,6 +128,48 @@ pub enum Models {
         #[arg(value_name = "M")]
         model: String,
     },
+    /// The Hugging Face cache: what lies in it, by repository
+    #[command(args_conflicts_with_subcommands = true)]
+    Cache {
+        #[command(subcommand)]
+        act: Option<CacheAct>,
+        /// By revision
+        #[arg(long)]
+        revisions: bool,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+pub enum CacheAct {
+    /// Delete repositories, revisions or what nothing needs; says what that frees, and asks
+    Rm(CacheRm),
+    /// Move the cache, or a repository of it, to another disk; a link stays, so that Python finds it
+    Move {
+        /// A folder that is empty, or not there yet
+        dir: PathBuf,
+        /// Only this one, into a folder of its own in DIR
+        #[arg(long, value_name = "M")]
+        repo: Option<String>,
+    },
+}
+
+#[derive(Debug, Args)]
+pub struct CacheRm {
+    /// owner/name, or owner/name@COMMIT (its beginning, or a branch); dataset/owner/name for what is no model
+    #[arg(value_name = "TARGET", required_unless_present_any = ["detached", "unreferenced", "incomplete"])]
+    pub targets: Vec<String>,
+    /// Revisions without a branch or tag
+    #[arg(long)]
+    pub detached: bool,
+    /// Files that no revision refers to
+    #[arg(long)]
+    pub unreferenced: bool,
+    /// Downloads that were not finished, and what something interrupted left
+    #[arg(long)]
+    pub incomplete: bool,
+    /// Do not ask
+    #[arg(short, long)]
+    pub yes: bool,
 }
 
 #[derive(Debug, Args)]

@@ -5,6 +5,7 @@ mod tests;
 
 use std::{
     fs::{File, OpenOptions, TryLockError},
+    path::PathBuf,
     sync::{Arc, Mutex, PoisonError},
     thread::{self, JoinHandle},
     time::{Duration, Instant},
@@ -13,7 +14,7 @@ use std::{
 use lathe_protocol::{Download, DownloadAct, DownloadStatus, ErrorCode, ErrorInfo, EventBody};
 
 use crate::{
-    Shared,
+    Paths, Shared,
     db::Db,
     download::{Meter, discard_partial},
     error::{Result, io_error, not_found, usage},
@@ -22,6 +23,7 @@ use crate::{
     hub::{Named, pull_model},
     job::Job,
     models::hub as cache,
+    s3,
 };
 
 const LOOK_EVERY: Duration = Duration::from_millis(300);
@@ -135,7 +137,7 @@ pub(crate) fn follow(job: &Job) -> Result<()> {
 }
 
 pub(crate) fn add(job: &Job, model: &str, revision: Option<String>) -> Result<()> {
-    let model = Named::parse(model)?.text();
+    let model = name_of(model)?;
     let db = open_db(&job.host)?;
     start(&job.host, &db)?;
     db.exclusively(|| {
@@ -206,11 +208,24 @@ fn tell(job: &Job, db: &Db) -> Result<()> {
     Ok(())
 }
 
+/// What it is called in the list, however it was written.
+fn name_of(model: &str) -> Result<String> {
+    Ok(if s3::is_name(model) { s3::Named::parse(model)?.text() } else { Named::parse(model)?.text() })
+}
+
+/// The folder of its repository, and where that lies.
+fn place_of(paths: &Paths, model: &str) -> Result<(PathBuf, String)> {
+    if s3::is_name(model) {
+        let named = s3::Named::parse(model)?;
+        return Ok((named.home(paths), named.folder()));
+    }
+    Ok((paths.hf_cache.clone(), cache::repo_folder(&Named::parse(model)?.id)))
+}
+
 /// Deletes the model's files that are not whole; those that somebody else is fetching stay.
 fn discard(job: &Job, model: &str) -> Result<u64> {
-    let folder = cache::repo_folder(&Named::parse(model)?.id);
-    let cache_dir = &job.host.paths().hf_cache;
-    let (blobs, locks) = (cache_dir.join(&folder).join("blobs"), cache_dir.join(".locks").join(&folder));
+    let (home, folder) = place_of(job.host.paths(), model)?;
+    let (blobs, locks) = (home.join(&folder).join("blobs"), home.join(".locks").join(&folder));
     let due = Instant::now() + LET_GO;
     let mut freed = 0;
     loop {

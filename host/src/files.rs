@@ -1,7 +1,7 @@
 //! Files written whole or not at all, read as they occur in the wild, and hashed.
 
 use std::{
-    fs::{self, File},
+    fs::{self, File, TryLockError},
     io::{self, Read as _, Write as _},
     path::{Path, PathBuf},
     time::{SystemTime, UNIX_EPOCH},
@@ -9,6 +9,7 @@ use std::{
 
 use lathe_protocol::{ErrorCode, ErrorInfo};
 use serde::{Serialize, de::DeserializeOwned};
+use sysinfo::{Pid, ProcessesToUpdate, System};
 
 use crate::error::{Result, io_error};
 
@@ -46,6 +47,30 @@ pub(crate) fn write_json(path: &Path, value: &impl Serialize) -> Result<()> {
 pub(crate) fn aside(path: &Path) -> PathBuf {
     let name = path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
     path.with_file_name(format!(".{name}.{}", unique_suffix()))
+}
+
+/// Whether it is a name that [`aside`] made.
+pub(crate) fn is_aside(name: &str) -> bool {
+    name.starts_with('.') && maker_of(name).is_some()
+}
+
+/// Whether it is a name that [`aside`] made for a process that has ended.
+pub(crate) fn is_abandoned(name: &str) -> bool {
+    name.starts_with('.') && maker_of(name).is_some_and(|process| !is_alive(process))
+}
+
+fn maker_of(name: &str) -> Option<u32> {
+    let (_, suffix) = name.rsplit_once(".tmp-")?;
+    suffix.split_once('-')?.0.parse().ok()
+}
+
+/// Also if it cannot be told.
+fn is_alive(process: u32) -> bool {
+    let process = Pid::from_u32(process);
+    System::new().map_or(true, |mut system| {
+        system.refresh_processes(ProcessesToUpdate::Some(&[process]), true);
+        system.process(process).is_some()
+    })
 }
 
 /// Differs between processes, threads and calls.
@@ -110,6 +135,11 @@ pub(crate) fn read_pieces(
             Err(error) => return Err(io_error("read", path)(error)),
         }
     }
+}
+
+/// Whether a process holds the lock.
+pub(crate) fn is_locked(lock: &Path) -> bool {
+    File::open(lock).is_ok_and(|file| matches!(file.try_lock_shared(), Err(TryLockError::WouldBlock)))
 }
 
 pub(crate) fn hex(bytes: &[u8]) -> String {

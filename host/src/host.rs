@@ -18,7 +18,7 @@ use lathe_protocol::{
 };
 
 use crate::{
-    Paths, adapters, browse, chats, config, doctor,
+    Paths, adapters, browse, cache, chats, config, doctor,
     downloads::{self, Downloads},
     error::{Result, io_error, not_found, usage},
     files,
@@ -28,7 +28,9 @@ use crate::{
     models,
     net::NetOptions,
     paths::absolute,
-    probe, runs, settings, token, token_cache,
+    probe, runs,
+    s3::S3Options,
+    settings, token, token_cache,
     worker::{self, Verdict},
 };
 
@@ -59,6 +61,8 @@ pub struct HostOptions {
     /// The driver's library that tells of the cards, in place of the system's own. From `LATHE_NVML`.
     pub nvml: Option<OsString>,
     pub net: NetOptions,
+    /// Who asks which S3 server.
+    pub s3: S3Options,
     /// Called, on any thread, after every event that [`EngineLink::drain`] can give.
     pub on_event: Option<Arc<dyn Fn() + Send + Sync>>,
 }
@@ -82,6 +86,7 @@ impl HostOptions {
                 .map(|cards| cards.to_string_lossy().into_owned()),
             nvml: env("LATHE_NVML"),
             net: NetOptions::from_env(),
+            s3: S3Options::from_env(),
             on_event: None,
         }
     }
@@ -329,11 +334,10 @@ fn run(job: &mut Job, body: CommandBody) -> Result<()> {
         CommandBody::DownloadsAdd { model, revision } => downloads::add(job, &model, revision)?,
         CommandBody::DownloadsAct { model, act } => downloads::act(job, &model, act)?,
 
-        // Cache (helper cache):
-        CommandBody::CacheShow
-        | CommandBody::CachePlan { .. }
-        | CommandBody::CacheDelete { .. }
-        | CommandBody::CacheMove { .. } => return Err(usage("Not built yet")),
+        CommandBody::CacheShow => cache::show(job)?,
+        CommandBody::CachePlan { targets } => cache::plan(job, targets)?,
+        CommandBody::CacheDelete { targets } => cache::delete(job, &targets)?,
+        CommandBody::CacheMove { repo, to } => cache::move_to(job, repo, &to)?,
 
         CommandBody::DataCheck { model, data, eval_data, config } => {
             let mut data = data_job(job, &model, &data, config)?;

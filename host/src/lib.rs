@@ -5,6 +5,7 @@
 
 mod adapters;
 mod browse;
+mod cache;
 mod chats;
 pub mod config;
 mod cuda;
@@ -25,6 +26,7 @@ mod net;
 mod paths;
 mod probe;
 mod runs;
+mod s3;
 mod samples;
 mod settings;
 #[cfg(test)]
@@ -40,5 +42,6 @@ pub use host::{Host, HostOptions};
 pub use net::NetOptions;
 pub use paths::Paths;
 pub use runs::recovery_hint;
+pub use s3::S3Options;
 pub use samples::write_samples;
 pub use viewers::{Sink, ViewerId, Viewers};

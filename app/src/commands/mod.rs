@@ -1,3 +1,4 @@
+mod cache;
 mod chat;
 mod compare;
 mod data;
@@ -18,7 +19,7 @@ use lathe_protocol::{
 };
 
 use crate::{
-    cli::{Adapters, CommandLine, ConfigArgs, Data, Eval, Logits, Models, Runs},
+    cli::{Adapters, CacheAct, CommandLine, ConfigArgs, Data, Eval, Logits, Models, Runs},
     note, output,
     session::Session,
 };
@@ -42,6 +43,13 @@ pub fn run(session: &mut Session, command: CommandLine) -> Outcome {
         CommandLine::Models(Models::Verify { model }) => library::verify(session, &model),
         CommandLine::Models(Models::Rm { model }) => {
             library::remove(session, CommandBody::ModelsRemove { model })
+        }
+        CommandLine::Models(Models::Cache { act: None, revisions }) => cache::show(session, revisions),
+        CommandLine::Models(Models::Cache { act: Some(CacheAct::Rm(args)), .. }) => {
+            cache::remove(session, &args)
+        }
+        CommandLine::Models(Models::Cache { act: Some(CacheAct::Move { dir, repo }), .. }) => {
+            cache::move_to(session, full_path(&dir), repo.as_deref())
         }
 
         CommandLine::Estimate { model, config, probe } => estimate::run(session, &model, &config, probe),

@@ -9,6 +9,7 @@ use std::{
 
 use futures::StreamExt as _;
 use lathe_protocol::{ErrorCode, ErrorInfo};
+use md5::Md5;
 use sha1::Sha1;
 use sha2::{Digest as _, Sha256};
 use tokio::{task, time};
@@ -294,12 +295,17 @@ pub(crate) fn discard_partial(partial: &Path, locks: &Path) -> Result<Option<u64
 enum Hasher {
     Sha256(Sha256),
     Git(Sha1),
+    Md5(Md5),
+    /// There is nothing to compare with.
+    None(String),
 }
 
 impl Hasher {
     fn new(file: &RemoteFile) -> Self {
-        match file.checksum {
+        match &file.checksum {
             Checksum::Sha256(_) => Self::Sha256(Sha256::new()),
+            Checksum::Md5(_) => Self::Md5(Md5::new()),
+            Checksum::Version(version) => Self::None(version.clone()),
             Checksum::Git(_) => Self::Git(Sha1::new().chain_update(format!("blob {}\0", file.size_bytes))),
         }
     }
@@ -308,6 +314,8 @@ impl Hasher {
         match self {
             Self::Sha256(hasher) => hasher.update(bytes),
             Self::Git(hasher) => hasher.update(bytes),
+            Self::Md5(hasher) => hasher.update(bytes),
+            Self::None(_) => {}
         }
     }
 
@@ -315,6 +323,8 @@ impl Hasher {
         match self {
             Self::Sha256(hasher) => files::hex(&hasher.finalize()),
             Self::Git(hasher) => files::hex(&hasher.finalize()),
+            Self::Md5(hasher) => files::hex(&hasher.finalize()),
+            Self::None(version) => version,
         }
     }
 }

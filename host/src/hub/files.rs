@@ -9,7 +9,7 @@ use crate::{download::RemoteFile, error::Result, models::check::is_gguf};
 const USUAL_QUANTS: [&str; 6] = ["Q4_K_M", "Q4_K_S", "Q4_0", "Q5_K_M", "Q8_0", "MXFP4"];
 
 /// Of the files, those a download fetches; and the GGUF among them, if one had to be chosen.
-pub(super) struct Wanted {
+pub(crate) struct Wanted {
     pub files: Vec<RemoteFile>,
     pub gguf: Option<String>,
     /// Other GGUFs that could have been.
@@ -17,16 +17,16 @@ pub(super) struct Wanted {
 }
 
 impl Wanted {
-    pub(super) fn has(&self, name: &str) -> bool {
+    pub(crate) fn has(&self, name: &str) -> bool {
         self.files.iter().any(|file| file.name == name)
     }
 
-    pub(super) fn has_weights(&self) -> bool {
+    pub(crate) fn has_weights(&self) -> bool {
         self.gguf.is_some() || self.files.iter().any(|file| file.name.ends_with(".safetensors"))
     }
 }
 
-pub(super) fn wanted(named: &Named, files: &[RemoteFile]) -> Result<Wanted> {
+pub(crate) fn wanted(named: &Named, files: &[RemoteFile]) -> Result<Wanted> {
     let has = |name: &str| files.iter().any(|file| file.name == name);
     let is_indexed = has("model.safetensors.index.json");
     let has_shards = files.iter().any(|file| is_shard(&file.name));

@@ -11,7 +11,7 @@ use crate::{
     error::Result,
     job::{Job, StopLevel},
     models::{self, hub as cache},
-    net,
+    net, s3,
 };
 
 /// Downloads a model for whoever waits for it.
@@ -51,6 +51,9 @@ pub(crate) fn pull_model(
     meter: &Meter<'_>,
     each: &dyn Fn() -> Result<()>,
 ) -> Result<ModelEntry> {
+    if s3::is_name(model) {
+        return s3::pull_model(job, model, revision, meter, each);
+    }
     let named = Named::parse(model)?;
     let hub = Hub::open(&job.host)?;
     let cache_dir = &job.host.paths().hf_cache;

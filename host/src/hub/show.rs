@@ -23,7 +23,7 @@ use crate::{
         contents::{Contents, Head},
         gguf, hub as cache, safetensors,
     },
-    net,
+    net, s3,
 };
 
 /// Asked for first of a file of weights: most headers are shorter.
@@ -55,6 +55,9 @@ pub(super) async fn list(
 }
 
 pub(crate) fn show(job: &Job, model: &str, revision: Option<&str>) -> Result<()> {
+    if s3::is_name(model) {
+        return s3::show(job, model);
+    }
     let named = Named::parse(model)?;
     let hub = Hub::open(&job.host)?;
     let cache = &job.host.paths().hf_cache;
@@ -62,7 +65,8 @@ pub(crate) fn show(job: &Job, model: &str, revision: Option<&str>) -> Result<()>
         let listing = list(&hub, &named, revision, &|_| {}).await?;
         let Listing { info, commit, files, wanted } = &listing;
         let target = Target::new(cache, &cache::repo_folder(&named.id), commit, None);
-        let (findings, problem) = match heads(&hub, &named.id, commit, wanted).await {
+        let asked = heads(wanted, |file, count| hub.head(&named.id, commit, &file.name, count)).await;
+        let (findings, problem) = match asked {
             Ok(heads) => {
                 let problem = problem(&listing, &heads);
                 let names: Vec<String> = heads.keys().cloned().collect();
@@ -107,7 +111,7 @@ pub(crate) fn show(job: &Job, model: &str, revision: Option<&str>) -> Result<()>
 }
 
 /// Why what a download would fetch cannot be used, if its small files tell.
-fn problem(listing: &Listing, heads: &BTreeMap<String, Head>) -> Option<String> {
+fn problem(listing: &Listing, heads: &Heads) -> Option<String> {
     let contents = Contents::Heads(heads);
     unusable(listing, contents.json("config.json").ok().as_ref()).or_else(|| {
         let gguf = listing.wanted.gguf.as_ref()?;
@@ -148,19 +152,28 @@ pub(super) fn refuse(named: &Named, problem: &str) -> ErrorInfo {
         .hint("nothing was downloaded; `lathe models search` shows models that can be used first")
 }
 
-/// Whole small files that describe the model, and the headers of its weights.
-async fn heads(hub: &Hub, id: &str, commit: &str, wanted: &Wanted) -> Result<BTreeMap<String, Head>> {
+/// The first bytes of a model's files, by name.
+pub(crate) type Heads = BTreeMap<String, Head>;
+
+/// Whole small files that describe the model, and the headers of its weights. `head` asks for a file's first bytes.
+pub(crate) async fn heads<'a, F: Future<Output = Result<Vec<u8>>>>(
+    wanted: &'a Wanted,
+    head: impl Fn(&'a RemoteFile, u64) -> F,
+) -> Result<Heads> {
     // Only that they are there matters.
     let is_read = |name: &str| ["config.json", "model.safetensors.index.json"].contains(&name);
+    let head = &head;
     stream::iter(&wanted.files)
         .map(|file| async move {
             let RemoteFile { name, size_bytes, .. } = file;
-            let bytes = if is_gguf(name.as_ref()) {
-                gguf_head(hub, id, commit, file).await?
+            let bytes = if *size_bytes == 0 {
+                Vec::new()
+            } else if is_gguf(name.as_ref()) {
+                gguf_head(file, head).await?
             } else if name.ends_with(".safetensors") {
-                safetensors_head(hub, id, commit, file).await?
-            } else if is_read(name) && *size_bytes > 0 && *size_bytes <= SMALL_FILE_BYTES {
-                hub.head(id, commit, name, *size_bytes).await?
+                safetensors_head(file, head).await?
+            } else if is_read(name) && *size_bytes <= SMALL_FILE_BYTES {
+                head(file, *size_bytes).await?
             } else {
                 Vec::new()
             };
@@ -171,28 +184,26 @@ async fn heads(hub: &Hub, id: &str, commit: &str, wanted: &Wanted) -> Result<BTr
         .await
 }
 
-async fn safetensors_head(hub: &Hub, id: &str, commit: &str, file: &RemoteFile) -> Result<Vec<u8>> {
-    let RemoteFile { name, size_bytes, .. } = file;
-    if *size_bytes == 0 {
-        return Ok(Vec::new());
-    }
-    let head = hub.head(id, commit, name, FIRST_BYTES.min(*size_bytes)).await?;
-    match safetensors::header_end(&head) {
-        Some(end) if end > head.len() as u64 && end <= *size_bytes => hub.head(id, commit, name, end).await,
-        _ => Ok(head),
+async fn safetensors_head<'a, F: Future<Output = Result<Vec<u8>>>>(
+    file: &'a RemoteFile,
+    head: impl Fn(&'a RemoteFile, u64) -> F,
+) -> Result<Vec<u8>> {
+    let first = head(file, FIRST_BYTES.min(file.size_bytes)).await?;
+    match safetensors::header_end(&first) {
+        Some(end) if end > first.len() as u64 && end <= file.size_bytes => head(file, end).await,
+        _ => Ok(first),
     }
 }
 
-async fn gguf_head(hub: &Hub, id: &str, commit: &str, file: &RemoteFile) -> Result<Vec<u8>> {
-    let RemoteFile { name, size_bytes, .. } = file;
+async fn gguf_head<'a, F: Future<Output = Result<Vec<u8>>>>(
+    file: &'a RemoteFile,
+    head: impl Fn(&'a RemoteFile, u64) -> F,
+) -> Result<Vec<u8>> {
     let mut count = GGUF_FIRST_BYTES;
     loop {
-        if *size_bytes == 0 {
-            return Ok(Vec::new());
-        }
-        let head = hub.head(id, commit, name, count.min(*size_bytes)).await?;
-        if count >= (*size_bytes).min(GGUF_MOST_BYTES) || gguf::is_header_whole(&head, *size_bytes) {
-            return Ok(head);
+        let first = head(file, count.min(file.size_bytes)).await?;
+        if count >= file.size_bytes.min(GGUF_MOST_BYTES) || gguf::is_header_whole(&first, file.size_bytes) {
+            return Ok(first);
         }
         count *= 2;
     }

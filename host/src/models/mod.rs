@@ -12,11 +12,14 @@ mod tests;
 mod verify;
 
 use std::{
-    fs,
+    fs::{self, File},
     path::{Path, PathBuf},
 };
 
-use lathe_protocol::{ErrorCode, ErrorInfo, EventBody, Job as WorkerJob, ModelEntry, ModelFile, ModelShape};
+use lathe_protocol::{
+    CacheTarget, ErrorCode, ErrorInfo, EventBody, Job as WorkerJob, ModelEntry, ModelFile, ModelShape,
+    RepoKind,
+};
 
 use check::{Depth, is_gguf};
 pub(crate) use check::{file_name, is_gguf as is_gguf_path};
@@ -24,14 +27,21 @@ pub(crate) use import::import;
 pub(crate) use verify::verify;
 
 use crate::{
-    Paths,
-    error::{Result, did_you_mean, io_error, near, not_found},
+    Paths, cache,
+    error::{Result, did_you_mean, near, not_found},
     files,
     hub::{Named, pick_gguf, quant_of},
     job::Job,
     paths::absolute,
+    s3,
     worker::{self, Beat, Verdict},
 };
+
+/// Says that the model that lies there is used, until the result is dropped; nobody removes or moves it meanwhile.
+pub(crate) fn hold(paths: &Paths, path: &Path) -> Option<File> {
+    let bucket = || Some(s3::Named::of_path(paths, path)?.home(paths));
+    cache::use_model(&paths.hf_cache, path).or_else(|| cache::use_model(&bucket()?, path))
+}
 
 /// A model that is there.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -50,10 +60,15 @@ impl Resolved {
     }
 }
 
-/// Finds a model: `starter`, a folder or `.gguf` file, a Hub id in the cache, or the short name of exactly one.
+/// Finds a model: `starter`, `s3://…`, a folder or `.gguf` file, a Hub id in the cache, or the short name of exactly one.
 pub(crate) fn resolve(paths: &Paths, name: &str) -> Result<Resolved> {
     if name == starter::NAME {
         return Ok(Resolved { name: name.into(), path: starter::folder(paths)?, repo: None });
+    }
+    if s3::is_name(name) {
+        let named = s3::Named::parse(name)?;
+        let path = model_in(&s3::snapshot(paths, &named)?, &named.text())?;
+        return Ok(Resolved { name: named.text(), path, repo: Some(named.repo(paths)) });
     }
     let path = absolute(name.as_ref());
     if !name.is_empty() && path.exists() {
@@ -196,6 +211,7 @@ pub(crate) fn list(paths: &Paths) -> Result<Vec<ModelEntry>> {
             }
         }
     }
+    models.extend(s3::list(paths)?);
     Ok(models)
 }
 
@@ -260,26 +276,25 @@ pub(crate) fn remove(job: &Job, name: &str) -> Result<()> {
             "The starter model is part of Lathe and cannot be removed",
         ));
     }
+    if s3::is_name(name) {
+        return s3::remove(job, name);
+    }
     let repos = hub::repos(&paths.hf_cache)?;
     // A repo that holds nothing usable can be removed by its whole name.
-    let repo = match repos.iter().find(|repo| repo.id == name) {
-        Some(repo) => repo.dir.clone(),
-        None => resolve(paths, name)?.repo.ok_or_else(|| {
-            let path = absolute(name.as_ref());
-            ErrorInfo::new(
-                ErrorCode::Usage,
-                format!("Only models in the Hugging Face cache are removed: {}", path.display()),
-            )
-            .hint("remove a folder of your own with your file manager")
-        })?,
+    let id = match repos.iter().find(|repo| repo.id == name) {
+        Some(repo) => repo.id.clone(),
+        None => {
+            let dir = resolve(paths, name)?.repo;
+            let repo = repos.iter().find(|repo| Some(&repo.dir) == dir.as_ref());
+            repo.map(|repo| repo.id.clone()).ok_or_else(|| {
+                let path = absolute(name.as_ref());
+                ErrorInfo::new(
+                    ErrorCode::Usage,
+                    format!("Only models in the Hugging Face cache are removed: {}", path.display()),
+                )
+                .hint("remove a folder of your own with your file manager")
+            })?
+        }
     };
-    let id = hub::repos(&paths.hf_cache)?.into_iter().find(|found| found.dir == repo);
-    let (id, freed_bytes) = id.map_or((name.to_owned(), 0), |repo| (repo.id.clone(), repo.size_bytes()));
-    // Out of sight in one step; what is deleted next can be interrupted without harm.
-    let aside = files::aside(&repo);
-    fs::rename(&repo, &aside).map_err(io_error("remove", &repo))?;
-    fs::remove_dir_all(&aside).map_err(io_error("remove", &aside))?;
-    files::remove_quietly(&paths.hf_cache.join(".locks").join(file_name(&repo)));
-    job.emit(EventBody::Removed { what: format!("model {id}"), freed_bytes });
-    Ok(())
+    cache::delete(job, &[CacheTarget::Repo { kind: RepoKind::Model, id }])
 }
