@@ -11,7 +11,7 @@ use egui_kittest::{
 };
 use lathe_protocol::{
     CacheTarget, CommandBody, DownloadAct, DownloadStatus, ErrorCode, ErrorInfo, EventBody, Gate, HubDetails,
-    HubFile, HubModel, ModelEntry, RepoKind,
+    HubFile, HubModel, ModelEntry, ModelProblem, RepoKind,
 };
 use lathe_ui::Route;
 use support::{
@@ -354,6 +354,44 @@ fn deleting_shows_what_is_freed_first() {
     harness.get_by_label("Deleted: 8.2 GB are free again");
     assert!(sent(&link).ends_with(&[CommandBody::ModelsList, CommandBody::CacheShow]));
     assert!(!is_enabled(&harness, "Delete selected…"));
+}
+
+#[test]
+fn a_model_is_deleted_once_it_is_shown_what_goes_with_it() {
+    let link = link();
+    let mut harness = open_with(&link, "On this machine");
+    click(&mut harness, "Delete HuggingFaceTB/SmolLM2-1.7B-Instruct…");
+    harness.get_by_label("model HuggingFaceTB/SmolLM2-1.7B-Instruct, all 2 revisions");
+    click(&mut harness, "Delete, free 4.1 GB");
+    let id = "HuggingFaceTB/SmolLM2-1.7B-Instruct".to_owned();
+    let delete = CommandBody::CacheDelete { targets: vec![CacheTarget::Repo { kind: RepoKind::Model, id }] };
+    assert_eq!(sent(&link).last(), Some(&delete));
+    let error = ErrorInfo::new(ErrorCode::Busy, "A run uses it");
+    say(&link, |body| *body == delete, EventBody::Failed { error });
+    settle(&mut harness);
+    harness.get_by_label("A run uses it");
+    click(&mut harness, "Cancel");
+    assert!(harness.query_by_label("A run uses it").is_none());
+}
+
+#[test]
+fn any_revision_of_anything_can_be_verified() {
+    let link = link();
+    let mut harness = open_with(&link, "Storage");
+    click(&mut harness, "Verify HuggingFaceH4/ultrachat_200k");
+    let name = format!("dataset/HuggingFaceH4/ultrachat_200k@{}", "8049631c".repeat(5));
+    let verify = CommandBody::ModelsVerify { model: name };
+    assert_eq!(sent(&link).last(), Some(&verify));
+    let problem = ModelProblem { file: "data/train.parquet".into(), problem: "it is damaged".into() };
+    let found = EventBody::ModelProblems { problems: vec![problem], files_checked: 9, bytes_checked: 9 };
+    say(&link, |body| *body == verify, found);
+    say(&link, |body| *body == verify, EventBody::Done);
+    settle(&mut harness);
+    harness.get_by_label("data/train.parquet: it is damaged");
+    click(&mut harness, "Unfold Qwen/Qwen3-8B");
+    click(&mut harness, "Verify Qwen/Qwen3-8B at 9c925d64");
+    let name = format!("Qwen/Qwen3-8B@{}", "9c925d64".repeat(5));
+    assert!(sent(&link).contains(&CommandBody::ModelsVerify { model: name }));
 }
 
 #[test]

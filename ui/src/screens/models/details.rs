@@ -194,7 +194,8 @@ impl Details {
         } else {
             fetching.refusal(ui, model, store, out);
         }
-        let is_here = store.model(model).is_some_and(|entry| entry.problem.is_none());
+        let entry = store.usable_model(model);
+        let is_here = entry.is_some();
         let mut is_closed = false;
         // Where it is needed, it stands with the reason.
         let is_open = self.asked.value.as_ref().is_none_or(|details| details.gate == Gate::Open);
@@ -205,12 +206,12 @@ impl Details {
             }
             ui.with_layout(Layout::right_to_left(Align::Center), |ui| {
                 let missing = self.asked.value.as_ref().map(|details| details.missing_bytes);
-                if is_here {
+                if let Some(entry) = entry {
                     if Button::primary("Fine-tune…").icon(icons::SPARKLE).clicked(ui) {
-                        out.act(Action::NewRun { model: Some(model.to_owned()) });
+                        out.act(Action::NewRun { model: Some(entry.name.clone()) });
                     }
                     if Button::secondary("Chat").icon(icons::CHAT_CIRCLE).clicked(ui) {
-                        out.chat(model);
+                        out.chat(&entry.name);
                     }
                 }
                 if under_way.is_none() && (!is_here || missing.is_some_and(|missing| missing > 0)) {

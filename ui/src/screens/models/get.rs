@@ -224,7 +224,7 @@ fn about(model: &HubModel, store: &Store) -> String {
 
 /// Whether it is here or on its way.
 fn whereabouts(model: &str, store: &Store) -> Option<(Tone, String)> {
-    if store.model(model).is_some_and(|entry| entry.problem.is_none()) {
+    if store.usable_model(model).is_some() {
         return Some((Tone::Success, "On this machine".into()));
     }
     let download = store.download(model)?;

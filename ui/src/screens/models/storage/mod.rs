@@ -7,8 +7,8 @@ use std::collections::BTreeSet;
 use egui::{Align, Layout, Ui};
 use lathe_protocol::{CacheReport, CacheTarget, CommandBody, Event, EventBody};
 
+pub use self::deletion::Deletion;
 use self::{
-    deletion::Deletion,
     moving::Moving,
     repos::{Click, Repos},
 };
