@@ -38,12 +38,12 @@ pub enum CommandLine {
     Quickstart(Quickstart),
     /// This machine, and what it fits
     Hardware,
-    /// Models on disk
+    /// Models on disk and on the Hub
     #[command(subcommand)]
     Models(Models),
     /// The memory a run takes, by part, and which cards it fits
     Estimate {
-        /// As elsewhere, or one of the catalog that is not here yet (openai/gpt-oss-20b)
+        /// As elsewhere, or one of the Hub that is not here yet (openai/gpt-oss-20b)
         #[arg(long, value_name = "M")]
         model: String,
         #[command(flatten)]
@@ -85,8 +85,27 @@ pub struct Quickstart {
 #[derive(Debug, Subcommand)]
 pub enum Models {
     /// Every model on disk
-    List,
-    /// One model, in detail
+    List {
+        /// Those worth knowing instead, on disk or not
+        #[arg(long)]
+        catalog: bool,
+    },
+    /// Find models on the Hub; those that can be used come first
+    Search {
+        words: Vec<String>,
+        #[arg(long, default_value_t = 20, value_name = "N")]
+        limit: usize,
+    },
+    /// Download a model from the Hub into the Hugging Face cache; goes on where it was stopped
+    Pull {
+        /// owner/name, or one GGUF file of it: owner/name:Q4_K_M, owner/name/FILE.gguf
+        #[arg(value_name = "M")]
+        model: String,
+        /// A branch, tag or commit [default: main]
+        #[arg(long, value_name = "R")]
+        revision: Option<String>,
+    },
+    /// One model, in detail; of one that is not here, what the Hub tells of it
     Show {
         #[arg(value_name = "M")]
         model: String,
@@ -100,6 +119,7 @@ pub enum Models {
     },
     /// Check a model's files: checksums, lengths, missing shards
     Verify {
+        /// Also M@COMMIT, or dataset/owner/name
         #[arg(value_name = "M")]
         model: String,
     },
@@ -108,6 +128,48 @@ pub enum Models {
         #[arg(value_name = "M")]
         model: String,
     },
+    /// The Hugging Face cache: what lies in it, by repository
+    #[command(args_conflicts_with_subcommands = true)]
+    Cache {
+        #[command(subcommand)]
+        act: Option<CacheAct>,
+        /// By revision
+        #[arg(long)]
+        revisions: bool,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+pub enum CacheAct {
+    /// Delete repositories, revisions or what nothing needs; says what that frees, and asks
+    Rm(CacheRm),
+    /// Move the cache, or a repository of it, to another disk; a link stays, so that Python finds it
+    Move {
+        /// A folder that is empty, or not there yet
+        dir: PathBuf,
+        /// Only this one, into a folder of its own in DIR
+        #[arg(long, value_name = "M")]
+        repo: Option<String>,
+    },
+}
+
+#[derive(Debug, Args)]
+pub struct CacheRm {
+    /// owner/name, or owner/name@COMMIT (its beginning, or a branch); dataset/owner/name for what is no model
+    #[arg(value_name = "TARGET", required_unless_present_any = ["detached", "unreferenced", "incomplete"])]
+    pub targets: Vec<String>,
+    /// Revisions without a branch or tag
+    #[arg(long)]
+    pub detached: bool,
+    /// Files that no revision refers to
+    #[arg(long)]
+    pub unreferenced: bool,
+    /// Downloads that were not finished, and what something interrupted left
+    #[arg(long)]
+    pub incomplete: bool,
+    /// Do not ask
+    #[arg(short, long)]
+    pub yes: bool,
 }
 
 #[derive(Debug, Args)]

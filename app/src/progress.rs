@@ -6,7 +6,7 @@ use std::{
 };
 
 use indicatif::{ProgressBar, ProgressStyle};
-use lathe_protocol::{EvalMetrics, EventBody};
+use lathe_protocol::{Download, EvalMetrics, EventBody};
 use lathe_ui::{RunView, format};
 
 use crate::{append, note, output};
@@ -48,6 +48,69 @@ fn prepare(bar: &ProgressBar, what: &str, done: u64, total: u64) {
     bar.set_message(what.to_owned());
     bar.set_position(done);
     bar.tick();
+}
+
+/// A download.
+pub struct Downloading {
+    bar: Option<ProgressBar>,
+    last_line: Option<Instant>,
+    last_note: Option<String>,
+}
+
+impl Downloading {
+    pub fn new() -> Self {
+        Self { bar: None, last_line: None, last_note: None }
+    }
+
+    pub fn show(&mut self, download: &Download) {
+        if stderr().is_terminal() {
+            let bar = self.bar.get_or_insert_with(|| ProgressBar::new(0));
+            bar.set_style(style(if download.total_bytes > 0 {
+                "{bar:30.cyan/dim} {percent}%  {msg}"
+            } else {
+                "{spinner} {msg}"
+            }));
+            bar.set_length(download.total_bytes);
+            bar.set_message(Self::line(download));
+            bar.set_position(download.done_bytes);
+            return bar.tick();
+        }
+        let is_news = download.note.is_some() && download.note != self.last_note;
+        let is_due = self.last_line.is_none_or(|last| last.elapsed() >= LINE_EVERY);
+        self.last_note.clone_from(&download.note);
+        if download.total_bytes > 0 && is_due || is_news {
+            self.last_line = Some(Instant::now());
+            note!("{}", Self::line(download));
+        }
+    }
+
+    fn line(download: &Download) -> String {
+        let Download { done_bytes, total_bytes, done_files, total_files, bytes_per_second, .. } = download;
+        let mut line = match total_bytes {
+            0 => format!("Asking for {}", download.model),
+            _ => format!(
+                "{} of {}, {done_files} of {total_files} files",
+                format::bytes(*done_bytes),
+                format::bytes(*total_bytes)
+            ),
+        };
+        if *bytes_per_second > 0.0 {
+            append!(line, ", {}/s", format::bytes(*bytes_per_second as u64));
+        }
+        if let Some(eta) = download.eta_seconds.filter(|_| done_bytes < total_bytes) {
+            append!(line, ", {} left", format::duration(eta));
+        }
+        if let Some(note) = &download.note {
+            append!(line, "  {note}");
+        }
+        line
+    }
+
+    pub fn clear(&mut self) {
+        if let Some(bar) = self.bar.take() {
+            bar.finish_and_clear();
+        }
+    }
 }
 
 /// A training run.

@@ -53,6 +53,14 @@ pub fn interrupts() -> usize {
     INTERRUPTS.load(Ordering::Relaxed)
 }
 
+/// Asks a person, who answers yes or no.
+pub fn ask_yes(question: &str) -> bool {
+    eprint!("{question} [y/N] ");
+    let mut answer = String::new();
+    let is_heard = stdin().read_line(&mut answer).is_ok();
+    is_heard && ["y", "yes"].contains(&answer.trim().to_lowercase().as_str())
+}
+
 /// A host of our own, and how to talk with the person in front of it.
 pub struct Session {
     pub out: Output,
@@ -77,19 +85,21 @@ impl Session {
     /// Whether to compute on the CPU what no graphics card here can: asked of a person, never decided. From then on it is
     /// the device.
     pub fn agrees_to_cpu(&mut self, error: &ErrorInfo) -> bool {
-        let is_asked = error.code == ErrorCode::NeedsCpu && self.device == "auto" && !self.out.json;
-        if !is_asked || !stdin().is_terminal() || !stderr().is_terminal() {
+        let is_asked = error.code == ErrorCode::NeedsCpu && self.device == "auto";
+        if !is_asked || !self.can_ask() {
             return false;
         }
         note!("{}", error.message);
-        eprint!("Use the CPU instead? [y/N] ");
-        let mut answer = String::new();
-        let is_heard = stdin().read_line(&mut answer).is_ok();
-        let agrees = is_heard && ["y", "yes"].contains(&answer.trim().to_lowercase().as_str());
+        let agrees = ask_yes("Use the CPU instead?");
         if agrees {
             "cpu".clone_into(&mut self.device);
         }
         agrees
+    }
+
+    /// Whether a person is there to answer.
+    pub fn can_ask(&self) -> bool {
+        !self.out.json && stdin().is_terminal() && stderr().is_terminal()
     }
 
     pub fn start(&mut self, body: CommandBody) -> JobId {

@@ -100,6 +100,9 @@ mod tests {
             assert_eq!(ModelFamily::by_name(family.name()).ok(), Some(family));
             assert!(SUPPORTED.contains(family.name()));
         }
+        for name in lathe_protocol::MODEL_TYPES {
+            assert!(ModelFamily::by_name(name).is_ok(), "{name} is found on the Hub, not here");
+        }
         let Err(Error::Invalid { message, hint, .. }) = ModelFamily::by_name("mamba") else {
             panic!("mamba was taken for a decoder")
         };

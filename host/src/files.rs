@@ -1,7 +1,7 @@
 //! Files written whole or not at all, read as they occur in the wild, and hashed.
 
 use std::{
-    fs::{self, File},
+    fs::{self, File, TryLockError},
     io::{self, Read as _, Write as _},
     path::{Path, PathBuf},
     time::{SystemTime, UNIX_EPOCH},
@@ -9,6 +9,7 @@ use std::{
 
 use lathe_protocol::{ErrorCode, ErrorInfo};
 use serde::{Serialize, de::DeserializeOwned};
+use sysinfo::{Pid, ProcessesToUpdate, System};
 
 use crate::error::{Result, io_error};
 
@@ -48,6 +49,30 @@ pub(crate) fn aside(path: &Path) -> PathBuf {
     path.with_file_name(format!(".{name}.{}", unique_suffix()))
 }
 
+/// Whether it is a name that [`aside`] made.
+pub(crate) fn is_aside(name: &str) -> bool {
+    name.starts_with('.') && maker_of(name).is_some()
+}
+
+/// Whether it is a name that [`aside`] made for a process that has ended.
+pub(crate) fn is_abandoned(name: &str) -> bool {
+    name.starts_with('.') && maker_of(name).is_some_and(|process| !is_alive(process))
+}
+
+fn maker_of(name: &str) -> Option<u32> {
+    let (_, suffix) = name.rsplit_once(".tmp-")?;
+    suffix.split_once('-')?.0.parse().ok()
+}
+
+/// Also if it cannot be told.
+fn is_alive(process: u32) -> bool {
+    let process = Pid::from_u32(process);
+    System::new().map_or(true, |mut system| {
+        system.refresh_processes(ProcessesToUpdate::Some(&[process]), true);
+        system.process(process).is_some()
+    })
+}
+
 /// Differs between processes, threads and calls.
 pub(crate) fn unique_suffix() -> String {
     use std::sync::atomic::{AtomicU32, Ordering};
@@ -65,7 +90,10 @@ pub(crate) fn remove_quietly(path: &Path) {
 
 /// The bytes of a file, decompressed if it is gzip under a plain name (magic `1f 8b`), as some mirrors serve JSON.
 pub(crate) fn read_maybe_gzip(path: &Path) -> Result<Vec<u8>> {
-    let bytes = fs::read(path).map_err(io_error("read", path))?;
+    maybe_gunzip(fs::read(path).map_err(io_error("read", path))?, path)
+}
+
+pub(crate) fn maybe_gunzip(bytes: Vec<u8>, path: &Path) -> Result<Vec<u8>> {
     if !bytes.starts_with(&[0x1f, 0x8b]) {
         return Ok(bytes);
     }
@@ -109,9 +137,26 @@ pub(crate) fn read_pieces(
     }
 }
 
+/// Whether a process holds the lock.
+pub(crate) fn is_locked(lock: &Path) -> bool {
+    File::open(lock).is_ok_and(|file| matches!(file.try_lock_shared(), Err(TryLockError::WouldBlock)))
+}
+
 pub(crate) fn hex(bytes: &[u8]) -> String {
     let digit = |value: u8| char::from_digit(u32::from(value), 16).unwrap_or('0');
     bytes.iter().flat_map(|byte| [digit(byte >> 4), digit(byte & 15)]).collect()
+}
+
+/// Makes `link` mean `blob`, by the path that leads there from the link's own folder.
+#[cfg(unix)]
+pub(crate) fn link(_blob: &Path, relative: &Path, link: &Path) -> Result<()> {
+    std::os::unix::fs::symlink(relative, link).map_err(io_error("link", link))
+}
+
+/// Symlinks need a privilege on Windows; `huggingface_hub` copies there too.
+#[cfg(not(unix))]
+pub(crate) fn link(blob: &Path, _relative: &Path, link: &Path) -> Result<()> {
+    fs::hard_link(blob, link).or_else(|_| fs::copy(blob, link).map(drop)).map_err(io_error("copy", link))
 }
 
 /// The files below `folder`, symlinks followed, each with its size; hidden ones too.

@@ -18,13 +18,14 @@ use lathe_protocol::{
 };
 
 use crate::{
-    Paths, adapters, browse, chats, config, doctor,
+    Paths, adapters, browse, cache, chats, config, doctor,
     error::{Result, io_error, not_found, usage},
     files,
     gpus::{self, Gpus},
-    hardware,
+    hardware, hub,
     job::{Control, Job, Outlet, ToWorker},
     models,
+    net::NetOptions,
     paths::absolute,
     probe, runs, settings, token, token_cache,
     worker::{self, Verdict},
@@ -56,6 +57,7 @@ pub struct HostOptions {
     pub cuda_visible: Option<String>,
     /// The driver's library that tells of the cards, in place of the system's own. From `LATHE_NVML`.
     pub nvml: Option<OsString>,
+    pub net: NetOptions,
     /// Called, on any thread, after every event that [`EngineLink::drain`] can give.
     pub on_event: Option<Arc<dyn Fn() + Send + Sync>>,
 }
@@ -78,6 +80,7 @@ impl HostOptions {
             cuda_visible: std::env::var_os("CUDA_VISIBLE_DEVICES")
                 .map(|cards| cards.to_string_lossy().into_owned()),
             nvml: env("LATHE_NVML"),
+            net: NetOptions::from_env(),
             on_event: None,
         }
     }
@@ -311,18 +314,17 @@ fn run(job: &mut Job, body: CommandBody) -> Result<()> {
         CommandBody::ModelsVerify { model } => models::verify(job, &model)?,
         CommandBody::ModelsRemove { model } => models::remove(job, &model)?,
 
+        CommandBody::ModelsPull { model, revision } => hub::pull(job, &model, revision.as_deref())?,
+        CommandBody::HubSearch { query, limit } => hub::search(job, &query, limit)?,
+        CommandBody::HubShow { model, revision } => hub::show(job, &model, revision.as_deref())?,
         // Hub (helper hub):
-        CommandBody::ModelsPull { .. }
-        | CommandBody::HubSearch { .. }
-        | CommandBody::HubShow { .. }
-        | CommandBody::DownloadsFollow
+        CommandBody::DownloadsFollow
         | CommandBody::DownloadsAdd { .. }
         | CommandBody::DownloadsAct { .. } => return Err(usage("Not built yet")),
-        // Cache (helper cache):
-        CommandBody::CacheShow
-        | CommandBody::CachePlan { .. }
-        | CommandBody::CacheDelete { .. }
-        | CommandBody::CacheMove { .. } => return Err(usage("Not built yet")),
+        CommandBody::CacheShow => cache::show(job)?,
+        CommandBody::CachePlan { targets } => cache::plan(job, targets)?,
+        CommandBody::CacheDelete { targets } => cache::delete(job, &targets)?,
+        CommandBody::CacheMove { repo, to } => cache::move_to(job, repo, &to)?,
 
         CommandBody::DataCheck { model, data, eval_data, config } => {
             let mut data = data_job(job, &model, &data, config)?;

@@ -1,4 +1,5 @@
-//! The Hugging Face token: in the operating system's keyring, or in `HF_TOKEN`, and nowhere else.
+//! The Hugging Face token: in the operating system's keyring, or in `HF_TOKEN`, and nowhere else of ours. Where Python's
+//! tools keep one, it is read too.
 
 use std::{
     sync::mpsc::{RecvTimeoutError, sync_channel},
@@ -9,7 +10,10 @@ use std::{
 use keyring::{Entry, Error};
 use lathe_protocol::{ErrorCode, ErrorInfo, Secret, TokenStatus};
 
-use crate::error::{Result, usage};
+use crate::{
+    error::{Result, usage},
+    net::NetOptions,
+};
 
 const SERVICE: &str = "lathe";
 const USER: &str = "huggingface";
@@ -21,6 +25,33 @@ const LOOK_TIMEOUT: Duration = Duration::from_secs(3);
 pub(crate) fn status() -> TokenStatus {
     let in_environment = std::env::var_os(VARIABLE).is_some_and(|token| !token.is_empty());
     status_of(in_environment, || with_keyring(LOOK_TIMEOUT, |entry| is_kept(&entry)))
+}
+
+/// A token, and where it was found.
+pub(crate) struct Found {
+    pub token: Secret,
+    pub place: String,
+}
+
+/// Of the environment, the keyring, and the file of Python's tools, the first that has one.
+pub(crate) fn find(options: &NetOptions) -> Option<Found> {
+    if let Some(token) = &options.token {
+        return Some(Found { token: token.clone(), place: VARIABLE.into() });
+    }
+    let kept = |entry: Entry| match entry.get_password() {
+        Ok(token) => Ok(Some(token)),
+        Err(Error::NoEntry) => Ok(None),
+        Err(error) => Err(error),
+    };
+    // A keyring that fails holds nothing for us; the settings tell of it.
+    if options.has_keyring
+        && let Ok(Some(token)) = with_keyring(LOOK_TIMEOUT, kept)
+    {
+        return Some(Found { token: Secret(token), place: "the keyring".into() });
+    }
+    let path = options.token_file.as_ref()?;
+    let token = std::fs::read_to_string(path).ok()?.trim().to_owned();
+    (!token.is_empty()).then(|| Found { token: Secret(token), place: path.display().to_string() })
 }
 
 pub(crate) fn save(token: &Secret) -> Result<()> {

@@ -20,7 +20,7 @@ use lathe_protocol::{
 };
 
 use crate::{
-    Shared, cuda,
+    Shared, cache, cuda,
     devices::{self, Devices},
     error::Result,
     gpus,
@@ -93,6 +93,8 @@ pub(crate) fn run(
     observe: &mut dyn FnMut(&Job, Beat<'_>) -> Verdict,
 ) -> Result<()> {
     let card = card_of(&job.host, &work)?;
+    // Until the worker has ended.
+    let _used = cache::use_model(&job.host.paths().hf_cache, work.model().as_ref());
     let free_before = card.as_ref().and_then(|card| job.host.gpus.free_bytes(&job.host.options, card.index));
     let mut worker = Worker::start(job, Some(work), card.as_ref())?;
     let outcome = worker.supervise(job, grace, observe);

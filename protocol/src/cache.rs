@@ -11,6 +11,19 @@ pub enum RepoKind {
     Kernel,
 }
 
+impl RepoKind {
+    pub const ALL: [Self; 4] = [Self::Model, Self::Dataset, Self::Space, Self::Kernel];
+
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::Model => "model",
+            Self::Dataset => "dataset",
+            Self::Space => "space",
+            Self::Kernel => "kernel",
+        }
+    }
+}
+
 /// What lies in the cache.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct CacheReport {
@@ -19,11 +32,15 @@ pub struct CacheReport {
     pub target: Option<String>,
     /// Of what revisions refer to, each blob once: what `hf cache` tells.
     pub size_bytes: u64,
+    /// Of blobs that no revision refers to, in repositories and in the store they share.
     pub unreferenced_bytes: u64,
+    /// Of downloads that were not finished, and of `leftovers`.
     pub incomplete_bytes: u64,
     pub disk_free_bytes: u64,
     /// Largest first.
     pub repos: Vec<CacheRepo>,
+    /// What an interrupted import, removal or move left, a folder as one.
+    pub leftovers: Vec<CacheFile>,
     /// Of what is not laid out as it should be, a sentence each.
     pub warnings: Vec<String>,
 }
@@ -86,7 +103,7 @@ pub enum CacheTarget {
     Detached,
     /// Blobs that no revision refers to, of all repositories.
     Unreferenced,
-    /// Unfinished downloads, of all repositories, but for those under way.
+    /// Unfinished downloads, of all repositories, but for those under way, and leftovers.
     Incomplete,
 }
 
@@ -94,7 +111,10 @@ pub enum CacheTarget {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct CachePlan {
     pub targets: Vec<CacheTarget>,
+    /// As `hf cache` counts it.
     pub freed_bytes: u64,
+    /// Of unfinished and unreferenced files that go with whole repositories, which `hf cache` does not count.
+    pub besides_bytes: u64,
     /// What goes, a line each, e.g. `model Qwen/Qwen3-0.6B, all 2 revisions`.
     pub lines: Vec<String>,
     pub num_files: usize,

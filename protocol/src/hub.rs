@@ -4,6 +4,9 @@ use serde::{Deserialize, Serialize};
 
 use crate::{ErrorInfo, ModelShape};
 
+/// The `model_type`s and GGUF architectures that Lathe trains and runs.
+pub const MODEL_TYPES: [&str; 7] = ["llama", "qwen2", "qwen3", "qwen3_moe", "qwen3moe", "gpt_oss", "gpt-oss"];
+
 /// Who may download a model of the Hub.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]

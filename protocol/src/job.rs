@@ -32,6 +32,19 @@ pub enum Job {
 }
 
 impl Job {
+    /// Model folder or `.gguf` file.
+    pub fn model(&self) -> &str {
+        match self {
+            Self::CheckData(job) | Self::ShowData { data: job, .. } => &job.model,
+            Self::Train(job) | Self::Origins(job) => &job.model,
+            Self::Probe(job) => &job.model,
+            Self::Chat(job) => &job.model,
+            Self::Logits(job) => &job.model,
+            Self::Eval(job) => &job.data.model,
+            Self::DescribeModel { model } => model,
+        }
+    }
+
     /// What it computes on, if it does.
     pub fn device(&self) -> Option<&str> {
         match self {

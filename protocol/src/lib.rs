@@ -46,7 +46,7 @@ pub use event::{
 };
 pub use frame::{handshake, read_frame, write_frame};
 pub use hardware::{Gpu, GpuProcess, Hardware, PcieLink};
-pub use hub::{Download, DownloadAct, DownloadStatus, Gate, HubDetails, HubFile, HubModel};
+pub use hub::{Download, DownloadAct, DownloadStatus, Gate, HubDetails, HubFile, HubModel, MODEL_TYPES};
 pub use job::{ChatJob, DataJob, EvalJob, Job, LogitsJob, ProbeJob, Request, TrainJob};
 pub use link::EngineLink;
 pub use origins::{BaseMatch, BasePrint, FilePrint, Machine, Origins, WeightsMetrics};

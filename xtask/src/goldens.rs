@@ -20,7 +20,7 @@ pub struct Args {
 }
 
 /// In order: each may read what those before it wrote.
-const SCRIPTS: [&str; 12] = [
+const SCRIPTS: [&str; 13] = [
     "models.py",
     "lora.py",
     "train.py",
@@ -33,13 +33,14 @@ const SCRIPTS: [&str; 12] = [
     "adamw8bit.py",
     "gguf_models.py",
     "event_files.py",
+    "hf_cache.py",
 ];
 
 pub fn goldens(args: &Args) -> Result<()> {
     let Args { python, qwen3_config } = args;
     let Some(python) = python else {
         println!(
-            "The goldens come from transformers, peft, TRL and llama.cpp, by the scripts in tests/golden:\n"
+            "The goldens come from transformers, peft, TRL, llama.cpp and others, by the scripts in tests/golden:\n"
         );
         println!("  {} -m venv .cache/golden-venv", repo::python());
         println!("  .cache/golden-venv/bin/pip install -r tests/golden/requirements.txt");

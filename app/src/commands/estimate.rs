@@ -12,7 +12,7 @@ use lathe_ui::{
 };
 use serde_json::{Value, json};
 
-use super::{Outcome, read_config, unexpected};
+use super::{Outcome, hub, read_config, unexpected};
 use crate::{
     cli::ConfigArgs,
     output::{fields, table},
@@ -75,12 +75,17 @@ fn measured_text(report: &ProbeReport) -> String {
     format!("{}\n{}\n", table(&["ONE STEP HERE", ">PREDICTED", ">MEASURED"], &rows), report.verdict())
 }
 
-/// From the model's own files, or from the catalog: a model need not be here to be reckoned with.
+/// From the model's own files, the catalog or the Hub: a model need not be here to be reckoned with.
 fn shape_of(session: &mut Session, model: &str) -> Result<ModelShape, ErrorInfo> {
     match session.ask(CommandBody::ModelsShow { model: model.to_owned() }) {
         Ok(EventBody::ModelDetails(details)) => Ok(details.shape),
         Ok(_) => Err(unexpected()),
-        Err(error) => in_catalog(model).map(|model| model.shape).ok_or(error),
+        Err(error) if error.code == ErrorCode::NotFound => match in_catalog(model) {
+            Some(model) => Ok(model.shape),
+            None if hub::is_hub_name(model) => hub::shape(session, model),
+            None => Err(error),
+        },
+        Err(error) => Err(error),
     }
 }
 

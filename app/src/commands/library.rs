@@ -8,7 +8,7 @@ use lathe_protocol::{
 };
 use lathe_ui::format::{bytes, short_count};
 
-use super::{Outcome, unexpected};
+use super::{Outcome, hub, unexpected};
 use crate::{
     output::{ago, fields, loss, table},
     session::Session,
@@ -25,12 +25,12 @@ pub fn models(session: &mut Session) -> Outcome {
     Ok(ExitCode::SUCCESS)
 }
 
-fn print_models(session: &Session, models: &[ModelEntry]) {
+pub fn print_models(session: &Session, models: &[ModelEntry]) {
     if models.is_empty() {
         let cache = session.paths().hf_cache.display();
         return session
             .out
-            .line(&format!("No models on disk yet: `lathe models import PATH` adds one to {cache}"));
+            .line(&format!("No models on disk yet: `lathe models pull OWNER/NAME` downloads one to {cache}"));
     }
     let rows: Vec<Vec<String>> = models
         .iter()
@@ -52,7 +52,12 @@ fn print_models(session: &Session, models: &[ModelEntry]) {
 }
 
 pub fn model(session: &mut Session, model: String) -> Outcome {
-    let answer = session.ask(CommandBody::ModelsShow { model })?;
+    let answer = match session.ask(CommandBody::ModelsShow { model: model.clone() }) {
+        Err(error) if error.code == ErrorCode::NotFound && hub::is_hub_name(&model) => {
+            return hub::show(session, model);
+        }
+        answer => answer?,
+    };
     if session.out.json {
         session.out.object(&answer);
         return Ok(ExitCode::SUCCESS);

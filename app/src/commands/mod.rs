@@ -1,8 +1,10 @@
+mod cache;
 mod chat;
 mod compare;
 mod data;
 mod estimate;
 mod hardware;
+mod hub;
 mod library;
 mod quickstart;
 mod record;
@@ -17,7 +19,7 @@ use lathe_protocol::{
 };
 
 use crate::{
-    cli::{Adapters, CommandLine, ConfigArgs, Data, Eval, Logits, Models, Runs},
+    cli::{Adapters, CacheAct, CommandLine, ConfigArgs, Data, Eval, Logits, Models, Runs},
     note, output,
     session::Session,
 };
@@ -32,12 +34,22 @@ pub fn run(session: &mut Session, command: CommandLine) -> Outcome {
         CommandLine::Hardware => hardware::run(session),
         CommandLine::Doctor => doctor(session),
 
-        CommandLine::Models(Models::List) => library::models(session),
+        CommandLine::Models(Models::List { catalog: true }) => hub::catalog(session),
+        CommandLine::Models(Models::List { catalog: false }) => library::models(session),
+        CommandLine::Models(Models::Search { words, limit }) => hub::search(session, &words, limit),
+        CommandLine::Models(Models::Pull { model, revision }) => hub::pull(session, model, revision),
         CommandLine::Models(Models::Show { model }) => library::model(session, model),
         CommandLine::Models(Models::Import { path, name }) => library::import_model(session, path, name),
         CommandLine::Models(Models::Verify { model }) => library::verify(session, &model),
         CommandLine::Models(Models::Rm { model }) => {
             library::remove(session, CommandBody::ModelsRemove { model })
+        }
+        CommandLine::Models(Models::Cache { act: None, revisions }) => cache::show(session, revisions),
+        CommandLine::Models(Models::Cache { act: Some(CacheAct::Rm(args)), .. }) => {
+            cache::remove(session, &args)
+        }
+        CommandLine::Models(Models::Cache { act: Some(CacheAct::Move { dir, repo }), .. }) => {
+            cache::move_to(session, full_path(&dir), repo.as_deref())
         }
 
         CommandLine::Estimate { model, config, probe } => estimate::run(session, &model, &config, probe),

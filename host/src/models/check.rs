@@ -2,15 +2,14 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    path::{Path, PathBuf},
+    path::Path,
 };
 
 use lathe_protocol::{ExpertFormat, ExpertsShape, ModelProblem, ModelShape, Quant};
 use serde::Deserialize;
 use serde_json::Value;
 
-use super::{gguf, safetensors};
-use crate::files;
+use super::{contents::Contents, gguf, safetensors};
 
 /// How closely to look.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -55,30 +54,39 @@ struct Index {
 
 /// Looks at a model folder or `.gguf` file.
 pub(crate) fn inspect(path: &Path, depth: Depth) -> Findings {
-    let mut findings = Findings::default();
-    if is_gguf(path) {
-        inspect_gguf(path, &mut findings);
+    if is_gguf(path)
+        && let (Some(folder), name) = (path.parent(), file_name(path))
+    {
+        let mut findings = Findings::default();
+        inspect_gguf(&Contents::Folder(folder), &name, &mut findings);
         return findings;
     }
-    let names = match files::names_in(path) {
-        Ok(names) => names,
+    let contents = Contents::Folder(path);
+    match contents.names() {
+        Ok(names) => inspect_contents(&contents, &names, depth),
         Err(error) => {
+            let mut findings = Findings::default();
             findings.add(file_name(path), format!("cannot be read: {error}"));
-            return findings;
+            findings
         }
-    };
+    }
+}
+
+/// Looks at a model's files of these names.
+pub(crate) fn inspect_contents(contents: &Contents<'_>, names: &[String], depth: Depth) -> Findings {
+    let mut findings = Findings::default();
     let ggufs: Vec<&String> = names.iter().filter(|name| is_gguf(name.as_ref())).collect();
     if !ggufs.is_empty() && !names.iter().any(|name| name == "config.json") {
         for name in ggufs {
-            inspect_gguf(&path.join(name), &mut findings);
+            inspect_gguf(contents, name, &mut findings);
         }
-        findings.license = findings.license.or_else(|| license(&path.join("README.md")));
+        findings.license = findings.license.or_else(|| license(contents));
         return findings;
     }
-    inspect_config(&path.join("config.json"), &mut findings);
-    inspect_tokenizer(&path.join("tokenizer.json"), depth, &mut findings);
-    inspect_weights(path, &names, &mut findings);
-    findings.license = license(&path.join("README.md"));
+    inspect_config(contents, &mut findings);
+    inspect_tokenizer(contents, depth, &mut findings);
+    inspect_weights(contents, names, &mut findings);
+    findings.license = license(contents);
     if let Some(shape) = &mut findings.shape {
         shape.tie_word_embeddings |= !findings.has_head;
     }
@@ -86,8 +94,8 @@ pub(crate) fn inspect(path: &Path, depth: Depth) -> Findings {
 }
 
 /// `license` of a model card's front matter; of `other` its `license_name`.
-fn license(card: &Path) -> Option<String> {
-    let text = String::from_utf8(files::read_maybe_gzip(card).ok()?).ok()?;
+fn license(contents: &Contents<'_>) -> Option<String> {
+    let text = String::from_utf8(contents.read("README.md").ok()?).ok()?;
     let mut lines = text.lines().map(str::trim_end);
     let front: Vec<&str> =
         (lines.next() == Some("---")).then(|| lines.take_while(|line| *line != "---").collect())?;
@@ -153,51 +161,53 @@ pub(crate) fn file_name(path: &Path) -> String {
     path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default()
 }
 
-fn inspect_gguf(path: &Path, findings: &mut Findings) {
-    match gguf::read_header(path) {
+fn inspect_gguf(contents: &Contents<'_>, name: &str, findings: &mut Findings) {
+    let header = contents.open(name).and_then(|(reader, file_bytes)| gguf::read_header(reader, file_bytes));
+    match header {
         Ok(header) => {
             findings.architecture = header.architecture;
             findings.parameters = Some(header.num_parameters);
             findings.license = header.license;
             findings.shape = header.shape;
         }
-        Err(problem) => findings.add(file_name(path), problem),
+        Err(problem) => findings.add(name, problem),
     }
 }
 
-fn inspect_config(path: &Path, findings: &mut Findings) {
-    if !path.exists() {
-        return findings.missing("config.json");
+fn inspect_config(contents: &Contents<'_>, findings: &mut Findings) {
+    const CONFIG: &str = "config.json";
+    if !contents.has(CONFIG) {
+        return findings.missing(CONFIG);
     }
-    let config: Value = match files::read_json(path) {
+    let config: Value = match contents.json(CONFIG) {
         Ok(config) => config,
-        Err(error) => return findings.add("config.json", format!("cannot be used: {error}")),
+        Err(error) => return findings.add(CONFIG, format!("cannot be used: {error}")),
     };
     findings.shape = shape(&config);
     let architecture = config["architectures"][0].as_str().or_else(|| config["model_type"].as_str());
     match architecture {
         Some(architecture) => findings.architecture = Some(architecture.to_owned()),
-        None => findings.add("config.json", "names no architecture (`architectures` or `model_type`)"),
+        None => findings.add(CONFIG, "names no architecture (`architectures` or `model_type`)"),
     }
 }
 
-fn inspect_tokenizer(path: &Path, depth: Depth, findings: &mut Findings) {
-    if !path.exists() {
-        return findings.missing("tokenizer.json");
+fn inspect_tokenizer(contents: &Contents<'_>, depth: Depth, findings: &mut Findings) {
+    const TOKENIZER: &str = "tokenizer.json";
+    if !contents.has(TOKENIZER) {
+        return findings.missing(TOKENIZER);
     }
     if depth == Depth::Full
-        && let Err(error) = files::read_json::<serde::de::IgnoredAny>(path)
+        && let Err(error) = contents.json::<serde::de::IgnoredAny>(TOKENIZER)
     {
-        findings.add("tokenizer.json", format!("cannot be used: {error}"));
+        findings.add(TOKENIZER, format!("cannot be used: {error}"));
     }
 }
 
-fn inspect_weights(folder: &Path, names: &[String], findings: &mut Findings) {
+fn inspect_weights(contents: &Contents<'_>, names: &[String], findings: &mut Findings) {
     const INDEX: &str = "model.safetensors.index.json";
     const SINGLE: &str = "model.safetensors";
-    let index = folder.join(INDEX);
-    if index.exists() {
-        let Index { weight_map } = match files::read_json(&index) {
+    if contents.has(INDEX) {
+        let Index { weight_map } = match contents.json(INDEX) {
             Ok(index) => index,
             Err(error) => return findings.add(INDEX, format!("cannot be used: {error}")),
         };
@@ -206,12 +216,12 @@ fn inspect_weights(folder: &Path, names: &[String], findings: &mut Findings) {
             tensors_of.entry(shard).or_default().insert(tensor);
         }
         for (shard, tensors) in tensors_of {
-            inspect_shard(folder, shard, &tensors, findings);
+            inspect_shard(contents, shard, &tensors, findings);
         }
         return;
     }
-    if folder.join(SINGLE).exists() || names.iter().any(|name| name == SINGLE) {
-        return inspect_shard(folder, SINGLE, &BTreeSet::new(), findings);
+    if contents.has(SINGLE) || names.iter().any(|name| name == SINGLE) {
+        return inspect_shard(contents, SINGLE, &BTreeSet::new(), findings);
     }
     let shards = names.iter().filter(|name| name.ends_with(".safetensors")).count();
     if shards > 0 {
@@ -224,12 +234,12 @@ fn inspect_weights(folder: &Path, names: &[String], findings: &mut Findings) {
 }
 
 /// `tensors` are those that the index places here; none without an index.
-fn inspect_shard(folder: &Path, shard: &str, tensors: &BTreeSet<&str>, findings: &mut Findings) {
-    let path: PathBuf = folder.join(shard);
-    if !path.exists() {
+fn inspect_shard(contents: &Contents<'_>, shard: &str, tensors: &BTreeSet<&str>, findings: &mut Findings) {
+    if !contents.has(shard) {
         return findings.missing(shard);
     }
-    let header = match safetensors::read_header(&path) {
+    let opened = contents.open(shard);
+    let header = match opened.and_then(|(reader, file_bytes)| safetensors::read(reader, file_bytes)) {
         Ok(header) => header,
         Err(problem) => return findings.add(shard, problem),
     };

@@ -2,9 +2,7 @@
 
 use std::{
     collections::BTreeMap,
-    fs::File,
-    io::{self, BufReader, Read as _},
-    path::Path,
+    io::{self, Read, Seek},
 };
 
 use lathe_protocol::{ExpertFormat, ExpertsShape, ModelShape, Quant};
@@ -23,17 +21,14 @@ pub(crate) struct Header {
 }
 
 /// Reads the header and compares the file's length with what it promises. The error is a sentence about the file.
-pub(crate) fn read_header(path: &Path) -> Result<Header, String> {
-    let unreadable = |error: io::Error| format!("cannot be read: {error}");
-    let file = File::open(path).map_err(unreadable)?;
-    let file_bytes = file.metadata().map_err(unreadable)?.len();
-    let mut reader = Reader { inner: BufReader::new(file), position: 0, file_bytes };
+pub(crate) fn read_header(reader: impl Read + Seek, file_bytes: u64) -> Result<Header, String> {
+    let mut reader = Reader { inner: reader, position: 0, file_bytes };
     let (header, wanted) = reader.header().map_err(|error| match error.kind() {
         io::ErrorKind::UnexpectedEof => {
             format!("is truncated: its header goes on past its {file_bytes} bytes")
         }
         io::ErrorKind::InvalidData => format!("is not a sound GGUF file: {error}"),
-        _ => unreadable(error),
+        _ => format!("cannot be read: {error}"),
     })?;
     if file_bytes < wanted {
         return Err(format!("is truncated: {file_bytes} bytes long, its header promises {wanted}"));
@@ -41,13 +36,19 @@ pub(crate) fn read_header(path: &Path) -> Result<Header, String> {
     Ok(header)
 }
 
-struct Reader {
-    inner: BufReader<File>,
+/// Whether the header ends within a file's first bytes.
+pub(crate) fn is_header_whole(head: &[u8], file_bytes: u64) -> bool {
+    let mut reader = Reader { inner: io::Cursor::new(head), position: 0, file_bytes };
+    !matches!(reader.header(), Err(error) if error.kind() == io::ErrorKind::UnexpectedEof)
+}
+
+struct Reader<R> {
+    inner: R,
     position: u64,
     file_bytes: u64,
 }
 
-impl Reader {
+impl<R: Read + Seek> Reader<R> {
     /// The header, and how long the file must be.
     fn header(&mut self) -> io::Result<(Header, u64)> {
         if &self.bytes::<4>()? != b"GGUF" {

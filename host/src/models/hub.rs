@@ -7,7 +7,9 @@ use std::{
     time::SystemTime,
 };
 
-use crate::{error::Result, files};
+use lathe_protocol::RepoKind;
+
+use crate::{cache, error::Result, files};
 
 /// A model's repository in the cache.
 #[derive(Debug, Clone)]
@@ -27,16 +29,16 @@ pub(crate) struct Snapshot {
 }
 
 pub(crate) fn repo_folder(id: &str) -> String {
-    format!("models--{}", id.replace('/', "--"))
+    cache::folder_of(RepoKind::Model, id)
 }
 
-pub(crate) fn repos(cache: &Path) -> Result<Vec<Repo>> {
-    let names = files::names_in(cache)?;
+pub(crate) fn repos(folder: &Path) -> Result<Vec<Repo>> {
+    let names = files::names_in(folder)?;
     Ok(names
         .into_iter()
         .filter_map(|name| {
-            let id = name.strip_prefix("models--")?.replacen("--", "/", 1);
-            Some(Repo { id, dir: cache.join(name) })
+            let (RepoKind::Model, id) = cache::kind_of(&name)? else { return None };
+            Some(Repo { id, dir: folder.join(name) })
         })
         .collect())
 }
@@ -72,11 +74,6 @@ impl Repo {
 
     pub(crate) fn main(&self) -> Result<Option<Snapshot>> {
         Ok(self.snapshots()?.into_iter().next())
-    }
-
-    /// Bytes on disk: each blob once, and files that are no links.
-    pub(crate) fn size_bytes(&self) -> u64 {
-        distinct_size(&self.dir)
     }
 }
 

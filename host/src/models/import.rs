@@ -129,22 +129,11 @@ fn lay_out(
     let snapshot = repo.join("snapshots").join(&revision);
     files::create_dir_all(&snapshot)?;
     for (name, blob) in &blob_of {
-        link(&blobs.join(blob), &Path::new("../../blobs").join(blob), &snapshot.join(name))?;
+        files::link(&blobs.join(blob), &Path::new("../../blobs").join(blob), &snapshot.join(name))?;
     }
     files::create_dir_all(&repo.join("refs"))?;
     files::write_atomic(&repo.join("refs").join("main"), revision.as_bytes())?;
     Ok(revision)
-}
-
-#[cfg(unix)]
-fn link(_blob: &Path, relative: &Path, link: &Path) -> Result<()> {
-    std::os::unix::fs::symlink(relative, link).map_err(io_error("link", link))
-}
-
-/// Symlinks need a privilege on Windows; `huggingface_hub` copies there too.
-#[cfg(not(unix))]
-fn link(blob: &Path, _relative: &Path, link: &Path) -> Result<()> {
-    fs::copy(blob, link).map(drop).map_err(io_error("copy", link))
 }
 
 /// `owner/name`, or `name` for `local/name`.

@@ -1,8 +1,9 @@
 //! Models on disk: found by name, listed, imported, verified, removed.
 
-mod check;
-mod gguf;
-mod hub;
+pub(crate) mod check;
+pub(crate) mod contents;
+pub(crate) mod gguf;
+pub(crate) mod hub;
 mod import;
 pub(crate) mod safetensors;
 pub(crate) mod starter;
@@ -15,7 +16,10 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use lathe_protocol::{ErrorCode, ErrorInfo, EventBody, Job as WorkerJob, ModelEntry, ModelFile, ModelShape};
+use lathe_protocol::{
+    CacheTarget, ErrorCode, ErrorInfo, EventBody, Job as WorkerJob, ModelEntry, ModelFile, ModelShape,
+    RepoKind,
+};
 
 use check::{Depth, is_gguf};
 pub(crate) use check::{file_name, is_gguf as is_gguf_path};
@@ -23,9 +27,10 @@ pub(crate) use import::import;
 pub(crate) use verify::verify;
 
 use crate::{
-    Paths,
-    error::{Result, did_you_mean, io_error, near, not_found},
+    Paths, cache,
+    error::{Result, did_you_mean, near, not_found},
     files,
+    hub::{Named, pick_gguf, quant_of},
     job::Job,
     paths::absolute,
     worker::{self, Beat, Verdict},
@@ -59,17 +64,21 @@ pub(crate) fn resolve(paths: &Paths, name: &str) -> Result<Resolved> {
         return Ok(Resolved { name: path.display().to_string(), path, repo: None });
     }
     let repos = hub::repos(&paths.hf_cache)?;
+    let (id, gguf) = match Named::parse(name) {
+        Ok(Named { id, gguf: Some(gguf) }) => (id, Some(gguf)),
+        _ => (name.to_owned(), None),
+    };
     let matching = |test: &dyn Fn(&str) -> bool| -> Vec<&hub::Repo> {
         repos.iter().filter(|repo| test(&repo.id)).collect()
     };
-    let lower = name.to_lowercase();
+    let lower = id.to_lowercase();
     let short = |id: &str| id.rsplit('/').next().unwrap_or(id).to_lowercase();
-    let mut found = matching(&|id| id == name);
+    let mut found = matching(&|known| known == id);
     if found.is_empty() {
-        found = matching(&|id| id.to_lowercase() == lower);
+        found = matching(&|known| known.to_lowercase() == lower);
     }
     if found.is_empty() {
-        found = matching(&|id| short(id) == lower);
+        found = matching(&|known| short(known) == lower);
     }
     match found.as_slice() {
         [repo] => {
@@ -78,10 +87,11 @@ pub(crate) fn resolve(paths: &Paths, name: &str) -> Result<Resolved> {
                     ErrorCode::Model,
                     format!("Nothing of this model is on disk: {}", repo.dir.display()),
                 )
-                .hint("it was downloaded in part; remove it with `lathe models rm`, then get it again")
+                .hint(format!("it was downloaded in part; `lathe models pull {}` gets the rest", repo.id))
             })?;
-            let path = model_in(&snapshot.path, &repo.id)?;
-            Ok(Resolved { name: repo.id.clone(), path, repo: Some(repo.dir.clone()) })
+            let named = Named { id: repo.id.clone(), gguf };
+            let path = repo_model_in(&snapshot.path, &named)?;
+            Ok(Resolved { name: named.text(), path, repo: Some(repo.dir.clone()) })
         }
         [] => Err(unknown(name, &path, &repos)),
         several => {
@@ -99,10 +109,40 @@ fn unknown(name: &str, path: &Path, repos: &[hub::Repo]) -> ErrorInfo {
             .hint("check the path; `lathe models list` shows the models on disk");
     }
     let names = repos.iter().map(|repo| repo.id.as_str()).chain([starter::NAME]);
-    let otherwise = "`lathe models list` shows the models on disk; `lathe models import PATH` adds a folder or \
-                     .gguf file (downloading comes with a later version)";
+    let otherwise = match Named::parse(name) {
+        Ok(named) => format!("`lathe models pull {}` downloads it from the Hub", named.text()),
+        Err(_) => "`lathe models list` shows the models on disk, `lathe models search` those of the Hub; `lathe models \
+                   import PATH` adds a folder or .gguf file"
+            .into(),
+    };
     not_found(format!("No model named {name:?} on this machine"))
-        .hint(did_you_mean(&near(name, names), otherwise))
+        .hint(did_you_mean(&near(name, names), &otherwise))
+}
+
+/// The model of a repository's snapshot: the GGUF that was named, or what there is.
+fn repo_model_in(snapshot: &Path, named: &Named) -> Result<PathBuf> {
+    let ggufs = ggufs_below(snapshot)?;
+    let names: Vec<&str> = ggufs.iter().map(String::as_str).collect();
+    match (&named.gguf, names.as_slice()) {
+        (Some(choice), _) => pick_gguf(&names, choice).map(|file| snapshot.join(file)).ok_or_else(|| {
+            not_found(format!("No GGUF file {choice} of this model on disk: {}", snapshot.display()))
+                .hint(format!("`lathe models pull {}` downloads it", named.text()))
+        }),
+        (None, [first, _, ..]) if !snapshot.join("config.json").exists() => {
+            let message = format!("{} holds {} .gguf files: {}", named.id, names.len(), snapshot.display());
+            let one = Named { gguf: quant_of(first).or_else(|| Some((*first).to_owned())), ..named.clone() };
+            Err(ErrorInfo::new(ErrorCode::Model, message).hint(format!("name one, e.g. {}", one.text())))
+        }
+        (None, [one]) if !snapshot.join("config.json").exists() => Ok(snapshot.join(one)),
+        _ => model_in(snapshot, &named.id),
+    }
+}
+
+/// By their names in the folder, sorted.
+fn ggufs_below(folder: &Path) -> Result<Vec<String>> {
+    let below = files::files_below(folder)?.into_iter().filter(|(path, _)| is_gguf(path));
+    let name = |path: PathBuf| Some(path.strip_prefix(folder).ok()?.to_str()?.replace('\\', "/"));
+    Ok(below.filter_map(|(path, _)| name(path)).collect())
 }
 
 /// The model in a folder: itself, or the one `.gguf` file in it.
@@ -142,14 +182,26 @@ pub(crate) fn list(paths: &Paths) -> Result<Vec<ModelEntry>> {
     }
     for repo in hub::repos(&paths.hf_cache)? {
         for snapshot in repo.snapshots()? {
-            let name = if snapshot.is_main { repo.id.clone() } else { snapshot.path.display().to_string() };
-            models.push(entry(name, Some(snapshot.revision), &snapshot.path));
+            let ggufs = ggufs_below(&snapshot.path)?;
+            let has_config = snapshot.path.join("config.json").exists();
+            if has_config || ggufs.len() < 2 {
+                let name = if snapshot.is_main { repo.id.clone() } else { snapshot.path.display().to_string() };
+                models.push(entry(name, Some(snapshot.revision.clone()), &snapshot.path));
+            }
+            if has_config || ggufs.len() > 1 {
+                models.extend(ggufs.into_iter().map(|file| {
+                    let path = snapshot.path.join(&file);
+                    let named = Named { gguf: Some(quant_of(&file).unwrap_or(file)), id: repo.id.clone() };
+                    let name = if snapshot.is_main { named.text() } else { path.display().to_string() };
+                    entry(name, Some(snapshot.revision.clone()), &path)
+                }));
+            }
         }
     }
     Ok(models)
 }
 
-fn entry(name: String, revision: Option<String>, path: &Path) -> ModelEntry {
+pub(crate) fn entry(name: String, revision: Option<String>, path: &Path) -> ModelEntry {
     let findings = check::inspect(path, Depth::Headers);
     ModelEntry {
         name,
@@ -158,7 +210,7 @@ fn entry(name: String, revision: Option<String>, path: &Path) -> ModelEntry {
         shape: findings.shape,
         architecture: findings.architecture,
         parameters: findings.parameters,
-        size_bytes: hub::distinct_size(path),
+        size_bytes: if path.is_file() { file_size(path) } else { hub::distinct_size(path) },
         revision,
         path: path.display().to_string(),
     }
@@ -185,16 +237,19 @@ pub(crate) fn show(job: &mut Job, name: &str) -> Result<()> {
     })
 }
 
+fn file_size(path: &Path) -> u64 {
+    fs::metadata(path).map_or(0, |metadata| metadata.len())
+}
+
 fn model_files(path: &Path) -> Vec<ModelFile> {
-    let size = |path: &Path| fs::metadata(path).map_or(0, |metadata| metadata.len());
     if path.is_file() {
-        return vec![ModelFile { name: file_name(path), size_bytes: size(path) }];
+        return vec![ModelFile { name: file_name(path), size_bytes: file_size(path) }];
     }
     let names = files::names_in(path).unwrap_or_default();
     names
         .into_iter()
         .filter(|name| path.join(name).is_file())
-        .map(|name| ModelFile { size_bytes: size(&path.join(&name)), name })
+        .map(|name| ModelFile { size_bytes: file_size(&path.join(&name)), name })
         .collect()
 }
 
@@ -209,24 +264,20 @@ pub(crate) fn remove(job: &Job, name: &str) -> Result<()> {
     }
     let repos = hub::repos(&paths.hf_cache)?;
     // A repo that holds nothing usable can be removed by its whole name.
-    let repo = match repos.iter().find(|repo| repo.id == name) {
-        Some(repo) => repo.dir.clone(),
-        None => resolve(paths, name)?.repo.ok_or_else(|| {
-            let path = absolute(name.as_ref());
-            ErrorInfo::new(
-                ErrorCode::Usage,
-                format!("Only models in the Hugging Face cache are removed: {}", path.display()),
-            )
-            .hint("remove a folder of your own with your file manager")
-        })?,
+    let id = match repos.iter().find(|repo| repo.id == name) {
+        Some(repo) => repo.id.clone(),
+        None => {
+            let dir = resolve(paths, name)?.repo;
+            let repo = repos.iter().find(|repo| Some(&repo.dir) == dir.as_ref());
+            repo.map(|repo| repo.id.clone()).ok_or_else(|| {
+                let path = absolute(name.as_ref());
+                ErrorInfo::new(
+                    ErrorCode::Usage,
+                    format!("Only models in the Hugging Face cache are removed: {}", path.display()),
+                )
+                .hint("remove a folder of your own with your file manager")
+            })?
+        }
     };
-    let id = hub::repos(&paths.hf_cache)?.into_iter().find(|found| found.dir == repo);
-    let (id, freed_bytes) = id.map_or((name.to_owned(), 0), |repo| (repo.id.clone(), repo.size_bytes()));
-    // Out of sight in one step; what is deleted next can be interrupted without harm.
-    let aside = files::aside(&repo);
-    fs::rename(&repo, &aside).map_err(io_error("remove", &repo))?;
-    fs::remove_dir_all(&aside).map_err(io_error("remove", &aside))?;
-    files::remove_quietly(&paths.hf_cache.join(".locks").join(file_name(&repo)));
-    job.emit(EventBody::Removed { what: format!("model {id}"), freed_bytes });
-    Ok(())
+    cache::delete(job, &[CacheTarget::Repo { kind: RepoKind::Model, id }])
 }

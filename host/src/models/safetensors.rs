@@ -1,9 +1,11 @@
 //! The header of a safetensors file: enough to count parameters and to see that nothing is missing.
 
-use std::{fs::File, io::Read as _, path::Path};
+use std::{io::Read, path::Path};
 
 use lathe_protocol::Quant;
 use serde::Deserialize;
+
+use super::contents;
 
 /// A longer header is taken for a broken file.
 const MAX_HEADER_BYTES: u64 = 100 << 20;
@@ -23,6 +25,12 @@ struct Entry {
     dtype: String,
     shape: Vec<u64>,
     data_offsets: (u64, u64),
+}
+
+/// How many bytes of a file its header takes, which its first eight tell.
+pub(crate) fn header_end(head: &[u8]) -> Option<u64> {
+    let length = u64::from_le_bytes(*head.first_chunk::<8>()?);
+    (length <= MAX_HEADER_BYTES).then_some(8 + length)
 }
 
 impl Header {
@@ -58,9 +66,13 @@ impl Tensor {
 
 /// Reads the header and compares the file's length with what it promises. The error is a sentence about the file.
 pub(crate) fn read_header(path: &Path) -> Result<Header, String> {
+    let (file, file_bytes) = contents::open(path)?;
+    read(file, file_bytes)
+}
+
+/// The same of a file that is open already.
+pub(super) fn read(mut file: impl Read, file_bytes: u64) -> Result<Header, String> {
     let unreadable = |error: std::io::Error| format!("cannot be read: {error}");
-    let mut file = File::open(path).map_err(unreadable)?;
-    let file_bytes = file.metadata().map_err(unreadable)?.len();
     let mut length = [0; 8];
     if file_bytes < 8 {
         return Err(format!("is {file_bytes} bytes long, too short for a safetensors file"));

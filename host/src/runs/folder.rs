@@ -140,7 +140,7 @@ impl LockedFolder {
 
     /// Waits until the worker of a host that died has saved and ended. `each` may end the wait.
     pub(super) fn wait_for_old_worker(&self, each: &mut dyn FnMut() -> Result<()>) -> Result<()> {
-        while is_held(&self.path.join(WORKER_LOCK)) {
+        while files::is_locked(&self.path.join(WORKER_LOCK)) {
             each()?;
             thread::sleep(Duration::from_millis(200));
         }
@@ -182,11 +182,7 @@ fn nothing_to_resume(folder: &Path, missing: &str) -> ErrorInfo {
 
 /// Whether a process works in the folder.
 pub(super) fn is_running(folder: &Path) -> bool {
-    is_held(&folder.join(LOCK)) || is_held(&folder.join(WORKER_LOCK))
-}
-
-fn is_held(lock: &Path) -> bool {
-    File::open(lock).is_ok_and(|file| matches!(file.try_lock_shared(), Err(TryLockError::WouldBlock)))
+    files::is_locked(&folder.join(LOCK)) || files::is_locked(&folder.join(WORKER_LOCK))
 }
 
 /// The checkpoints' folders, oldest first.

@@ -1,0 +1,15 @@
+//! The Hugging Face Hub: what is there, and how it comes here.
+
+mod client;
+mod files;
+mod name;
+mod pull;
+mod refusal;
+mod search;
+mod show;
+
+pub(crate) use files::pick_gguf;
+pub(crate) use name::{Named, quant_of};
+pub(crate) use pull::{pull, pull_model};
+pub(crate) use search::search;
+pub(crate) use show::show;

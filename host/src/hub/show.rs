@@ -1,0 +1,195 @@
+//! A model as the Hub tells of it, from its file list, its small files and the headers of its weights.
+
+use std::collections::BTreeMap;
+
+use futures::{StreamExt as _, TryStreamExt as _, stream};
+use hf_hub::repository::ModelInfo;
+use lathe_protocol::{ErrorCode, ErrorInfo, EventBody, HubDetails, HubFile, MODEL_TYPES};
+use serde_json::Value;
+
+use super::{
+    client::Hub,
+    files::{self, Wanted},
+    name::Named,
+    search::{gate, license, problem_of_config, unsupported},
+};
+use crate::{
+    download::{RemoteFile, Target},
+    error::Result,
+    hardware,
+    job::Job,
+    models::{
+        check::{Depth, Findings, inspect_contents, is_gguf},
+        contents::{Contents, Head},
+        gguf, hub as cache, safetensors,
+    },
+    net,
+};
+
+/// Asked for first of a file of weights: most headers are shorter.
+const FIRST_BYTES: u64 = 64 << 10;
+/// Of a GGUF, whose header holds its vocabulary; doubled until it is all there.
+const GGUF_FIRST_BYTES: u64 = 2 << 20;
+const GGUF_MOST_BYTES: u64 = 128 << 20;
+const SMALL_FILE_BYTES: u64 = 32 << 20;
+const PARALLEL: usize = 8;
+
+/// A repository at a commit.
+pub(super) struct Listing {
+    pub info: ModelInfo,
+    pub commit: String,
+    pub files: Vec<RemoteFile>,
+    pub wanted: Wanted,
+}
+
+pub(super) async fn list(
+    hub: &Hub,
+    named: &Named,
+    revision: Option<&str>,
+    note: &dyn Fn(Option<String>),
+) -> Result<Listing> {
+    let (info, commit) = hub.about(&named.id, revision, note).await?;
+    let files = hub.tree(&named.id, &commit, note).await?;
+    let wanted = files::wanted(named, &files)?;
+    Ok(Listing { info, commit, files, wanted })
+}
+
+pub(crate) fn show(job: &Job, model: &str, revision: Option<&str>) -> Result<()> {
+    let named = Named::parse(model)?;
+    let hub = Hub::open(&job.host)?;
+    let cache = &job.host.paths().hf_cache;
+    let details = net::block_on(job, &|| Ok(()), async {
+        let listing = list(&hub, &named, revision, &|_| {}).await?;
+        let Listing { info, commit, files, wanted } = &listing;
+        let target = Target::new(cache, &cache::repo_folder(&named.id), commit, None);
+        let (findings, problem) = match heads(&hub, &named.id, commit, wanted).await {
+            Ok(heads) => {
+                let problem = problem(&listing, &heads);
+                let names: Vec<String> = heads.keys().cloned().collect();
+                let findings = inspect_contents(&Contents::Heads(&heads), &names, Depth::Headers);
+                let problem = problem.or_else(|| findings.first_problem());
+                (findings, problem)
+            }
+            // What the list tells is worth showing; the files are for who may have them.
+            Err(error) if error.code == ErrorCode::Access => {
+                (Findings::default(), Some(error.hint.map_or(error.message.clone(), |hint| format!("{}: {hint}", error.message))))
+            }
+            Err(error) => return Err(error),
+        };
+        let size_bytes: u64 = wanted.files.iter().map(|file| file.size_bytes).sum();
+        let here: u64 = wanted.files.iter().map(|file| target.here(file)).sum();
+        Ok(HubDetails {
+            name: named.text(),
+            revision: commit.clone(),
+            license: license(info).or(findings.license),
+            gate: gate(info),
+            architecture: findings.architecture,
+            parameters: findings.parameters,
+            shape: findings.shape,
+            files: files
+                .iter()
+                .map(|file| HubFile {
+                    name: file.name.clone(),
+                    size_bytes: file.size_bytes,
+                    is_wanted: wanted.has(&file.name),
+                    is_here: target.has(file),
+                })
+                .collect(),
+            size_bytes,
+            missing_bytes: size_bytes.saturating_sub(here),
+            disk_free_bytes: hardware::disk_of(cache).1,
+            problem,
+        })
+    })?;
+    job.emit(EventBody::HubDetails(Box::new(details)));
+    Ok(())
+}
+
+/// Why what a download would fetch cannot be used, if its small files tell.
+fn problem(listing: &Listing, heads: &BTreeMap<String, Head>) -> Option<String> {
+    let contents = Contents::Heads(heads);
+    unusable(listing, contents.json("config.json").ok().as_ref()).or_else(|| {
+        let gguf = listing.wanted.gguf.as_ref()?;
+        let (reader, length) = contents.open(gguf).ok()?;
+        let architecture = gguf::read_header(reader, length).ok()?.architecture?;
+        (!MODEL_TYPES.contains(&architecture.as_str())).then(|| unsupported(&architecture))
+    })
+}
+
+/// The same, before any of its weights were looked at.
+pub(super) fn unusable(listing: &Listing, config: Option<&Value>) -> Option<String> {
+    let Listing { files, wanted, .. } = listing;
+    let has = |test: &dyn Fn(&str) -> bool| files.iter().any(|file| test(&file.name));
+    if !wanted.has_weights() {
+        let kind = if has(&|name| is_gguf(name.as_ref())) {
+            "Its GGUF is in pieces, which Lathe does not read"
+        } else if has(&|name| name.ends_with(".bin") || name.ends_with(".pt") || name.ends_with(".pth")) {
+            "Its weights are pickles: only safetensors and GGUF are read"
+        } else {
+            "It has neither safetensors nor GGUF weights"
+        };
+        return Some(kind.into());
+    }
+    if wanted.gguf.is_none() && !wanted.has("config.json") {
+        let is_adapter = has(&|name| name == "adapter_config.json");
+        let what = if is_adapter { "It is an adapter, not a model" } else { "It has no config.json" };
+        return Some(what.into());
+    }
+    problem_of_config(config?)
+}
+
+/// The error that a download of such a model ends with at once.
+pub(super) fn refuse(named: &Named, problem: String) -> ErrorInfo {
+    ErrorInfo::new(ErrorCode::Model, format!("{} cannot be used: {problem}", named.text()))
+        .hint("nothing was downloaded; `lathe models search` shows models that can be used first")
+}
+
+/// Whole small files that describe the model, and the headers of its weights.
+async fn heads(hub: &Hub, id: &str, commit: &str, wanted: &Wanted) -> Result<BTreeMap<String, Head>> {
+    // Only that they are there matters.
+    let is_read = |name: &str| ["config.json", "model.safetensors.index.json"].contains(&name);
+    stream::iter(&wanted.files)
+        .map(|file| async move {
+            let RemoteFile { name, size_bytes, .. } = file;
+            let bytes = if is_gguf(name.as_ref()) {
+                gguf_head(hub, id, commit, file).await?
+            } else if name.ends_with(".safetensors") {
+                safetensors_head(hub, id, commit, file).await?
+            } else if is_read(name) && *size_bytes > 0 && *size_bytes <= SMALL_FILE_BYTES {
+                hub.head(id, commit, name, *size_bytes).await?
+            } else {
+                Vec::new()
+            };
+            Ok((name.clone(), Head { size_bytes: *size_bytes, bytes }))
+        })
+        .buffer_unordered(PARALLEL)
+        .try_collect()
+        .await
+}
+
+async fn safetensors_head(hub: &Hub, id: &str, commit: &str, file: &RemoteFile) -> Result<Vec<u8>> {
+    let RemoteFile { name, size_bytes, .. } = file;
+    if *size_bytes == 0 {
+        return Ok(Vec::new());
+    }
+    let head = hub.head(id, commit, name, FIRST_BYTES.min(*size_bytes)).await?;
+    match safetensors::header_end(&head) {
+        Some(end) if end > head.len() as u64 && end <= *size_bytes => hub.head(id, commit, name, end).await,
+        _ => Ok(head),
+    }
+}
+
+async fn gguf_head(hub: &Hub, id: &str, commit: &str, file: &RemoteFile) -> Result<Vec<u8>> {
+    let RemoteFile { name, size_bytes, .. } = file;
+    let mut count = GGUF_FIRST_BYTES;
+    loop {
+        if *size_bytes == 0 {
+            return Ok(Vec::new());
+        }
+        let head = hub.head(id, commit, name, count.min(*size_bytes)).await?;
+        if count >= (*size_bytes).min(GGUF_MOST_BYTES) || gguf::is_header_whole(&head, *size_bytes) {
+            return Ok(head);
+        }
+        count *= 2;
+    }
+}
