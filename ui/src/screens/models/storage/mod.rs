@@ -143,7 +143,8 @@ impl Storage {
             stat(ui, "In use", &format::bytes(*size_bytes)).on_hover_text(
                 "Of what revisions refer to. Files that several share lie here, and count, once",
             );
-            stat(ui, "Unfinished downloads", &format::bytes(*incomplete_bytes));
+            stat(ui, "Unfinished", &format::bytes(*incomplete_bytes))
+                .on_hover_text("Downloads, and what an interrupted import or move left");
             stat(ui, "Unreferenced", &format::bytes(*unreferenced_bytes))
                 .on_hover_text("Files that no revision refers to any more");
             stat(ui, "Free on this disk", &format::bytes(report.disk_free_bytes));

@@ -140,7 +140,7 @@ impl Repos<'_> {
                         }
                     }
                     if *kind != RepoKind::Model {
-                        badge(ui, Tone::Neutral, kind_name(*kind));
+                        badge(ui, Tone::Neutral, kind.word());
                     }
                     ui.with_layout(Layout::left_to_right(Align::Center), |ui| {
                         ui.add(Label::new(theme::strong(id)).truncate()).on_hover_text(path);
@@ -269,27 +269,16 @@ fn is_part(part: &CacheTarget, whole: &CacheTarget) -> bool {
 
 /// A revision as `models verify` names it.
 fn name_of(repo: &CacheRepo, revision: &CacheRevision) -> String {
-    let kind = match repo.kind {
-        RepoKind::Model => "",
-        RepoKind::Dataset => "dataset/",
-        RepoKind::Space => "space/",
-        RepoKind::Kernel => "kernel/",
-    };
-    format!("{kind}{}@{}", repo.id, revision.commit)
+    let CacheRepo { kind, id, .. } = repo;
+    match kind {
+        RepoKind::Model => format!("{id}@{}", revision.commit),
+        kind => format!("{}/{id}@{}", kind.word(), revision.commit),
+    }
 }
 
 /// What a repository is known by in the list.
 fn key(repo: &CacheRepo) -> String {
-    format!("{} {}", kind_name(repo.kind), repo.id)
-}
-
-fn kind_name(kind: RepoKind) -> &'static str {
-    match kind {
-        RepoKind::Model => "model",
-        RepoKind::Dataset => "data set",
-        RepoKind::Space => "space",
-        RepoKind::Kernel => "kernel",
-    }
+    format!("{} {}", repo.kind.word(), repo.id)
 }
 
 fn contents_of(repo: &CacheRepo) -> String {
