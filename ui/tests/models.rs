@@ -433,7 +433,8 @@ fn the_cache_moves_to_another_disk_once_it_is_said_what_happens() {
     click(&mut harness, "Move to another disk…");
     click(&mut harness, "Choose this folder");
     harness.get_by_label_contains("A link stays at /home/ada/.cache/huggingface/hub");
-    let moves = CommandBody::CacheMove { repo: None, to: "/mnt/big".into() };
+    harness.snapshot("models_move_light");
+    let moves = CommandBody::CacheMove { repo: None, to: "/mnt/big/huggingface-hub".into() };
     assert!(!sent(&link).contains(&moves));
     click(&mut harness, "Move");
     assert_eq!(sent(&link).last(), Some(&moves));
