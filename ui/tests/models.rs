@@ -154,6 +154,10 @@ fn before_a_download_its_size_licence_and_fit_are_told() {
     harness.run_ok();
     harness.get_by_label_contains("48.3 MB/s  ·  52 s left");
     assert!(harness.query_by_label("Download 4.1 GB").is_none());
+    // Once it is over, what is here is looked at anew.
+    follow(&link, vec![hub::download(QWEN, DownloadStatus::Done, 100)]);
+    settle(&mut harness);
+    assert_eq!(sent(&link).last(), Some(&CommandBody::HubShow { model: QWEN.into(), revision: None }));
 }
 
 #[test]

@@ -99,10 +99,10 @@ impl Fetching {
         let is_free = !self.is_busy(model);
         let remove = format!("Remove {model} from the downloads");
         if icon_button(ui, icons::X, &remove).clicked() && is_free {
-            if *status == DownloadStatus::Done {
-                self.act(model, DownloadAct::Forget, out);
-            } else {
-                self.removing = Some(download.clone());
+            match (status, download.done_bytes) {
+                (DownloadStatus::Done, _) => self.act(model, DownloadAct::Forget, out),
+                (_, 0) => self.act(model, DownloadAct::Discard, out),
+                _ => self.removing = Some(download.clone()),
             }
         }
         let mut button = |ui: &mut Ui, text: &str, icon, act| {

@@ -1,7 +1,7 @@
 use egui::{Align, Layout, ScrollArea, Ui};
 use lathe_protocol::{
-    CommandBody, DownloadStatus, Event, EventBody, Gate, HubDetails, HubFile, ModelShape, RunConfig,
-    TokenStatus, in_catalog,
+    CommandBody, Download, DownloadStatus, Event, EventBody, Gate, HubDetails, HubFile, ModelShape,
+    RunConfig, TokenStatus, in_catalog,
 };
 
 use super::super::fetching::{Fetching, failure, is_bucket, page_button, ways_in};
@@ -20,9 +20,13 @@ const FILES_HEIGHT: f32 = 180.0;
 /// What the Hub tells of one model, before it is downloaded.
 pub struct Details {
     model: String,
-    /// Empty means the usual one.
+    /// As it stands in its field; empty means the usual one.
     revision: String,
+    /// That which is shown.
+    asked_revision: Option<String>,
     asked: Asked<Box<HubDetails>>,
+    /// Whether it was being downloaded when it was last drawn.
+    was_under_way: bool,
 }
 
 /// What is known of a model, from the Hub or from the catalog.
@@ -35,18 +39,21 @@ struct Facts<'a> {
 
 impl Details {
     pub fn open(model: String, out: &mut Outbox) -> Self {
-        let mut details = Self { model, revision: String::new(), asked: Asked::default() };
+        let mut details = Self {
+            model,
+            revision: String::new(),
+            asked_revision: None,
+            asked: Asked::default(),
+            was_under_way: false,
+        };
         details.ask(out);
         details
     }
 
     fn ask(&mut self, out: &mut Outbox) {
-        let (model, revision) = (self.model.clone(), self.revision());
-        self.asked.ask(out, CommandBody::HubShow { model, revision });
-    }
-
-    fn revision(&self) -> Option<String> {
-        Some(self.revision.trim().to_owned()).filter(|revision| !revision.is_empty())
+        let revision = Some(self.revision.trim().to_owned()).filter(|revision| !revision.is_empty());
+        self.asked_revision.clone_from(&revision);
+        self.asked.ask(out, CommandBody::HubShow { model: self.model.clone(), revision });
     }
 
     pub fn stop(&mut self, out: &mut Outbox) {
@@ -68,6 +75,12 @@ impl Details {
     /// True if it wants to close.
     pub fn ui(&mut self, ui: &mut Ui, fetching: &mut Fetching, store: &Store, out: &mut Outbox) -> bool {
         let (mut is_closed, wishes) = (false, out.actions.len());
+        let is_under_way = under_way(&self.model, store).is_some();
+        if self.was_under_way && !is_under_way {
+            // What is here has changed.
+            self.ask(out);
+        }
+        self.was_under_way = is_under_way;
         let title = self.model.clone();
         let height = ui.ctx().content_rect().height() - MARGIN;
         let dismissed = dialog(ui, &title, WIDTH, |ui| {
@@ -187,7 +200,7 @@ impl Details {
     /// What can be done with it. True if the dialog wants to close.
     fn foot(&self, ui: &mut Ui, fetching: &mut Fetching, store: &Store, out: &mut Outbox) -> bool {
         let model = self.model.as_str();
-        let under_way = store.download(model).filter(|download| download.status != DownloadStatus::Done);
+        let under_way = under_way(model, store);
         if let Some(download) = under_way {
             fetching.ui(ui, download, false, store, out);
             ui.add_space(space::S);
@@ -228,6 +241,7 @@ impl Details {
 
     fn download(&self, ui: &mut Ui, fetching: &mut Fetching, out: &mut Outbox) {
         let details = self.asked.value.as_deref();
+        let is_told = !self.asked.is_waiting() && self.asked.error.is_none();
         let (text, blocked) = match details {
             None => ("Download".to_owned(), true),
             Some(details) => (
@@ -236,10 +250,15 @@ impl Details {
             ),
         };
         let button = Button::primary(&text).icon(icons::DOWNLOAD_SIMPLE);
-        if button.enabled(!blocked && !fetching.is_busy(&self.model)).clicked(ui) {
-            fetching.start(&self.model, self.revision(), out);
+        if button.enabled(is_told && !blocked && !fetching.is_busy(&self.model)).clicked(ui) {
+            fetching.start(&self.model, self.asked_revision.clone(), out);
         }
     }
+}
+
+/// Its download, until that is done.
+fn under_way<'a>(model: &str, store: &'a Store) -> Option<&'a Download> {
+    store.download(model).filter(|download| download.status != DownloadStatus::Done)
 }
 
 /// Whether this machine can train it and talk to it.
