@@ -5,7 +5,7 @@ use lathe_protocol::{LogFormat, Thinking};
 
 /// Shape language models on your own workstation.
 ///
-/// M is a Hub id in the cache (Qwen/Qwen3-0.6B), a folder, a .gguf file, or starter.
+/// M is a Hub id in the cache (Qwen/Qwen3-0.6B), s3://bucket/prefix, a folder, a .gguf file, or starter.
 /// A is an adapter's name in the library, or a PEFT folder.
 #[derive(Debug, Parser)]
 #[command(name = "lathe", version, max_term_width = 110)]
@@ -96,9 +96,9 @@ pub enum Models {
         #[arg(long, default_value_t = 20, value_name = "N")]
         limit: usize,
     },
-    /// Download a model from the Hub into the Hugging Face cache; goes on where it was stopped
+    /// Download a model from the Hub into the Hugging Face cache, or from an S3 bucket; goes on where it was stopped
     Pull {
-        /// owner/name, or one GGUF file of it: owner/name:Q4_K_M, owner/name/FILE.gguf
+        /// owner/name, or one GGUF file of it: owner/name:Q4_K_M, owner/name/FILE.gguf; or s3://bucket/prefix
         #[arg(value_name = "M")]
         model: String,
         /// A branch, tag or commit [default: main]

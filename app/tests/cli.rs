@@ -41,6 +41,7 @@ impl Bench {
             .current_dir(self.dir.path())
             .env("LATHE_DATA_DIR", self.path("data"))
             .env("HF_HUB_CACHE", self.path("hub"))
+            .env("HF_HUB_OFFLINE", "1")
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped());

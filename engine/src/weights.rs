@@ -1,7 +1,7 @@
 //! The tensors of a model folder or a `.gguf` file, under Hugging Face's names.
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, BTreeSet, HashMap},
     fs::File,
     io::{Read as _, Seek as _, SeekFrom},
     path::{Path, PathBuf},
@@ -221,16 +221,25 @@ impl SafetensorsFolder {
     pub fn open(folder: &Path) -> Result<Self> {
         let index = folder.join("model.safetensors.index.json");
         let single = folder.join("model.safetensors");
-        let files = if index.exists() {
+        let mut shard_of: Vec<(String, String)> = Vec::new();
+        let files: Vec<PathBuf> = if index.exists() {
             let json: Value = files::read_json(&index)?;
             let map = json
                 .get("weight_map")
                 .and_then(Value::as_object)
                 .ok_or_else(|| Error::model(format!("The index has no weight_map: {}", index.display())))?;
-            let mut names: Vec<&str> = map.values().filter_map(Value::as_str).collect();
-            names.sort_unstable();
-            names.dedup();
-            names.into_iter().map(|name| folder.join(name)).collect()
+            let places =
+                map.iter().filter_map(|(tensor, shard)| Some((tensor.clone(), shard.as_str()?.to_owned())));
+            shard_of.extend(places);
+            let names: BTreeSet<&String> = shard_of.iter().map(|(_, shard)| shard).collect();
+            let shards: Vec<PathBuf> = names.into_iter().map(|name| folder.join(name)).collect();
+            if let Some(missing) = shards.iter().find(|path| !path.exists()) {
+                let message = format!("A shard is missing that the index names: {}", missing.display());
+                return Err(
+                    Error::model(message).hint("the download may be incomplete: fetch the file again")
+                );
+            }
+            shards
         } else if single.exists() {
             vec![single]
         } else {
@@ -240,6 +249,15 @@ impl SafetensorsFolder {
         let mut tensors = HashMap::new();
         for (file, path) in files.iter().enumerate() {
             read_header(path, file, &mut tensors)?;
+        }
+        for (tensor, shard) in &shard_of {
+            let path = folder.join(shard);
+            if tensors.get(tensor).is_none_or(|stored| files[stored.file] != path) {
+                let message =
+                    format!("The index places {tensor:?} in a shard that lacks it: {}", path.display());
+                return Err(Error::model(message)
+                    .hint("index and shards are not of one model: fetch them again together"));
+            }
         }
         Ok(Self { files, tensors })
     }

@@ -1,6 +1,7 @@
-//! `lathe.db`: runs, their metrics, chats. Safe to share between processes, and to delete.
+//! `lathe.db`: runs, their metrics, chats, downloads. Safe to share between processes, and to delete.
 
 mod chats;
+mod downloads;
 mod metrics;
 mod runs;
 mod talk;
@@ -132,6 +133,15 @@ const MIGRATIONS: &[&str] = &[
 ",
     // force: it starts from an adapter of another base all the same.
     "ALTER TABLE runs ADD COLUMN force INTEGER NOT NULL DEFAULT 0;",
+    // record: JSON. The status beside it is the one that holds.
+    "
+    CREATE TABLE downloads (
+        model TEXT PRIMARY KEY,
+        status TEXT NOT NULL,
+        position INTEGER NOT NULL,
+        record TEXT NOT NULL
+    ) STRICT;
+",
 ];
 
 pub(crate) struct Db {

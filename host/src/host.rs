@@ -19,6 +19,7 @@ use lathe_protocol::{
 
 use crate::{
     Paths, adapters, browse, cache, chats, config, doctor,
+    downloads::{self, Downloads},
     error::{Result, io_error, not_found, usage},
     files,
     gpus::{self, Gpus},
@@ -27,7 +28,9 @@ use crate::{
     models,
     net::NetOptions,
     paths::absolute,
-    probe, runs, settings, token, token_cache,
+    probe, runs,
+    s3::S3Options,
+    settings, token, token_cache,
     worker::{self, Verdict},
 };
 
@@ -58,6 +61,8 @@ pub struct HostOptions {
     /// The driver's library that tells of the cards, in place of the system's own. From `LATHE_NVML`.
     pub nvml: Option<OsString>,
     pub net: NetOptions,
+    /// Who asks which S3 server.
+    pub s3: S3Options,
     /// Called, on any thread, after every event that [`EngineLink::drain`] can give.
     pub on_event: Option<Arc<dyn Fn() + Send + Sync>>,
 }
@@ -81,6 +86,7 @@ impl HostOptions {
                 .map(|cards| cards.to_string_lossy().into_owned()),
             nvml: env("LATHE_NVML"),
             net: NetOptions::from_env(),
+            s3: S3Options::from_env(),
             on_event: None,
         }
     }
@@ -93,6 +99,7 @@ pub(crate) struct Shared {
     pub(crate) gpus: Gpus,
     /// The runs of this process by id.
     active: Mutex<HashMap<String, Arc<Control>>>,
+    pub(crate) downloads: Downloads,
     closing: AtomicBool,
 }
 
@@ -151,7 +158,14 @@ impl Host {
         let outlet = Outlet { sender, on_event: options.on_event.clone() };
         let runs_queue = options.runs_queue;
         let (active, closing) = (Mutex::default(), AtomicBool::new(false));
-        let shared = Arc::new(Shared { options, outlet, gpus: Gpus::default(), active, closing });
+        let shared = Arc::new(Shared {
+            options,
+            outlet,
+            gpus: Gpus::default(),
+            active,
+            downloads: Downloads::default(),
+            closing,
+        });
         let start_queue = || {
             let shared = shared.clone();
             thread::Builder::new().name("queue".into()).spawn(move || runs::work_off_queue(&shared))
@@ -253,7 +267,7 @@ impl Host {
     }
 }
 
-fn cannot_start_thread(error: &std::io::Error) -> ErrorInfo {
+pub(crate) fn cannot_start_thread(error: &std::io::Error) -> ErrorInfo {
     ErrorInfo::new(ErrorCode::Internal, format!("Cannot start a thread: {error}"))
 }
 
@@ -292,7 +306,8 @@ impl Drop for Host {
             queue.thread().unpark();
         }
         let jobs = self.jobs.drain().map(|(_, job)| job).chain(self.detached.drain(..));
-        for thread in jobs.map(|job| job.thread).chain(self.queue.take()) {
+        for thread in jobs.map(|job| job.thread).chain(self.queue.take()).chain(self.shared.downloads.take())
+        {
             // A panic was reported as the job's failure.
             drop(thread.join());
         }
@@ -317,10 +332,10 @@ fn run(job: &mut Job, body: CommandBody) -> Result<()> {
         CommandBody::ModelsPull { model, revision } => hub::pull(job, &model, revision.as_deref())?,
         CommandBody::HubSearch { query, limit } => hub::search(job, &query, limit)?,
         CommandBody::HubShow { model, revision } => hub::show(job, &model, revision.as_deref())?,
-        // Hub (helper hub):
-        CommandBody::DownloadsFollow
-        | CommandBody::DownloadsAdd { .. }
-        | CommandBody::DownloadsAct { .. } => return Err(usage("Not built yet")),
+        CommandBody::DownloadsFollow => downloads::follow(job)?,
+        CommandBody::DownloadsAdd { model, revision } => downloads::add(job, &model, revision)?,
+        CommandBody::DownloadsAct { model, act } => downloads::act(job, &model, act)?,
+
         CommandBody::CacheShow => cache::show(job)?,
         CommandBody::CachePlan { targets } => cache::plan(job, targets)?,
         CommandBody::CacheDelete { targets } => cache::delete(job, &targets)?,

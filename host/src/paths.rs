@@ -81,6 +81,11 @@ impl Paths {
         self.data_dir.join("cache").join("tokens")
     }
 
+    /// Models of S3 buckets, by bucket.
+    pub fn s3_models(&self) -> PathBuf {
+        self.data_dir.join("models").join("s3")
+    }
+
     pub(crate) fn starter(&self) -> PathBuf {
         self.data_dir.join("models").join("starter")
     }

@@ -2,6 +2,8 @@
 
 #![cfg(unix)]
 
+pub(crate) mod fake_hub;
+
 use std::{
     fs,
     path::{Path, PathBuf},
@@ -13,7 +15,21 @@ use lathe_protocol::{
     TrainRequest, TrainStart, TrainSummary, handshake, write_frame,
 };
 
-use crate::{Host, HostOptions, Paths, files};
+use crate::{Host, HostOptions, NetOptions, Paths, files};
+
+/// Of a Hub at this address, and none of this machine's own tokens.
+pub(crate) fn net_options(endpoint: &str) -> NetOptions {
+    NetOptions {
+        endpoint: Some(endpoint.into()),
+        token: None,
+        token_file: None,
+        has_keyring: false,
+        is_offline: false,
+        ca_bundles: Vec::new(),
+        stall: Duration::from_millis(400),
+        first_pause: Duration::from_millis(10),
+    }
+}
 
 pub(crate) struct Bench {
     pub dir: tempfile::TempDir,
@@ -75,6 +91,7 @@ impl Bench {
         (options.nvml, options.cuda_visible) = (Some("/none".into()), None);
         options.cuda_libraries = Some(vec![self.path("lib")]);
         options.cuda_worker = Some(self.program(script));
+        options.net = net_options("http://127.0.0.1:9");
         options
     }
 

@@ -20,12 +20,12 @@ use lathe_protocol::{
 };
 
 use crate::{
-    Shared, cache, cuda,
+    Shared, cuda,
     devices::{self, Devices},
     error::Result,
     gpus,
     job::{Job, StopLevel, ToWorker},
-    settings,
+    models, settings,
 };
 use memory::Memory;
 
@@ -94,7 +94,7 @@ pub(crate) fn run(
 ) -> Result<()> {
     let card = card_of(&job.host, &work)?;
     // Until the worker has ended.
-    let _used = cache::use_model(&job.host.paths().hf_cache, work.model().as_ref());
+    let _used = models::hold(job.host.paths(), work.model().as_ref());
     let free_before = card.as_ref().and_then(|card| job.host.gpus.free_bytes(&job.host.options, card.index));
     let mut worker = Worker::start(job, Some(work), card.as_ref())?;
     let outcome = worker.supervise(job, grace, observe);

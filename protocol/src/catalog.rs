@@ -4,7 +4,7 @@ use std::sync::LazyLock;
 
 use serde::{Deserialize, Serialize};
 
-use crate::ModelShape;
+use crate::{Gate, ModelShape};
 
 /// A model of the Hugging Face Hub that this version can train.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -16,6 +16,8 @@ pub struct CatalogModel {
     pub parameters: u64,
     pub download_bytes: u64,
     pub license: String,
+    #[serde(default)]
+    pub gate: Gate,
     /// In a sentence.
     pub good_for: String,
     pub shape: ModelShape,
@@ -39,7 +41,7 @@ pub fn in_catalog(name: &str) -> Option<&'static CatalogModel> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::ExpertFormat;
+    use crate::{ExpertFormat, Quant};
 
     #[test]
     fn the_shapes_give_the_parameters_told() {
@@ -51,17 +53,32 @@ mod tests {
     }
 
     #[test]
-    fn the_downloads_hold_two_bytes_a_weight_and_17_of_32_where_packed() {
+    fn the_downloads_hold_two_bytes_a_weight_and_fewer_where_packed() {
         for model in catalog() {
             let shape = &model.shape;
-            let packed =
-                shape.experts.filter(|experts| experts.format == ExpertFormat::Mxfp4).map_or(0, |experts| {
-                    shape.num_layers * experts.num_experts * 3 * shape.hidden_size * shape.intermediate_size
-                });
-            let expected = 2.0 * (model.parameters - packed as u64) as f64 + packed as f64 * 17.0 / 32.0;
-            let ratio = model.download_bytes as f64 / expected;
+            let packed = |is_packed: bool, count: usize| if is_packed { count as f64 } else { 0.0 };
+            let experts = shape.experts.map_or(0, |experts| {
+                shape.num_layers * experts.num_experts * 3 * shape.hidden_size * shape.intermediate_size
+            });
+            let format = shape.experts.map(|experts| experts.format);
+            let heads = shape.num_attention_heads + shape.num_key_value_heads;
+            let attention = shape.num_layers * 2 * shape.hidden_size * heads * shape.head_dim;
+            let mxfp4 = packed(format == Some(ExpertFormat::Mxfp4), experts);
+            let nf4 = packed(format == Some(ExpertFormat::Nf4Double), experts)
+                + packed(shape.linears == Quant::Nf4Double, attention);
+            // A scale of 8 bits for 64 values, and one of 32 for 256 of those.
+            let nf4_bytes = 0.5 + 1.0 / 64.0 + 4.0 / (64.0 * 256.0);
+            let rest = model.parameters as f64 - mxfp4 - nf4;
+            let ratio = model.download_bytes as f64 / (2.0 * rest + mxfp4 * 17.0 / 32.0 + nf4 * nf4_bytes);
             // Qwen3's small ones hold their tied table twice.
             assert!((0.995..1.3).contains(&ratio), "{}: {ratio}", model.name);
+        }
+    }
+
+    #[test]
+    fn metas_models_are_gated() {
+        for model in catalog() {
+            assert_eq!(model.gate != Gate::Open, model.name.starts_with("meta-llama/"), "{}", model.name);
         }
     }
 }

@@ -16,7 +16,7 @@ pub struct Command {
     pub body: CommandBody,
 }
 
-/// A model is named by a Hub id, a folder, a `.gguf` file or `starter`; an adapter by its library name or a PEFT folder.
+/// A model is named by a Hub id, `s3://bucket/prefix`, a folder, a `.gguf` file or `starter`; an adapter by its library name or a PEFT folder.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "command", rename_all = "snake_case")]
 pub enum CommandBody {
@@ -52,7 +52,7 @@ pub enum CommandBody {
         query: String,
         limit: usize,
     },
-    /// A model as the Hub tells of it; nothing but headers is downloaded.
+    /// A model as the Hub, or a bucket, tells of it; nothing but headers is downloaded.
     HubShow {
         model: String,
         revision: Option<String>,

@@ -3,8 +3,8 @@
 use std::process::ExitCode;
 
 use lathe_protocol::{
-    CommandBody, ErrorCode, ErrorInfo, EventBody, Gate, Hardware, HubDetails, HubModel, ModelShape, Placement,
-    RunConfig, catalog as known, chat_memory, training_memory,
+    CommandBody, ErrorCode, ErrorInfo, EventBody, Gate, Hardware, HubDetails, HubModel, ModelShape,
+    Placement, RunConfig, catalog as known, chat_memory, training_memory,
 };
 use lathe_ui::{
     Fit,
@@ -76,7 +76,9 @@ pub fn catalog(session: &mut Session) -> Outcome {
         session.out.object(&serde_json::json!({"kind": "catalog", "models": known()}));
         return Ok(ExitCode::SUCCESS);
     }
-    let EventBody::Models { models } = session.ask(CommandBody::ModelsList)? else { return Err(unexpected()) };
+    let EventBody::Models { models } = session.ask(CommandBody::ModelsList)? else {
+        return Err(unexpected());
+    };
     let machine = machine(session)?;
     let rows: Vec<Vec<String>> = known()
         .iter()
@@ -87,7 +89,8 @@ pub fn catalog(session: &mut Session) -> Outcome {
                 short_count(model.parameters),
                 bytes(model.download_bytes),
                 model.license.clone(),
-                fits(&model.shape, model.download_bytes, &machine).map_or_else(|| "-".into(), |(word, _)| word),
+                fits(&model.shape, model.download_bytes, &machine)
+                    .map_or_else(|| "-".into(), |(word, _)| word),
                 if is_here { "here" } else { "" }.into(),
                 model.good_for.clone(),
             ]
@@ -171,7 +174,10 @@ fn describe(details: &HubDetails, machine: &Hardware) -> String {
     }
     let here = size_bytes.saturating_sub(*missing_bytes);
     let part = if here > 0 { format!(", {} of it here", bytes(here)) } else { String::new() };
-    lines.push(("Download", format!("{}{part}; {} of disk free", bytes(*size_bytes), bytes(*disk_free_bytes))));
+    lines.push((
+        "Download",
+        format!("{}{part}; {} of disk free", bytes(*size_bytes), bytes(*disk_free_bytes)),
+    ));
     lines.extend(details.problem.clone().map(|problem| ("Problem", problem)));
     let mut heading = "Files";
     for file in &details.files {
@@ -180,7 +186,10 @@ fn describe(details: &HubDetails, machine: &Hardware) -> String {
             (true, false) => "",
             (false, false) => "  left out",
         };
-        lines.push((std::mem::take(&mut heading), format!("{}  {}{remark}", file.name, bytes(file.size_bytes))));
+        lines.push((
+            std::mem::take(&mut heading),
+            format!("{}  {}{remark}", file.name, bytes(file.size_bytes)),
+        ));
     }
     fields(&lines)
 }

@@ -28,9 +28,9 @@ pub fn models(session: &mut Session) -> Outcome {
 pub fn print_models(session: &Session, models: &[ModelEntry]) {
     if models.is_empty() {
         let cache = session.paths().hf_cache.display();
-        return session
-            .out
-            .line(&format!("No models on disk yet: `lathe models pull OWNER/NAME` downloads one to {cache}"));
+        return session.out.line(&format!(
+            "No models on disk yet: `lathe models pull OWNER/NAME` downloads one to {cache}"
+        ));
     }
     let rows: Vec<Vec<String>> = models
         .iter()

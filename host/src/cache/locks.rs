@@ -17,7 +17,7 @@ use crate::{
 const IN_USE: &str = "lathe-in-use.lock";
 
 /// Locks that are held until this is dropped.
-pub(super) struct Held {
+pub(crate) struct Held {
     _locks: Vec<File>,
 }
 
@@ -26,7 +26,7 @@ pub(super) fn folder(cache: &Path, repo: &str) -> PathBuf {
 }
 
 /// A repository for ourselves, by its folder's name; an error if it is downloaded or used.
-pub(super) fn hold(cache: &Path, repo: &str) -> Result<Held> {
+pub(crate) fn hold(cache: &Path, repo: &str) -> Result<Held> {
     let folder = folder(cache, repo);
     files::create_dir_all(&folder)?;
     let mut names = files::names_in(&folder)?;

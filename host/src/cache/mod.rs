@@ -20,7 +20,8 @@ use lathe_protocol::{
 };
 
 pub(crate) use layout::{below, blob_of, folder_of, kind_of};
-pub(crate) use locks::use_model;
+pub(crate) use locks::{hold, use_model};
+pub(crate) use plan::remove_folder;
 
 use crate::{
     error::{Result, not_found},

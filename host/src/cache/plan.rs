@@ -413,6 +413,16 @@ fn set_aside(path: &Path, like: &Path) -> Result<PathBuf> {
     Ok(aside)
 }
 
+/// Removes a folder that is laid out like a repository, with all that is in it. Returns the bytes freed.
+pub(crate) fn remove_folder(home: &Path, folder: &str) -> Result<u64> {
+    let _held = locks::hold(home, folder)?;
+    let repo = home.join(folder);
+    let freed = own_size(&repo);
+    let aside = set_aside(&repo, &repo)?;
+    remove(&aside).map_err(io_error("remove", &aside))?;
+    Ok(freed)
+}
+
 /// Links are removed, not followed. What is gone already is no error.
 fn remove(path: &Path) -> io::Result<()> {
     let removed = if is_real_dir(path) { fs::remove_dir_all(path) } else { fs::remove_file(path) };

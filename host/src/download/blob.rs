@@ -9,6 +9,7 @@ use std::{
 
 use futures::StreamExt as _;
 use lathe_protocol::{ErrorCode, ErrorInfo};
+use md5::Md5;
 use sha1::Sha1;
 use sha2::{Digest as _, Sha256};
 use tokio::{task, time};
@@ -60,6 +61,7 @@ pub(super) async fn fetch<'a>(
                 // Cut short by something: what is there may still be right.
                 fs::rename(&blob, &partial).map_err(io_error("rename", &blob))?;
             }
+            adopt(&partial)?;
             whole(file, &partial, open, options, meter).await?;
             fs::rename(&partial, &blob).map_err(io_error("put in place", &blob))?;
         }
@@ -79,6 +81,25 @@ pub(super) async fn fetch<'a>(
     drop(lock);
     meter.file_done();
     Ok(())
+}
+
+/// Takes over the longest of what Python's tools left of the blob under names of their own: we hold its lock, so nobody
+/// is at work on them.
+fn adopt(partial: &Path) -> Result<()> {
+    let (Some(folder), Some(stem)) = (partial.parent(), partial.file_stem()) else { return Ok(()) };
+    if partial.exists() {
+        return Ok(());
+    }
+    let start = format!("{}.", stem.to_string_lossy());
+    let left = files::names_in(folder)?
+        .into_iter()
+        .filter(|name| name.starts_with(&start) && name.ends_with(".incomplete"))
+        .map(|name| folder.join(name));
+    let length = |path: &PathBuf| fs::metadata(path).map_or(0, |found| found.len());
+    match left.max_by_key(length) {
+        Some(left) => fs::rename(&left, partial).map_err(io_error("rename", &left)),
+        None => Ok(()),
+    }
 }
 
 /// Makes the partial file whole: what is there is kept if the hash of all is right in the end.
@@ -259,29 +280,35 @@ fn is_at(_file: &File, _path: &Path) -> bool {
     true
 }
 
-/// Deletes what is there of a blob that is not whole, unless somebody is at work on it. Returns the bytes freed.
-pub(crate) fn discard_partial(partial: &Path, locks: &Path) -> Result<u64> {
-    let lock_path = locks.join(partial.file_name().unwrap_or_default()).with_extension("lock");
+/// Deletes what is there of a blob that is not whole, unless somebody is at work on it: then none, else the bytes freed.
+pub(crate) fn discard_partial(partial: &Path, locks: &Path) -> Result<Option<u64>> {
+    let name = partial.file_name().unwrap_or_default().to_string_lossy().into_owned();
+    let lock_path = locks.join(format!("{}.lock", name.split('.').next().unwrap_or_default()));
     let lock = OpenOptions::new().write(true).open(&lock_path);
     if let Ok(lock) = &lock
         && matches!(lock.try_lock(), Err(TryLockError::WouldBlock))
     {
-        return Ok(0);
+        return Ok(None);
     }
     let bytes = fs::metadata(partial).map_or(0, |found| found.len());
     fs::remove_file(partial).map_err(io_error("remove", partial))?;
-    Ok(bytes)
+    Ok(Some(bytes))
 }
 
 enum Hasher {
     Sha256(Sha256),
     Git(Sha1),
+    Md5(Md5),
+    /// There is nothing to compare with.
+    None(String),
 }
 
 impl Hasher {
     fn new(file: &RemoteFile) -> Self {
-        match file.checksum {
+        match &file.checksum {
             Checksum::Sha256(_) => Self::Sha256(Sha256::new()),
+            Checksum::Md5(_) => Self::Md5(Md5::new()),
+            Checksum::Version(version) => Self::None(version.clone()),
             Checksum::Git(_) => Self::Git(Sha1::new().chain_update(format!("blob {}\0", file.size_bytes))),
         }
     }
@@ -290,6 +317,8 @@ impl Hasher {
         match self {
             Self::Sha256(hasher) => hasher.update(bytes),
             Self::Git(hasher) => hasher.update(bytes),
+            Self::Md5(hasher) => hasher.update(bytes),
+            Self::None(_) => {}
         }
     }
 
@@ -297,6 +326,8 @@ impl Hasher {
         match self {
             Self::Sha256(hasher) => files::hex(&hasher.finalize()),
             Self::Git(hasher) => files::hex(&hasher.finalize()),
+            Self::Md5(hasher) => files::hex(&hasher.finalize()),
+            Self::None(version) => version,
         }
     }
 }

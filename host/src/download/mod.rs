@@ -44,12 +44,15 @@ pub(crate) enum Checksum {
     Sha256(String),
     /// Git's SHA-1 of a blob.
     Git(String),
+    Md5(String),
+    /// Of what the server calls this version of the file: it tells nothing of the contents. SHA-224.
+    Version(String),
 }
 
 impl Checksum {
     pub(crate) fn hex(&self) -> &str {
         match self {
-            Self::Sha256(hex) | Self::Git(hex) => hex,
+            Self::Sha256(hex) | Self::Git(hex) | Self::Md5(hex) | Self::Version(hex) => hex,
         }
     }
 }
@@ -147,10 +150,19 @@ pub(crate) async fn fetch<'a>(
 /// A server's names become paths here, so none may lead elsewhere.
 fn check_name(file: &RemoteFile) -> Result<()> {
     let is_sound = |part: &str| {
-        !part.is_empty() && part != "." && part != ".." && !part.contains(['\\', ':', '\0']) && !part.ends_with('.')
+        !part.is_empty()
+            && part != "."
+            && part != ".."
+            && !part.contains(['\\', ':', '\0'])
+            && !part.ends_with('.')
     };
     let hex = file.checksum.hex();
-    let digits = if matches!(file.checksum, Checksum::Sha256(_)) { 64 } else { 40 };
+    let digits = match file.checksum {
+        Checksum::Sha256(_) => 64,
+        Checksum::Git(_) => 40,
+        Checksum::Md5(_) => 32,
+        Checksum::Version(_) => 56,
+    };
     let is_hex = hex.len() == digits && hex.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'));
     if file.name.split('/').all(is_sound) && is_hex {
         return Ok(());

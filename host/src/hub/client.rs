@@ -6,7 +6,7 @@ use hf_hub::{HFClient, repository::ModelInfo, split_id};
 use lathe_protocol::{ErrorCode, ErrorInfo};
 use reqwest::{
     Response, StatusCode, Url,
-    header::{CONTENT_RANGE, HeaderMap, LINK, RANGE},
+    header::{ACCEPT_ENCODING, CONTENT_RANGE, HeaderMap, LINK, RANGE},
 };
 use serde::Deserialize;
 
@@ -65,14 +65,20 @@ impl Hub {
         };
         let token = token::find(&options);
         let http = net::client(&options)?;
-        let mut builder =
-            HFClient::builder().endpoint(&endpoint).client(http.clone()).cache_enabled(false).retry_max_attempts(0);
+        let mut builder = HFClient::builder()
+            .endpoint(&endpoint)
+            .client(http.clone())
+            .cache_enabled(false)
+            .retry_max_attempts(0);
         if let Some(found) = &token {
             builder = builder.token(&found.token.0);
         }
         let hf = builder.build().map_err(|error| {
-            ErrorInfo::new(ErrorCode::Usage, format!("The Hub's address cannot be used: {error}: {endpoint:?}"))
-                .hint("it is set in Settings, or by HF_ENDPOINT")
+            ErrorInfo::new(
+                ErrorCode::Usage,
+                format!("The Hub's address cannot be used: {error}: {endpoint:?}"),
+            )
+            .hint("it is set in Settings, or by HF_ENDPOINT")
         })?;
         Ok(Self { hf, http, options, endpoint, token })
     }
@@ -100,7 +106,8 @@ impl Hub {
             info.map_err(|error| asked.failed(&error))
         })
         .await?;
-        let commit = info.sha.as_deref().ok_or_else(|| asked.not_the_hub(&"it tells no commit").into_error())?;
+        let commit =
+            info.sha.as_deref().ok_or_else(|| asked.not_the_hub(&"it tells no commit").into_error())?;
         let commit = checked_commit(commit)?.to_owned();
         Ok((info, commit))
     }
@@ -127,17 +134,22 @@ impl Hub {
                 Ok((entries, following))
             })
             .await?;
-            files.extend(entries.into_iter().filter(|entry| entry.kind == "file").map(|entry| match entry.lfs {
-                Some(lfs) => {
-                    let hex = lfs.oid.trim_start_matches("sha256:").to_owned();
-                    RemoteFile { name: entry.path, size_bytes: lfs.size, checksum: Checksum::Sha256(hex) }
-                }
-                None => {
-                    RemoteFile { name: entry.path, size_bytes: entry.size, checksum: Checksum::Git(entry.oid) }
-                }
-            }));
+            files.extend(entries.into_iter().filter(|entry| entry.kind == "file").map(
+                |entry| match entry.lfs {
+                    Some(lfs) => {
+                        let hex = lfs.oid.trim_start_matches("sha256:").to_owned();
+                        RemoteFile { name: entry.path, size_bytes: lfs.size, checksum: Checksum::Sha256(hex) }
+                    }
+                    None => RemoteFile {
+                        name: entry.path,
+                        size_bytes: entry.size,
+                        checksum: Checksum::Git(entry.oid),
+                    },
+                },
+            ));
             // The token is for this server alone.
-            next = following.filter(|url| Url::parse(&self.endpoint).is_ok_and(|own| own.origin() == url.origin()));
+            next = following
+                .filter(|url| Url::parse(&self.endpoint).is_ok_and(|own| own.origin() == url.origin()));
         }
         Ok(files)
     }
@@ -153,7 +165,11 @@ impl Hub {
         let asked = self.asked(id, Some(commit));
         let url = self.url(&[], id, &["resolve", commit], &file.name).map_err(Trouble::Lasting)?;
         let response = self.send(&asked, &url, (from > 0).then(|| format!("bytes={from}-"))).await?;
-        let from = if response.status() == StatusCode::PARTIAL_CONTENT { range_start(response.headers()) } else { 0 };
+        let from = if response.status() == StatusCode::PARTIAL_CONTENT {
+            range_start(response.headers())
+        } else {
+            0
+        };
         let host = asked.host().to_owned();
         let pieces = response.bytes_stream().map_err(move |error| of_request(&error, &host)).boxed_local();
         Ok(Opened { from, pieces })
@@ -186,7 +202,8 @@ impl Hub {
         url: &Url,
         range: Option<String>,
     ) -> std::result::Result<Response, Trouble> {
-        let mut request = self.http.get(url.clone());
+        // Ranges and lengths are of the file itself.
+        let mut request = self.http.get(url.clone()).header(ACCEPT_ENCODING, "identity");
         if let Some(found) = &self.token {
             request = request.bearer_auth(&found.token.0);
         }
@@ -202,7 +219,8 @@ impl Hub {
 
     /// `ENDPOINT/before/owner/name/after/file`.
     fn url(&self, before: &[&str], id: &str, after: &[&str], file: &str) -> Result<Url> {
-        let wrong = || ErrorInfo::new(ErrorCode::Usage, format!("Not the address of a Hub: {:?}", self.endpoint));
+        let wrong =
+            || ErrorInfo::new(ErrorCode::Usage, format!("Not the address of a Hub: {:?}", self.endpoint));
         let mut url = Url::parse(&self.endpoint).map_err(|_| wrong())?;
         url.path_segments_mut()
             .map_err(|()| wrong())?

@@ -7,9 +7,11 @@ mod pull;
 mod refusal;
 mod search;
 mod show;
+#[cfg(test)]
+pub(crate) mod tests;
 
-pub(crate) use files::pick_gguf;
+pub(crate) use files::{Wanted, pick_gguf, wanted};
 pub(crate) use name::{Named, quant_of};
 pub(crate) use pull::{pull, pull_model};
 pub(crate) use search::search;
-pub(crate) use show::show;
+pub(crate) use show::{Heads, heads, show};

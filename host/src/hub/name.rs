@@ -35,7 +35,10 @@ impl Named {
         let file = match file {
             Some(file) if file.to_lowercase().ends_with(".gguf") => {
                 // Of a page of a file.
-                let file = ["blob/main/", "resolve/main/"].iter().find_map(|before| file.strip_prefix(before)).unwrap_or(file);
+                let file = ["blob/main/", "resolve/main/"]
+                    .iter()
+                    .find_map(|before| file.strip_prefix(before))
+                    .unwrap_or(file);
                 Some(file)
             }
             Some(file) if file.starts_with("tree/") => None,
@@ -70,9 +73,11 @@ pub(crate) fn quant_of(file: &str) -> Option<String> {
     let stem = name.get(..name.len().checked_sub(".gguf".len())?)?;
     let last = stem.rsplit(['-', '.']).next()?.to_uppercase();
     let is_quant = ["BF16", "F16", "F32", "MXFP4"].contains(&last.as_str())
-        || last.trim_start_matches("UD_").trim_start_matches('I').strip_prefix('Q').is_some_and(|rest| {
-            rest.starts_with(|c: char| c.is_ascii_digit())
-        });
+        || last
+            .trim_start_matches("UD_")
+            .trim_start_matches('I')
+            .strip_prefix('Q')
+            .is_some_and(|rest| rest.starts_with(|c: char| c.is_ascii_digit()));
     is_quant.then_some(last)
 }
 

@@ -11,12 +11,13 @@ use crate::{
     error::Result,
     job::{Job, StopLevel},
     models::{self, hub as cache},
-    net,
+    net, s3,
 };
 
 /// Downloads a model for whoever waits for it.
 pub(crate) fn pull(job: &Job, model: &str, revision: Option<&str>) -> Result<()> {
-    let tell = |download: &lathe_protocol::Download| job.emit(EventBody::Download(Box::new(download.clone())));
+    let tell =
+        |download: &lathe_protocol::Download| job.emit(EventBody::Download(Box::new(download.clone())));
     let meter = Meter::new(model, revision, &tell);
     let outcome = pull_model(job, model, revision, &meter, &|| Ok(()));
     let is_stopped = job.stop_level() != StopLevel::Run;
@@ -50,6 +51,9 @@ pub(crate) fn pull_model(
     meter: &Meter<'_>,
     each: &dyn Fn() -> Result<()>,
 ) -> Result<ModelEntry> {
+    if s3::is_name(model) {
+        return s3::pull_model(job, model, revision, meter, each);
+    }
     let named = Named::parse(model)?;
     let hub = Hub::open(&job.host)?;
     let cache_dir = &job.host.paths().hf_cache;
@@ -64,18 +68,25 @@ pub(crate) fn pull_model(
             let listing = list(&hub, &named, revision, &note).await?;
             let config = config(&hub, &named, &listing).await?;
             if let Some(problem) = unusable(&listing, config.as_ref()) {
-                return Err(refuse(&named, problem));
+                return Err(refuse(&named, &problem));
             }
             let Listing { commit, wanted, .. } = listing;
             if let (Some(gguf), None, false) = (&wanted.gguf, &named.gguf, wanted.others.is_empty()) {
-                let message = format!("Of {} GGUF files {gguf} is fetched; others by {}:QUANT", wanted.others.len() + 1, named.id);
+                let message = format!(
+                    "Of {} GGUF files {gguf} is fetched; others by {}:QUANT",
+                    wanted.others.len() + 1,
+                    named.id
+                );
                 job.log(LogLevel::Info, message);
             }
-            // A commit needs no name.
             let reference = revision.unwrap_or("main");
-            let reference = (!commit.starts_with(reference)).then_some(reference);
+            // A commit needs no name.
+            let is_commit = reference.len() >= 7 && commit.starts_with(reference);
+            let reference = (!is_commit).then_some(reference);
             let target = Target::new(cache_dir, &cache::repo_folder(&named.id), &commit, reference);
-            let open = |file, from| -> download::Opening<'_> { Box::pin(hub.open_file(&named.id, &commit, file, from)) };
+            let open = |file, from| -> download::Opening<'_> {
+                Box::pin(hub.open_file(&named.id, &commit, file, from))
+            };
             download::fetch(&target, &wanted.files, &open, &hub.options, meter).await?;
             Ok((target, wanted.gguf))
         },

@@ -36,7 +36,8 @@ impl Refusal {
             status,
             code: text("x-error-code"),
             message: text("x-error-message"),
-            retry_after: text("retry-after").and_then(|secs| Some(Duration::from_secs(secs.trim().parse().ok()?))),
+            retry_after: text("retry-after")
+                .and_then(|secs| Some(Duration::from_secs(secs.trim().parse().ok()?))),
         }
     }
 }
@@ -64,7 +65,11 @@ impl Asked<'_> {
                 status: context.status,
                 code: context.error_code.clone(),
                 message: context.server_message.clone(),
-                retry_after: if let HFError::RateLimited { retry_after, .. } = error { *retry_after } else { None },
+                retry_after: if let HFError::RateLimited { retry_after, .. } = error {
+                    *retry_after
+                } else {
+                    None
+                },
             }),
             HFError::Request { source, .. } if !source.is_decode() => of_request(source, self.host()),
             other => self.not_the_hub(other),
@@ -99,7 +104,10 @@ impl Asked<'_> {
                 let place = token.map(|found| found.place.as_str()).unwrap_or_default();
                 access(
                     format!("{host} does not accept the token of {place}{said}"),
-                    format!("make a new one at {}/settings/tokens, and keep it in Settings or HF_TOKEN", self.endpoint),
+                    format!(
+                        "make a new one at {}/settings/tokens, and keep it in Settings or HF_TOKEN",
+                        self.endpoint
+                    ),
                 )
             }
             (Some("GatedRepo"), _) => match token {
@@ -111,23 +119,29 @@ impl Asked<'_> {
                 ),
                 Some(found) => access(
                     format!("{model} is not given to the account of the token of {}{said}", found.place),
-                    format!("open {page} with that account and agree to its terms; its owner may have to let you in"),
+                    format!(
+                        "open {page} with that account and agree to its terms; its owner may have to let you in"
+                    ),
                 ),
             },
             (Some("RevisionNotFound"), _) => absent(
                 format!("{model} has no revision {}", self.revision.unwrap_or("main")),
                 format!("its branches and tags are at {page}/tree/main"),
             ),
-            (Some("EntryNotFound"), _) => {
-                absent(format!("{model} lacks a file that it lists{said}"), format!("look at {page}/tree/main"))
-            }
+            (Some("EntryNotFound"), _) => absent(
+                format!("{model} lacks a file that it lists{said}"),
+                format!("look at {page}/tree/main"),
+            ),
             _ if message.as_ref().is_some_and(|message| message.contains("is disabled")) => {
                 access(format!("{model} was taken out of the Hub{said}"), format!("see {page}"))
             }
             (Some("RepoNotFound"), _) | (_, StatusCode::NOT_FOUND | StatusCode::UNAUTHORIZED) => {
                 let private = match token {
                     None => "a private one needs a token: Settings or HF_TOKEN".to_owned(),
-                    Some(found) => format!("a private one needs a token that may read it, which that of {} may not", found.place),
+                    Some(found) => format!(
+                        "a private one needs a token that may read it, which that of {} may not",
+                        found.place
+                    ),
                 };
                 absent(
                     format!("No model {model} at {host}"),
@@ -136,22 +150,34 @@ impl Asked<'_> {
             }
             (_, StatusCode::FORBIDDEN) => access(
                 format!("{host} does not permit it{said}"),
-                format!("the token needs the right to read {}: see {}/settings/tokens", if model.is_empty() { "models" } else { model }, self.endpoint),
+                format!(
+                    "the token needs the right to read {}: see {}/settings/tokens",
+                    if model.is_empty() { "models" } else { model },
+                    self.endpoint
+                ),
             ),
             (_, StatusCode::PROXY_AUTHENTICATION_REQUIRED) => access(
                 "The proxy wants a name and a password".into(),
                 "write them into HTTPS_PROXY: http://name:password@host:port".into(),
             ),
             (_, StatusCode::TOO_MANY_REQUESTS) => Trouble::Passing {
-                error: ErrorInfo::new(ErrorCode::Network, format!("{host} asks to wait: too many requests{said}"))
-                    .hint("try again in a few minutes; with a token more is allowed"),
+                error: ErrorInfo::new(
+                    ErrorCode::Network,
+                    format!("{host} asks to wait: too many requests{said}"),
+                )
+                .hint("try again in a few minutes; with a token more is allowed"),
                 after: *retry_after,
             },
-            (_, status) if status.is_server_error() || status == StatusCode::REQUEST_TIMEOUT => Trouble::Passing {
-                error: ErrorInfo::new(ErrorCode::Network, format!("{host} has trouble: it answers {status}{said}"))
+            (_, status) if status.is_server_error() || status == StatusCode::REQUEST_TIMEOUT => {
+                Trouble::Passing {
+                    error: ErrorInfo::new(
+                        ErrorCode::Network,
+                        format!("{host} has trouble: it answers {status}{said}"),
+                    )
                     .hint("try again later"),
-                after: *retry_after,
-            },
+                    after: *retry_after,
+                }
+            }
             (_, status) => Trouble::Lasting(
                 ErrorInfo::new(ErrorCode::Network, format!("{host} answers {status}{said}"))
                     .hint("check the Hub's address: Settings, or HF_ENDPOINT"),

@@ -1,6 +1,6 @@
 use futures::TryStreamExt as _;
 use hf_hub::repository::ModelInfo;
-use lathe_protocol::{EventBody, Gate, HubModel, MODEL_TYPES};
+use lathe_protocol::{EventBody, Gate, HubModel, MODEL_TYPES, in_catalog};
 use serde_json::Value;
 
 use super::client::Hub;
@@ -55,7 +55,11 @@ fn model(info: &ModelInfo) -> HubModel {
         gate: gate(info),
         is_private: info.private.unwrap_or(false),
         architecture: architecture.or(gguf).map(str::to_owned),
-        parameters: info.safetensors.as_ref().map(|safetensors| safetensors.total),
+        parameters: info
+            .safetensors
+            .as_ref()
+            .map(|safetensors| safetensors.total)
+            .or_else(|| in_catalog(&info.id).map(|known| known.parameters)),
         updated_secs: info.last_modified.as_deref().and_then(seconds),
         problem: problem(info),
     }
@@ -77,8 +81,8 @@ pub(super) fn license(info: &ModelInfo) -> Option<String> {
         value.as_str().or_else(|| value[0].as_str()).map(str::to_owned)
     };
     let tag = || {
-        let tags = info.tags.as_ref()?.iter();
-        tags.filter_map(|tag| tag.strip_prefix("license:")).next().map(str::to_owned)
+        let mut tags = info.tags.as_ref()?.iter();
+        tags.find_map(|tag| tag.strip_prefix("license:")).map(str::to_owned)
     };
     match of_card("license").or_else(tag) {
         Some(other) if other == "other" => of_card("license_name").or(Some(other)),
@@ -93,7 +97,9 @@ fn problem(info: &ModelInfo) -> Option<String> {
     let is_tagged = |tag: &str| tags.iter().any(|found| found.eq_ignore_ascii_case(tag));
     let names: Option<Vec<&str>> =
         info.siblings.as_ref().map(|files| files.iter().map(|file| file.rfilename.as_str()).collect());
-    let has = |extension: &str| names.as_ref().is_some_and(|names| names.iter().any(|name| name.ends_with(extension)));
+    let has = |extension: &str| {
+        names.as_ref().is_some_and(|names| names.iter().any(|name| name.ends_with(extension)))
+    };
     if info.disabled == Some(true) {
         return Some("It was taken out of the Hub".into());
     }
@@ -121,8 +127,12 @@ pub(super) fn problem_of_config(config: &Value) -> Option<String> {
         None | Some("mxfp4") => None,
         // A search tells no more than the method.
         Some("bitsandbytes") if quantization["load_in_8bit"] != true => None,
-        Some("bitsandbytes") => Some("Its weights are in bitsandbytes' 8 bits; 4 bits (NF4) can be used".into()),
-        Some(method) => Some(format!("Its weights are quantised by {}, which Lathe does not read", method.to_uppercase())),
+        Some("bitsandbytes") => {
+            Some("Its weights are in bitsandbytes' 8 bits; 4 bits (NF4) can be used".into())
+        }
+        Some(method) => {
+            Some(format!("Its weights are quantised by {}, which Lathe does not read", method.to_uppercase()))
+        }
     }
 }
 

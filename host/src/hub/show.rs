@@ -19,11 +19,11 @@ use crate::{
     hardware,
     job::Job,
     models::{
-        check::{Depth, Findings, inspect_contents, is_gguf},
+        check::{Depth, Findings, inspect_contents, is_gguf, is_pickle},
         contents::{Contents, Head},
         gguf, hub as cache, safetensors,
     },
-    net,
+    net, s3,
 };
 
 /// Asked for first of a file of weights: most headers are shorter.
@@ -55,6 +55,9 @@ pub(super) async fn list(
 }
 
 pub(crate) fn show(job: &Job, model: &str, revision: Option<&str>) -> Result<()> {
+    if s3::is_name(model) {
+        return s3::show(job, model);
+    }
     let named = Named::parse(model)?;
     let hub = Hub::open(&job.host)?;
     let cache = &job.host.paths().hf_cache;
@@ -62,7 +65,8 @@ pub(crate) fn show(job: &Job, model: &str, revision: Option<&str>) -> Result<()>
         let listing = list(&hub, &named, revision, &|_| {}).await?;
         let Listing { info, commit, files, wanted } = &listing;
         let target = Target::new(cache, &cache::repo_folder(&named.id), commit, None);
-        let (findings, problem) = match heads(&hub, &named.id, commit, wanted).await {
+        let asked = heads(wanted, |file, count| hub.head(&named.id, commit, &file.name, count)).await;
+        let (findings, problem) = match asked {
             Ok(heads) => {
                 let problem = problem(&listing, &heads);
                 let names: Vec<String> = heads.keys().cloned().collect();
@@ -71,9 +75,10 @@ pub(crate) fn show(job: &Job, model: &str, revision: Option<&str>) -> Result<()>
                 (findings, problem)
             }
             // What the list tells is worth showing; the files are for who may have them.
-            Err(error) if error.code == ErrorCode::Access => {
-                (Findings::default(), Some(error.hint.map_or(error.message.clone(), |hint| format!("{}: {hint}", error.message))))
-            }
+            Err(error) if error.code == ErrorCode::Access => (
+                Findings::default(),
+                Some(error.hint.map_or(error.message.clone(), |hint| format!("{}: {hint}", error.message))),
+            ),
             Err(error) => return Err(error),
         };
         let size_bytes: u64 = wanted.files.iter().map(|file| file.size_bytes).sum();
@@ -106,7 +111,7 @@ pub(crate) fn show(job: &Job, model: &str, revision: Option<&str>) -> Result<()>
 }
 
 /// Why what a download would fetch cannot be used, if its small files tell.
-fn problem(listing: &Listing, heads: &BTreeMap<String, Head>) -> Option<String> {
+fn problem(listing: &Listing, heads: &Heads) -> Option<String> {
     let contents = Contents::Heads(heads);
     unusable(listing, contents.json("config.json").ok().as_ref()).or_else(|| {
         let gguf = listing.wanted.gguf.as_ref()?;
@@ -123,7 +128,7 @@ pub(super) fn unusable(listing: &Listing, config: Option<&Value>) -> Option<Stri
     if !wanted.has_weights() {
         let kind = if has(&|name| is_gguf(name.as_ref())) {
             "Its GGUF is in pieces, which Lathe does not read"
-        } else if has(&|name| name.ends_with(".bin") || name.ends_with(".pt") || name.ends_with(".pth")) {
+        } else if has(&|name| is_pickle(name.as_ref())) {
             "Its weights are pickles: only safetensors and GGUF are read"
         } else {
             "It has neither safetensors nor GGUF weights"
@@ -139,24 +144,33 @@ pub(super) fn unusable(listing: &Listing, config: Option<&Value>) -> Option<Stri
 }
 
 /// The error that a download of such a model ends with at once.
-pub(super) fn refuse(named: &Named, problem: String) -> ErrorInfo {
+pub(super) fn refuse(named: &Named, problem: &str) -> ErrorInfo {
     ErrorInfo::new(ErrorCode::Model, format!("{} cannot be used: {problem}", named.text()))
         .hint("nothing was downloaded; `lathe models search` shows models that can be used first")
 }
 
-/// Whole small files that describe the model, and the headers of its weights.
-async fn heads(hub: &Hub, id: &str, commit: &str, wanted: &Wanted) -> Result<BTreeMap<String, Head>> {
+/// The first bytes of a model's files, by name.
+pub(crate) type Heads = BTreeMap<String, Head>;
+
+/// Whole small files that describe the model, and the headers of its weights. `head` asks for a file's first bytes.
+pub(crate) async fn heads<'a, F: Future<Output = Result<Vec<u8>>>>(
+    wanted: &'a Wanted,
+    head: impl Fn(&'a RemoteFile, u64) -> F,
+) -> Result<Heads> {
     // Only that they are there matters.
     let is_read = |name: &str| ["config.json", "model.safetensors.index.json"].contains(&name);
+    let head = &head;
     stream::iter(&wanted.files)
         .map(|file| async move {
             let RemoteFile { name, size_bytes, .. } = file;
-            let bytes = if is_gguf(name.as_ref()) {
-                gguf_head(hub, id, commit, file).await?
+            let bytes = if *size_bytes == 0 {
+                Vec::new()
+            } else if is_gguf(name.as_ref()) {
+                gguf_head(file, head).await?
             } else if name.ends_with(".safetensors") {
-                safetensors_head(hub, id, commit, file).await?
-            } else if is_read(name) && *size_bytes > 0 && *size_bytes <= SMALL_FILE_BYTES {
-                hub.head(id, commit, name, *size_bytes).await?
+                safetensors_head(file, head).await?
+            } else if is_read(name) && *size_bytes <= SMALL_FILE_BYTES {
+                head(file, *size_bytes).await?
             } else {
                 Vec::new()
             };
@@ -167,28 +181,26 @@ async fn heads(hub: &Hub, id: &str, commit: &str, wanted: &Wanted) -> Result<BTr
         .await
 }
 
-async fn safetensors_head(hub: &Hub, id: &str, commit: &str, file: &RemoteFile) -> Result<Vec<u8>> {
-    let RemoteFile { name, size_bytes, .. } = file;
-    if *size_bytes == 0 {
-        return Ok(Vec::new());
-    }
-    let head = hub.head(id, commit, name, FIRST_BYTES.min(*size_bytes)).await?;
-    match safetensors::header_end(&head) {
-        Some(end) if end > head.len() as u64 && end <= *size_bytes => hub.head(id, commit, name, end).await,
-        _ => Ok(head),
+async fn safetensors_head<'a, F: Future<Output = Result<Vec<u8>>>>(
+    file: &'a RemoteFile,
+    head: impl Fn(&'a RemoteFile, u64) -> F,
+) -> Result<Vec<u8>> {
+    let first = head(file, FIRST_BYTES.min(file.size_bytes)).await?;
+    match safetensors::header_end(&first) {
+        Some(end) if end > first.len() as u64 && end <= file.size_bytes => head(file, end).await,
+        _ => Ok(first),
     }
 }
 
-async fn gguf_head(hub: &Hub, id: &str, commit: &str, file: &RemoteFile) -> Result<Vec<u8>> {
-    let RemoteFile { name, size_bytes, .. } = file;
+async fn gguf_head<'a, F: Future<Output = Result<Vec<u8>>>>(
+    file: &'a RemoteFile,
+    head: impl Fn(&'a RemoteFile, u64) -> F,
+) -> Result<Vec<u8>> {
     let mut count = GGUF_FIRST_BYTES;
     loop {
-        if *size_bytes == 0 {
-            return Ok(Vec::new());
-        }
-        let head = hub.head(id, commit, name, count.min(*size_bytes)).await?;
-        if count >= (*size_bytes).min(GGUF_MOST_BYTES) || gguf::is_header_whole(&head, *size_bytes) {
-            return Ok(head);
+        let first = head(file, count.min(file.size_bytes)).await?;
+        if count >= file.size_bytes.min(GGUF_MOST_BYTES) || gguf::is_header_whole(&first, file.size_bytes) {
+            return Ok(first);
         }
         count *= 2;
     }

@@ -153,8 +153,8 @@ pub(crate) fn is_gguf(path: &Path) -> bool {
     path.extension().is_some_and(|extension| extension.eq_ignore_ascii_case("gguf"))
 }
 
-fn is_pickle(path: &Path) -> bool {
-    path.extension().is_some_and(|extension| extension == "bin" || extension == "pt")
+pub(crate) fn is_pickle(path: &Path) -> bool {
+    path.extension().is_some_and(|extension| ["bin", "pt", "pth"].iter().any(|known| extension == *known))
 }
 
 pub(crate) fn file_name(path: &Path) -> String {

@@ -12,7 +12,7 @@ mod tests;
 mod verify;
 
 use std::{
-    fs,
+    fs::{self, File},
     path::{Path, PathBuf},
 };
 
@@ -33,8 +33,15 @@ use crate::{
     hub::{Named, pick_gguf, quant_of},
     job::Job,
     paths::absolute,
+    s3,
     worker::{self, Beat, Verdict},
 };
+
+/// Says that the model that lies there is used, until the result is dropped; nobody removes or moves it meanwhile.
+pub(crate) fn hold(paths: &Paths, path: &Path) -> Option<File> {
+    let bucket = || Some(s3::Named::of_path(paths, path)?.home(paths));
+    cache::use_model(&paths.hf_cache, path).or_else(|| cache::use_model(&bucket()?, path))
+}
 
 /// A model that is there.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -53,10 +60,15 @@ impl Resolved {
     }
 }
 
-/// Finds a model: `starter`, a folder or `.gguf` file, a Hub id in the cache, or the short name of exactly one.
+/// Finds a model: `starter`, `s3://…`, a folder or `.gguf` file, a Hub id in the cache, or the short name of exactly one.
 pub(crate) fn resolve(paths: &Paths, name: &str) -> Result<Resolved> {
     if name == starter::NAME {
         return Ok(Resolved { name: name.into(), path: starter::folder(paths)?, repo: None });
+    }
+    if s3::is_name(name) {
+        let named = s3::Named::parse(name)?;
+        let path = model_in(&s3::snapshot(paths, &named)?, &named.text())?;
+        return Ok(Resolved { name: named.text(), path, repo: Some(named.repo(paths)) });
     }
     let path = absolute(name.as_ref());
     if !name.is_empty() && path.exists() {
@@ -185,7 +197,8 @@ pub(crate) fn list(paths: &Paths) -> Result<Vec<ModelEntry>> {
             let ggufs = ggufs_below(&snapshot.path)?;
             let has_config = snapshot.path.join("config.json").exists();
             if has_config || ggufs.len() < 2 {
-                let name = if snapshot.is_main { repo.id.clone() } else { snapshot.path.display().to_string() };
+                let name =
+                    if snapshot.is_main { repo.id.clone() } else { snapshot.path.display().to_string() };
                 models.push(entry(name, Some(snapshot.revision.clone()), &snapshot.path));
             }
             if has_config || ggufs.len() > 1 {
@@ -198,6 +211,7 @@ pub(crate) fn list(paths: &Paths) -> Result<Vec<ModelEntry>> {
             }
         }
     }
+    models.extend(s3::list(paths)?);
     Ok(models)
 }
 
@@ -261,6 +275,9 @@ pub(crate) fn remove(job: &Job, name: &str) -> Result<()> {
             ErrorCode::Usage,
             "The starter model is part of Lathe and cannot be removed",
         ));
+    }
+    if s3::is_name(name) {
+        return s3::remove(job, name);
     }
     let repos = hub::repos(&paths.hf_cache)?;
     // A repo that holds nothing usable can be removed by its whole name.

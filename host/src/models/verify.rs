@@ -5,6 +5,7 @@ use std::{
 };
 
 use lathe_protocol::{EventBody, ModelFile, ModelProblem, RepoKind};
+use md5::Md5;
 use sha1::Sha1;
 use sha2::{Digest as _, Sha256};
 
@@ -100,7 +101,7 @@ fn cached_files(snapshot: &Path) -> Result<Vec<ModelFile>> {
         .collect())
 }
 
-/// Whether a blob of the cache holds what its name says: SHA-256 (64 digits), or git's SHA-1 (40).
+/// Whether a blob of the cache holds what its name says: SHA-256 (64 digits), git's SHA-1 (40), or MD5 (32).
 fn matches_blob(path: &Path, progress: &mut Progress<'_>) -> Result<bool> {
     // Its own blob: that may be a link to what other repositories share, whose name is a hash of another kind.
     let blob = cache::blob_of(path);
@@ -111,6 +112,15 @@ fn matches_blob(path: &Path, progress: &mut Progress<'_>) -> Result<bool> {
     match name.len() {
         64 if is_hex => {
             let mut hasher = Sha256::new();
+            files::read_pieces(&mut file, &blob, &mut |piece| {
+                hasher.update(piece);
+                progress.advance(piece.len() as u64)
+            })?;
+            Ok(files::hex(&hasher.finalize()) == name)
+        }
+        // Of an S3 bucket.
+        32 if is_hex => {
+            let mut hasher = Md5::new();
             files::read_pieces(&mut file, &blob, &mut |piece| {
                 hasher.update(piece);
                 progress.advance(piece.len() as u64)

@@ -2,6 +2,8 @@
 
 mod options;
 mod retries;
+#[cfg(test)]
+mod tests;
 mod trouble;
 
 use std::{fs, future::Future, pin::pin, time::Duration};
@@ -29,11 +31,10 @@ pub(crate) fn block_on<T>(
     each: &dyn Fn() -> Result<()>,
     work: impl Future<Output = Result<T>>,
 ) -> Result<T> {
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .thread_name("net")
-        .build()
-        .map_err(|error| ErrorInfo::new(ErrorCode::Internal, format!("The network cannot be used: {error}")))?;
+    let runtime =
+        tokio::runtime::Builder::new_current_thread().enable_all().thread_name("net").build().map_err(
+            |error| ErrorInfo::new(ErrorCode::Internal, format!("The network cannot be used: {error}")),
+        )?;
     let watch = async {
         loop {
             tokio::time::sleep(LOOK_EVERY).await;
@@ -60,8 +61,11 @@ pub(crate) fn client(options: &NetOptions) -> Result<Client> {
     for path in &options.ca_bundles {
         let pem = fs::read(path).map_err(io_error("read the certificates", path))?;
         let read = Certificate::from_pem_bundle(&pem).map_err(|error| {
-            ErrorInfo::new(ErrorCode::Network, format!("Not certificates in PEM: {error}: {}", path.display()))
-                .hint("REQUESTS_CA_BUNDLE or CURL_CA_BUNDLE names the file")
+            ErrorInfo::new(
+                ErrorCode::Network,
+                format!("Not certificates in PEM: {error}: {}", path.display()),
+            )
+            .hint("REQUESTS_CA_BUNDLE or CURL_CA_BUNDLE names the file")
         })?;
         certificates.extend(read);
     }
@@ -71,5 +75,15 @@ pub(crate) fn client(options: &NetOptions) -> Result<Client> {
         .read_timeout(options.stall)
         .tls_certs_merge(certificates)
         .build()
-        .map_err(|error| of_request(&error, "the network").into_error())
+        .map_err(|error| {
+            let cause =
+                std::error::Error::source(&error).map_or_else(|| error.to_string(), ToString::to_string);
+            let paths: Vec<String> =
+                options.ca_bundles.iter().map(|path| path.display().to_string()).collect();
+            ErrorInfo::new(
+                ErrorCode::Network,
+                format!("The network cannot be used: {cause}; with certificates of {}", paths.join(", ")),
+            )
+            .hint("REQUESTS_CA_BUNDLE and CURL_CA_BUNDLE name files of certificates in PEM")
+        })
 }

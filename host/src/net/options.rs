@@ -27,8 +27,9 @@ impl NetOptions {
     pub fn from_env() -> Self {
         let text = |name: &str| std::env::var(name).ok().filter(|value| !value.trim().is_empty());
         let path = |name: &str| text(name).map(PathBuf::from);
-        let is_set =
-            |name: &str| text(name).is_some_and(|value| ["1", "on", "yes", "true"].contains(&&*value.to_lowercase()));
+        let is_set = |name: &str| {
+            text(name).is_some_and(|value| ["1", "on", "yes", "true"].contains(&&*value.to_lowercase()))
+        };
         let implicit = !is_set("HF_HUB_DISABLE_IMPLICIT_TOKEN");
         let home = || {
             let home = directories::BaseDirs::new()?.home_dir().join(".cache");

@@ -6,7 +6,10 @@ use lathe_protocol::{ErrorCode, ErrorInfo};
 #[derive(Debug)]
 pub(crate) enum Trouble {
     /// May be over at the next try, or when the server says so.
-    Passing { error: ErrorInfo, after: Option<Duration> },
+    Passing {
+        error: ErrorInfo,
+        after: Option<Duration>,
+    },
     Lasting(ErrorInfo),
 }
 
@@ -67,4 +70,5 @@ pub(crate) fn of_request(error: &reqwest::Error, host: &str) -> Trouble {
     Trouble::passing(network(format!("The connection to {host} was lost: {last}")).hint(OFFLINE))
 }
 
-const OFFLINE: &str = "check the network, and HTTPS_PROXY if there is a proxy; models on disk can be used meanwhile";
+const OFFLINE: &str =
+    "check the network, and HTTPS_PROXY if there is a proxy; models on disk can be used meanwhile";
