@@ -86,7 +86,7 @@ fn a_search_shows_what_the_hub_found_and_its_licence() {
     let asked = CommandBody::HubSearch { query: "qwen3-1.7b".into(), limit: 30 };
     assert!(sent(&link).contains(&asked));
     harness.get_by_label_contains("1.7B parameters  ·  mit");
-    harness.get_by_label("Asks you to agree");
+    harness.get_by_label("Agree to its terms");
     harness.get_by_label("Private");
     harness.get_by_label("Not supported: MambaForCausalLM");
     // What the catalog has is not listed twice.
@@ -544,5 +544,5 @@ fn a_result_that_nobody_may_have_is_said_to_be_so() {
     });
     let mut harness = open_with(&link, "Get a model");
     search(&mut harness, "qwen3-1.7b");
-    harness.get_by_label("Owner lets you in");
+    harness.get_by_label("Ask for access");
 }

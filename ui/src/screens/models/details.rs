@@ -8,7 +8,7 @@ use super::super::fetching::{Fetching, failure, is_bucket, page_button, ways_in}
 use crate::{
     Action, Asked, Fit, Outbox, Store, fit, format,
     theme::{self, Tone, icons, space},
-    widgets::{Button, badge, choice, choices, dialog, field, key_value, notice, spinner_line},
+    widgets::{Button, badge, choice, choices, dialog, error_box, field, key_value, notice, spinner_line},
 };
 
 const WIDTH: f32 = 640.0;
@@ -110,12 +110,17 @@ impl Details {
             spinner_line(ui, what);
         }
         if let Some(error) = &self.asked.error {
-            failure(ui, &self.model, error, store, out);
+            if self.gate() == Gate::Open {
+                failure(ui, &self.model, error, store, out);
+            } else {
+                error_box(ui, error);
+            }
             again = Button::secondary("Try again").icon(icons::ARROW_CLOCKWISE).clicked(ui);
         }
         let details = self.asked.value.as_deref();
+        self.gate_words(ui, store, out);
         if let Some(details) = details {
-            self.obstacles(ui, details, store, out);
+            obstacles(ui, details);
         }
         let facts = match (details, known) {
             (Some(details), _) => Facts {
@@ -162,11 +167,17 @@ impl Details {
         }
     }
 
-    /// Whatever stands between a person and the model, with the way round it.
-    fn obstacles(&self, ui: &mut Ui, details: &HubDetails, store: &Store, out: &mut Outbox) {
+    /// As the Hub tells, or the catalog meanwhile.
+    fn gate(&self) -> Gate {
+        let told = self.asked.value.as_ref().map(|details| details.gate);
+        told.or_else(|| in_catalog(&self.model).map(|known| known.gate)).unwrap_or_default()
+    }
+
+    /// What the owner asks for, with the way there.
+    fn gate_words(&self, ui: &mut Ui, store: &Store, out: &mut Outbox) {
         let token = store.settings.value.as_ref().map(|view| &view.token);
         let has_token = matches!(token, Some(TokenStatus::Keyring | TokenStatus::Environment));
-        let gate = match (details.gate, has_token) {
+        let gate = match (self.gate(), has_token) {
             (Gate::Open, _) => None,
             (Gate::Agree, false) => Some(
                 "Its owner wants you to agree to terms. Open its page, sign in and agree; then keep an access token of \
@@ -184,16 +195,8 @@ impl Details {
                 "Its owner decides who may download it. Once the account of your token is let in, it can be downloaded",
             ),
         };
-        if let Some(text) = gate {
+        if let Some(text) = gate.filter(|_| store.usable_model(&self.model).is_none()) {
             choices(ui, Tone::Warning, text, |ui| ways_in(ui, &self.model, store, out));
-        }
-        if let Some(problem) = &details.problem {
-            notice(ui, Tone::Error, problem);
-        }
-        let HubDetails { missing_bytes, disk_free_bytes, .. } = details;
-        if missing_bytes > disk_free_bytes {
-            let (needed, free) = (format::bytes(*missing_bytes), format::bytes(*disk_free_bytes));
-            notice(ui, Tone::Error, &format!("The disk is too full: needs {needed}, {free} free"));
         }
     }
 
@@ -211,7 +214,7 @@ impl Details {
         let is_here = entry.is_some();
         let mut is_closed = false;
         // Where it is needed, it stands with the reason.
-        let is_open = self.asked.value.as_ref().is_none_or(|details| details.gate == Gate::Open);
+        let is_open = self.gate() == Gate::Open;
         ui.horizontal(|ui| {
             ui.set_min_height(theme::CONTROL_HEIGHT);
             if is_open && self.asked.error.is_none() {
@@ -253,6 +256,18 @@ impl Details {
         if button.enabled(is_told && !blocked && !fetching.is_busy(&self.model)).clicked(ui) {
             fetching.start(&self.model, self.asked_revision.clone(), out);
         }
+    }
+}
+
+/// Why it cannot be downloaded or used.
+fn obstacles(ui: &mut Ui, details: &HubDetails) {
+    if let Some(problem) = &details.problem {
+        notice(ui, Tone::Error, problem);
+    }
+    let HubDetails { missing_bytes, disk_free_bytes, .. } = details;
+    if missing_bytes > disk_free_bytes {
+        let (needed, free) = (format::bytes(*missing_bytes), format::bytes(*disk_free_bytes));
+        notice(ui, Tone::Error, &format!("The disk is too full: needs {needed}, {free} free"));
     }
 }
 

@@ -99,7 +99,11 @@ impl Moving {
         let mut answer = None;
         let dismissed = dialog(ui, &format!("Move {name}?"), 520.0, |ui| {
             let label = format!("{} go into the folder", format::bytes(self.bytes));
-            labelled(ui, &label, "It must be empty, or not there yet", |ui| field(ui, to, "A folder"));
+            let help = match &self.what {
+                None => "It must be empty, or not there yet",
+                Some(_) => "The repository becomes a folder in it",
+            };
+            labelled(ui, &label, help, |ui| field(ui, to, "A folder"));
             ui.add_space(space::S);
             let text = format!(
                 "Everything is copied and checked first, then deleted where it is now; stopped before that, nothing has \
