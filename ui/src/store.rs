@@ -139,12 +139,23 @@ impl Store {
         self.downloads().iter().find(|download| download.model == model)
     }
 
-    /// A model's page on the Hub, also of one file of it (`owner/name:Q4_K_M`, `owner/name/file.gguf`).
+    /// The entry that a model of that name has here, if it can be used; one GGUF file of a repository
+    /// (`owner/name/file.gguf`) may be listed by its quantisation, or be all there is of it.
+    pub fn usable_model(&self, name: &str) -> Option<&ModelEntry> {
+        let usable = || self.models().iter().filter(|model| model.problem.is_none());
+        let file = name.splitn(3, '/').nth(2);
+        let is_it = |model: &&ModelEntry| {
+            let is_alone = model.name == repo_of(name) && model.shape.is_some_and(|shape| shape.is_gguf);
+            is_alone || file.is_some_and(|file| model.path.ends_with(file))
+        };
+        usable().find(|model| model.name == name).or_else(|| usable().find(is_it))
+    }
+
+    /// A model's page on the Hub.
     pub fn page_of(&self, model: &str) -> String {
         let settings = self.settings.value.as_ref().map(|view| view.settings.endpoint.as_str());
         let hub = settings.map(|endpoint| endpoint.trim_end_matches('/')).filter(|url| !url.is_empty());
-        let repo = model.split(':').next().unwrap_or(model).splitn(3, '/').take(2).collect::<Vec<_>>();
-        format!("{}/{}", hub.unwrap_or(HUB), repo.join("/"))
+        format!("{}/{}", hub.unwrap_or(HUB), repo_of(model))
     }
 
     pub fn adapters(&self) -> &[AdapterEntry] {
@@ -166,5 +177,25 @@ impl Store {
     pub fn memory_bytes(&self) -> Option<u64> {
         let hardware = self.hardware.value.as_ref()?;
         Some(hardware.usable_gpus().map(|gpu| gpu.vram_total_bytes).max().unwrap_or(hardware.ram_total_bytes))
+    }
+}
+
+/// `owner/name` of a model of the Hub, or of one file of it: `owner/name:Q4_K_M`, `owner/name/file.gguf`.
+pub fn repo_of(model: &str) -> &str {
+    let model = model.split(':').next().unwrap_or(model);
+    model.match_indices('/').nth(1).map_or(model, |(end, _)| &model[..end])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_file_of_a_repository_is_known_by_it() {
+        for name in ["a/b", "a/b:Q4_K_M", "a/b/c-Q4.gguf", "a/b/sub/c.gguf"] {
+            assert_eq!(repo_of(name), "a/b");
+        }
+        assert_eq!(repo_of("starter"), "starter");
+        assert_eq!(Store::default().page_of("a/b:Q8_0"), "https://huggingface.co/a/b");
     }
 }

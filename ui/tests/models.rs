@@ -11,7 +11,7 @@ use egui_kittest::{
 };
 use lathe_protocol::{
     CacheTarget, CommandBody, DownloadAct, DownloadStatus, ErrorCode, ErrorInfo, EventBody, Gate, HubDetails,
-    HubFile, HubModel, ModelEntry, RepoKind,
+    HubFile, HubModel, ModelEntry, ModelProblem, RepoKind,
 };
 use lathe_ui::Route;
 use support::{
@@ -86,7 +86,7 @@ fn a_search_shows_what_the_hub_found_and_its_licence() {
     let asked = CommandBody::HubSearch { query: "qwen3-1.7b".into(), limit: 30 };
     assert!(sent(&link).contains(&asked));
     harness.get_by_label_contains("1.7B parameters  ·  mit");
-    harness.get_by_label("Asks you to agree");
+    harness.get_by_label("Agree to its terms");
     harness.get_by_label("Private");
     harness.get_by_label("Not supported: MambaForCausalLM");
     // What the catalog has is not listed twice.
@@ -154,6 +154,10 @@ fn before_a_download_its_size_licence_and_fit_are_told() {
     harness.run_ok();
     harness.get_by_label_contains("48.3 MB/s  ·  52 s left");
     assert!(harness.query_by_label("Download 4.1 GB").is_none());
+    // Once it is over, what is here is looked at anew.
+    follow(&link, vec![hub::download(QWEN, DownloadStatus::Done, 100)]);
+    settle(&mut harness);
+    assert_eq!(sent(&link).last(), Some(&CommandBody::HubShow { model: QWEN.into(), revision: None }));
 }
 
 #[test]
@@ -357,6 +361,44 @@ fn deleting_shows_what_is_freed_first() {
 }
 
 #[test]
+fn a_model_is_deleted_once_it_is_shown_what_goes_with_it() {
+    let link = link();
+    let mut harness = open_with(&link, "On this machine");
+    click(&mut harness, "Delete HuggingFaceTB/SmolLM2-1.7B-Instruct…");
+    harness.get_by_label("model HuggingFaceTB/SmolLM2-1.7B-Instruct, all 2 revisions");
+    click(&mut harness, "Delete, free 4.1 GB");
+    let id = "HuggingFaceTB/SmolLM2-1.7B-Instruct".to_owned();
+    let delete = CommandBody::CacheDelete { targets: vec![CacheTarget::Repo { kind: RepoKind::Model, id }] };
+    assert_eq!(sent(&link).last(), Some(&delete));
+    let error = ErrorInfo::new(ErrorCode::Busy, "A run uses it");
+    say(&link, |body| *body == delete, EventBody::Failed { error });
+    settle(&mut harness);
+    harness.get_by_label("A run uses it");
+    click(&mut harness, "Cancel");
+    assert!(harness.query_by_label("A run uses it").is_none());
+}
+
+#[test]
+fn any_revision_of_anything_can_be_verified() {
+    let link = link();
+    let mut harness = open_with(&link, "Storage");
+    click(&mut harness, "Verify HuggingFaceH4/ultrachat_200k");
+    let name = format!("dataset/HuggingFaceH4/ultrachat_200k@{}", "8049631c".repeat(5));
+    let verify = CommandBody::ModelsVerify { model: name };
+    assert_eq!(sent(&link).last(), Some(&verify));
+    let problem = ModelProblem { file: "data/train.parquet".into(), problem: "it is damaged".into() };
+    let found = EventBody::ModelProblems { problems: vec![problem], files_checked: 9, bytes_checked: 9 };
+    say(&link, |body| *body == verify, found);
+    say(&link, |body| *body == verify, EventBody::Done);
+    settle(&mut harness);
+    harness.get_by_label("data/train.parquet: it is damaged");
+    click(&mut harness, "Unfold Qwen/Qwen3-8B");
+    click(&mut harness, "Verify Qwen/Qwen3-8B at 9c925d64");
+    let name = format!("Qwen/Qwen3-8B@{}", "9c925d64".repeat(5));
+    assert!(sent(&link).contains(&CommandBody::ModelsVerify { model: name }));
+}
+
+#[test]
 fn a_whole_repository_takes_its_selected_revisions_in() {
     let link = link();
     let mut harness = open_with(&link, "Storage");
@@ -395,7 +437,8 @@ fn the_cache_moves_to_another_disk_once_it_is_said_what_happens() {
     click(&mut harness, "Move to another disk…");
     click(&mut harness, "Choose this folder");
     harness.get_by_label_contains("A link stays at /home/ada/.cache/huggingface/hub");
-    let moves = CommandBody::CacheMove { repo: None, to: "/mnt/big".into() };
+    harness.snapshot("models_move_light");
+    let moves = CommandBody::CacheMove { repo: None, to: "/mnt/big/huggingface-hub".into() };
     assert!(!sent(&link).contains(&moves));
     click(&mut harness, "Move");
     assert_eq!(sent(&link).last(), Some(&moves));
@@ -501,5 +544,5 @@ fn a_result_that_nobody_may_have_is_said_to_be_so() {
     });
     let mut harness = open_with(&link, "Get a model");
     search(&mut harness, "qwen3-1.7b");
-    harness.get_by_label("Owner lets you in");
+    harness.get_by_label("Ask for access");
 }

@@ -1,6 +1,7 @@
 use egui::{Align, Label, Layout, OpenUrl, Ui};
 use lathe_protocol::{
     CommandBody, Download, DownloadAct, DownloadStatus, ErrorCode, ErrorInfo, Event, EventBody, JobId,
+    ModelEntry,
 };
 
 use super::run::bar;
@@ -98,10 +99,10 @@ impl Fetching {
         let is_free = !self.is_busy(model);
         let remove = format!("Remove {model} from the downloads");
         if icon_button(ui, icons::X, &remove).clicked() && is_free {
-            if *status == DownloadStatus::Done {
-                self.act(model, DownloadAct::Forget, out);
-            } else {
-                self.removing = Some(download.clone());
+            match (status, download.done_bytes) {
+                (DownloadStatus::Done, _) => self.act(model, DownloadAct::Forget, out),
+                (_, 0) => self.act(model, DownloadAct::Discard, out),
+                _ => self.removing = Some(download.clone()),
             }
         }
         let mut button = |ui: &mut Ui, text: &str, icon, act| {
@@ -185,6 +186,16 @@ pub fn page_button(ui: &mut Ui, model: &str, store: &Store) {
     if button.tooltip(&url).clicked(ui) {
         ui.ctx().open_url(OpenUrl::new_tab(url));
     }
+}
+
+/// Whether a model that is here is known by its name on the Hub, not by a path or a bucket.
+pub fn is_of_hub(model: &ModelEntry) -> bool {
+    let name = &model.name;
+    model.revision.is_some()
+        && name.contains('/')
+        && !name.starts_with('/')
+        && !name.contains('\\')
+        && !is_bucket(name)
 }
 
 /// Whether a name is that of a folder in an S3 bucket.

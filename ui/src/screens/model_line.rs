@@ -1,5 +1,5 @@
 use egui::{Align, Label, Layout, Ui};
-use lathe_protocol::{CatalogModel, ModelShape};
+use lathe_protocol::{CatalogModel, Gate, ModelShape};
 
 use crate::{
     format,
@@ -71,5 +71,14 @@ impl<'a> ModelLine<'a> {
                 });
             });
         });
+    }
+}
+
+/// What the owner of a model asks for, if anything.
+pub fn gate_badge(gate: Gate) -> Option<(Tone, &'static str)> {
+    match gate {
+        Gate::Open => None,
+        Gate::Agree => Some((Tone::Warning, "Agree to its terms")),
+        Gate::Ask => Some((Tone::Warning, "Ask for access")),
     }
 }

@@ -1,14 +1,14 @@
 use egui::{Align, Layout, ScrollArea, Ui};
 use lathe_protocol::{
-    CommandBody, DownloadStatus, Event, EventBody, Gate, HubDetails, HubFile, ModelShape, RunConfig,
-    TokenStatus, in_catalog,
+    CommandBody, Download, DownloadStatus, Event, EventBody, Gate, HubDetails, HubFile, ModelShape,
+    RunConfig, TokenStatus, in_catalog,
 };
 
 use super::super::fetching::{Fetching, failure, is_bucket, page_button, ways_in};
 use crate::{
     Action, Asked, Fit, Outbox, Store, fit, format,
     theme::{self, Tone, icons, space},
-    widgets::{Button, badge, choice, choices, dialog, field, key_value, notice, spinner_line},
+    widgets::{Button, badge, choice, choices, dialog, error_box, field, key_value, notice, spinner_line},
 };
 
 const WIDTH: f32 = 640.0;
@@ -20,9 +20,13 @@ const FILES_HEIGHT: f32 = 180.0;
 /// What the Hub tells of one model, before it is downloaded.
 pub struct Details {
     model: String,
-    /// Empty means the usual one.
+    /// As it stands in its field; empty means the usual one.
     revision: String,
+    /// That which is shown.
+    asked_revision: Option<String>,
     asked: Asked<Box<HubDetails>>,
+    /// Whether it was being downloaded when it was last drawn.
+    was_under_way: bool,
 }
 
 /// What is known of a model, from the Hub or from the catalog.
@@ -35,18 +39,21 @@ struct Facts<'a> {
 
 impl Details {
     pub fn open(model: String, out: &mut Outbox) -> Self {
-        let mut details = Self { model, revision: String::new(), asked: Asked::default() };
+        let mut details = Self {
+            model,
+            revision: String::new(),
+            asked_revision: None,
+            asked: Asked::default(),
+            was_under_way: false,
+        };
         details.ask(out);
         details
     }
 
     fn ask(&mut self, out: &mut Outbox) {
-        let (model, revision) = (self.model.clone(), self.revision());
-        self.asked.ask(out, CommandBody::HubShow { model, revision });
-    }
-
-    fn revision(&self) -> Option<String> {
-        Some(self.revision.trim().to_owned()).filter(|revision| !revision.is_empty())
+        let revision = Some(self.revision.trim().to_owned()).filter(|revision| !revision.is_empty());
+        self.asked_revision.clone_from(&revision);
+        self.asked.ask(out, CommandBody::HubShow { model: self.model.clone(), revision });
     }
 
     pub fn stop(&mut self, out: &mut Outbox) {
@@ -68,6 +75,12 @@ impl Details {
     /// True if it wants to close.
     pub fn ui(&mut self, ui: &mut Ui, fetching: &mut Fetching, store: &Store, out: &mut Outbox) -> bool {
         let (mut is_closed, wishes) = (false, out.actions.len());
+        let is_under_way = under_way(&self.model, store).is_some();
+        if self.was_under_way && !is_under_way {
+            // What is here has changed.
+            self.ask(out);
+        }
+        self.was_under_way = is_under_way;
         let title = self.model.clone();
         let height = ui.ctx().content_rect().height() - MARGIN;
         let dismissed = dialog(ui, &title, WIDTH, |ui| {
@@ -97,12 +110,17 @@ impl Details {
             spinner_line(ui, what);
         }
         if let Some(error) = &self.asked.error {
-            failure(ui, &self.model, error, store, out);
+            if self.gate() == Gate::Open {
+                failure(ui, &self.model, error, store, out);
+            } else {
+                error_box(ui, error);
+            }
             again = Button::secondary("Try again").icon(icons::ARROW_CLOCKWISE).clicked(ui);
         }
         let details = self.asked.value.as_deref();
+        self.gate_words(ui, store, out);
         if let Some(details) = details {
-            self.obstacles(ui, details, store, out);
+            obstacles(ui, details);
         }
         let facts = match (details, known) {
             (Some(details), _) => Facts {
@@ -149,11 +167,17 @@ impl Details {
         }
     }
 
-    /// Whatever stands between a person and the model, with the way round it.
-    fn obstacles(&self, ui: &mut Ui, details: &HubDetails, store: &Store, out: &mut Outbox) {
+    /// As the Hub tells, or the catalog meanwhile.
+    fn gate(&self) -> Gate {
+        let told = self.asked.value.as_ref().map(|details| details.gate);
+        told.or_else(|| in_catalog(&self.model).map(|known| known.gate)).unwrap_or_default()
+    }
+
+    /// What the owner asks for, with the way there.
+    fn gate_words(&self, ui: &mut Ui, store: &Store, out: &mut Outbox) {
         let token = store.settings.value.as_ref().map(|view| &view.token);
         let has_token = matches!(token, Some(TokenStatus::Keyring | TokenStatus::Environment));
-        let gate = match (details.gate, has_token) {
+        let gate = match (self.gate(), has_token) {
             (Gate::Open, _) => None,
             (Gate::Agree, false) => Some(
                 "Its owner wants you to agree to terms. Open its page, sign in and agree; then keep an access token of \
@@ -171,33 +195,26 @@ impl Details {
                 "Its owner decides who may download it. Once the account of your token is let in, it can be downloaded",
             ),
         };
-        if let Some(text) = gate {
+        if let Some(text) = gate.filter(|_| store.usable_model(&self.model).is_none()) {
             choices(ui, Tone::Warning, text, |ui| ways_in(ui, &self.model, store, out));
-        }
-        if let Some(problem) = &details.problem {
-            notice(ui, Tone::Error, problem);
-        }
-        let HubDetails { missing_bytes, disk_free_bytes, .. } = details;
-        if missing_bytes > disk_free_bytes {
-            let (needed, free) = (format::bytes(*missing_bytes), format::bytes(*disk_free_bytes));
-            notice(ui, Tone::Error, &format!("The disk is too full: needs {needed}, {free} free"));
         }
     }
 
     /// What can be done with it. True if the dialog wants to close.
     fn foot(&self, ui: &mut Ui, fetching: &mut Fetching, store: &Store, out: &mut Outbox) -> bool {
         let model = self.model.as_str();
-        let under_way = store.download(model).filter(|download| download.status != DownloadStatus::Done);
+        let under_way = under_way(model, store);
         if let Some(download) = under_way {
             fetching.ui(ui, download, false, store, out);
             ui.add_space(space::S);
         } else {
             fetching.refusal(ui, model, store, out);
         }
-        let is_here = store.model(model).is_some_and(|entry| entry.problem.is_none());
+        let entry = store.usable_model(model);
+        let is_here = entry.is_some();
         let mut is_closed = false;
         // Where it is needed, it stands with the reason.
-        let is_open = self.asked.value.as_ref().is_none_or(|details| details.gate == Gate::Open);
+        let is_open = self.gate() == Gate::Open;
         ui.horizontal(|ui| {
             ui.set_min_height(theme::CONTROL_HEIGHT);
             if is_open && self.asked.error.is_none() {
@@ -205,12 +222,12 @@ impl Details {
             }
             ui.with_layout(Layout::right_to_left(Align::Center), |ui| {
                 let missing = self.asked.value.as_ref().map(|details| details.missing_bytes);
-                if is_here {
+                if let Some(entry) = entry {
                     if Button::primary("Fine-tune…").icon(icons::SPARKLE).clicked(ui) {
-                        out.act(Action::NewRun { model: Some(model.to_owned()) });
+                        out.act(Action::NewRun { model: Some(entry.name.clone()) });
                     }
                     if Button::secondary("Chat").icon(icons::CHAT_CIRCLE).clicked(ui) {
-                        out.chat(model);
+                        out.chat(&entry.name);
                     }
                 }
                 if under_way.is_none() && (!is_here || missing.is_some_and(|missing| missing > 0)) {
@@ -227,6 +244,7 @@ impl Details {
 
     fn download(&self, ui: &mut Ui, fetching: &mut Fetching, out: &mut Outbox) {
         let details = self.asked.value.as_deref();
+        let is_told = !self.asked.is_waiting() && self.asked.error.is_none();
         let (text, blocked) = match details {
             None => ("Download".to_owned(), true),
             Some(details) => (
@@ -235,10 +253,27 @@ impl Details {
             ),
         };
         let button = Button::primary(&text).icon(icons::DOWNLOAD_SIMPLE);
-        if button.enabled(!blocked && !fetching.is_busy(&self.model)).clicked(ui) {
-            fetching.start(&self.model, self.revision(), out);
+        if button.enabled(is_told && !blocked && !fetching.is_busy(&self.model)).clicked(ui) {
+            fetching.start(&self.model, self.asked_revision.clone(), out);
         }
     }
+}
+
+/// Why it cannot be downloaded or used.
+fn obstacles(ui: &mut Ui, details: &HubDetails) {
+    if let Some(problem) = &details.problem {
+        notice(ui, Tone::Error, problem);
+    }
+    let HubDetails { missing_bytes, disk_free_bytes, .. } = details;
+    if missing_bytes > disk_free_bytes {
+        let (needed, free) = (format::bytes(*missing_bytes), format::bytes(*disk_free_bytes));
+        notice(ui, Tone::Error, &format!("The disk is too full: needs {needed}, {free} free"));
+    }
+}
+
+/// Its download, until that is done.
+fn under_way<'a>(model: &str, store: &'a Store) -> Option<&'a Download> {
+    store.download(model).filter(|download| download.status != DownloadStatus::Done)
 }
 
 /// Whether this machine can train it and talk to it.

@@ -63,13 +63,14 @@ pub fn ui(ui: &mut Ui, fetching: &mut Fetching, store: &Store, out: &mut Outbox)
 
 /// What a model is fetched for.
 fn ways_on(ui: &mut Ui, model: &str, store: &Store, out: &mut Outbox) {
-    let usable = store.model(model).is_some_and(|entry| entry.problem.is_none());
+    let entry = store.usable_model(model);
+    let (name, is_usable) = (entry.map_or(model, |entry| &entry.name), entry.is_some());
     ui.horizontal(|ui| {
-        if Button::secondary("Fine-tune…").icon(icons::SPARKLE).enabled(usable).clicked(ui) {
-            out.act(Action::NewRun { model: Some(model.to_owned()) });
+        if Button::secondary("Fine-tune…").icon(icons::SPARKLE).enabled(is_usable).clicked(ui) {
+            out.act(Action::NewRun { model: Some(name.to_owned()) });
         }
-        if Button::ghost("Chat").icon(icons::CHAT_CIRCLE).enabled(usable).clicked(ui) {
-            out.chat(model);
+        if Button::ghost("Chat").icon(icons::CHAT_CIRCLE).enabled(is_usable).clicked(ui) {
+            out.chat(name);
         }
     });
 }

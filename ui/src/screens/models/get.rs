@@ -7,7 +7,7 @@ use lathe_protocol::{
 use super::{
     super::{
         fetching::{Fetching, is_bucket},
-        model_line::ModelLine,
+        model_line::{ModelLine, gate_badge},
     },
     details::Details,
 };
@@ -224,7 +224,7 @@ fn about(model: &HubModel, store: &Store) -> String {
 
 /// Whether it is here or on its way.
 fn whereabouts(model: &str, store: &Store) -> Option<(Tone, String)> {
-    if store.model(model).is_some_and(|entry| entry.problem.is_none()) {
+    if store.usable_model(model).is_some() {
         return Some((Tone::Success, "On this machine".into()));
     }
     let download = store.download(model)?;
@@ -243,20 +243,20 @@ fn badges_of_catalog(model: &CatalogModel, store: &Store) -> Vec<(Tone, String)>
         return vec![badge];
     }
     let (memory, fit) = fit::memory(&model.shape, &RunConfig::default(), None, store);
-    fit.map(|fit| (fit.tone(), fit.words(memory.total()))).into_iter().collect()
+    let fit = fit.map(|fit| (fit.tone(), fit.words(memory.total())));
+    fit.into_iter().chain(gate_of(model.gate)).collect()
+}
+
+fn gate_of(gate: Gate) -> Option<(Tone, String)> {
+    gate_badge(gate).map(|(tone, text)| (tone, text.to_owned()))
 }
 
 fn badges_of_result(model: &HubModel, store: &Store) -> Vec<(Tone, String)> {
-    let gate = match model.gate {
-        Gate::Open => None,
-        Gate::Agree => Some((Tone::Warning, "Asks you to agree".to_owned())),
-        Gate::Ask => Some((Tone::Warning, "Owner lets you in".to_owned())),
-    };
     let badges = [
         model.problem.is_some().then(|| (Tone::Error, "Not supported".to_owned())),
         whereabouts(&model.name, store),
         model.is_private.then(|| (Tone::Neutral, "Private".to_owned())),
-        gate,
+        gate_of(model.gate),
     ];
     badges.into_iter().flatten().collect()
 }

@@ -1,9 +1,10 @@
 use egui::{Align, Layout, Ui};
-use lathe_protocol::{CommandBody, Event, EventBody, ModelEntry};
+use lathe_protocol::{CacheTarget, CommandBody, Event, EventBody, ModelEntry, RepoKind};
 
-use super::verify::Verify;
+use super::{super::fetching::is_of_hub, storage::Deletion, verify::Verify};
 use crate::{
     Accept, Action, Asked, Outbox, Pick, Picker, Store, format,
+    store::repo_of,
     theme::{self, Tone, icons, space},
     widgets::{
         Answer, Button, Confirm, badge, card, empty_state, error_box, icon_button, notice, offer,
@@ -15,7 +16,9 @@ use crate::{
 #[derive(Default)]
 pub struct Here {
     filter: String,
+    /// Of a model that is no repository of the cache.
     removing: Option<(String, Confirm)>,
+    deletion: Option<Deletion>,
     removal: Asked<()>,
     picker: Option<Picker>,
     import: Asked<()>,
@@ -23,7 +26,7 @@ pub struct Here {
 
 impl Here {
     pub fn apply(&mut self, event: &Event, out: &mut Outbox) {
-        let Self { removal, picker, import, .. } = self;
+        let Self { removal, deletion, picker, import, .. } = self;
         if let Some(picker) = picker {
             picker.apply(event);
         }
@@ -35,7 +38,11 @@ impl Here {
                 format!("Deleted {what}: {} are free again", format::bytes(*freed_bytes)),
             );
         }
-        if removal.apply(event, |_| None) | import.apply(event, |_| None) {
+        let deleted = deletion.as_mut().is_some_and(|deletion| deletion.apply(event, out));
+        if deleted {
+            *deletion = None;
+        }
+        if removal.apply(event, |_| None) | import.apply(event, |_| None) | deleted {
             out.act(Action::RefreshModels);
         }
     }
@@ -51,15 +58,16 @@ impl Here {
         }
         match wish {
             Some(Wish::Verify(name)) => verify.start(name, out),
+            Some(Wish::Remove(model)) if is_of_hub(&model) => {
+                let id = repo_of(&model.name).to_owned();
+                let target = CacheTarget::Repo { kind: RepoKind::Model, id };
+                self.deletion = Some(Deletion::of(vec![target], out));
+            }
             Some(Wish::Remove(model)) => {
+                let (size, path) = (format::bytes(model.size_bytes), &model.path);
                 let confirm = Confirm {
                     title: format!("Delete {}?", model.name),
-                    text: format!(
-                        "All of the repository's revisions go from the Hugging Face cache, which Python tools share: \
-                         {} at {}. Adapters made for it stay, but need it to run.",
-                        format::bytes(model.size_bytes),
-                        model.path
-                    ),
+                    text: format!("{size} at {path} go. Adapters made for it stay, but need it to run."),
                     yes: "Delete".into(),
                 };
                 self.removing = Some((model.name, confirm));
@@ -73,6 +81,11 @@ impl Here {
                 self.removal.ask(out, CommandBody::ModelsRemove { model: name.clone() });
             }
             self.removing = None;
+        }
+        if let Some(deletion) = &mut self.deletion
+            && deletion.ui(ui, out)
+        {
+            self.deletion = None;
         }
     }
 
@@ -154,9 +167,8 @@ fn entry(ui: &mut Ui, model: &ModelEntry, verify: &Verify, out: &mut Outbox) -> 
         });
     });
     if let Some(problem) = &model.problem {
-        let is_of_hub = model.revision.is_some() && model.name.contains('/');
         let get = Button::secondary("Get what is missing…").icon(icons::DOWNLOAD_SIMPLE);
-        if !is_of_hub {
+        if !is_of_hub(model) {
             notice(ui, Tone::Error, problem);
         } else if offer(ui, Tone::Error, problem, get) {
             out.act(Action::GetModel { model: model.name.clone() });

@@ -1,7 +1,11 @@
 use egui::{Align, Layout, Ui};
-use lathe_protocol::{DownloadStatus, ModelEntry, catalog, in_catalog};
+use lathe_protocol::{DownloadStatus, Gate, ModelEntry, catalog, in_catalog};
 
-use super::{super::model_line::ModelLine, Wizard, files::Purpose};
+use super::{
+    super::model_line::{ModelLine, gate_badge},
+    Wizard,
+    files::Purpose,
+};
 use crate::{
     Action, Outbox, Store, fit, format,
     theme::{self, Tone, icons, space},
@@ -123,7 +127,10 @@ impl Wizard {
             let (memory, fit) = fit::memory(&shape, &self.choices.config, self.longest_row(), store);
             fit.map(|fit| (fit.tone(), fit.words(memory.total())))
         });
-        let badges: Vec<_> = fit.iter().map(|(tone, words)| (*tone, words.as_str())).collect();
+        let gate =
+            in_catalog(name).filter(|_| store.model(name).is_none()).map_or(Gate::Open, |known| known.gate);
+        let fit = fit.as_ref().map(|(tone, words)| (*tone, words.as_str()));
+        let badges: Vec<_> = fit.into_iter().chain(gate_badge(gate)).collect();
         if clickable_card(ui, name, selected, |ui| line.ui(ui, &badges)).clicked() {
             self.choices.model = Some((*name).to_owned());
         }

@@ -149,7 +149,7 @@ impl Deletion {
             let goes = self.plan.value.as_ref().filter(|plan| plan.num_files > 0);
             let text = goes.map_or_else(
                 || "Delete".into(),
-                |plan| format!("Delete, free {}", format::bytes(plan.freed_bytes)),
+                |plan| format!("Delete, free {}", format::bytes(freed(plan))),
             );
             let delete = Button::danger(&text).icon(icons::TRASH);
             if delete.enabled(goes.is_some() && !self.deed.is_waiting()).clicked(ui) {
@@ -161,6 +161,11 @@ impl Deletion {
     }
 }
 
+/// With what is left over in repositories that go as a whole.
+fn freed(plan: &CachePlan) -> u64 {
+    plan.freed_bytes + plan.besides_bytes
+}
+
 /// What goes, and what comes of it.
 fn preview(ui: &mut Ui, plan: &CachePlan) {
     if plan.num_files == 0 {
@@ -170,7 +175,7 @@ fn preview(ui: &mut Ui, plan: &CachePlan) {
     ui.horizontal_wrapped(|ui| {
         ui.spacing_mut().item_spacing.x = space::XS;
         ui.label("Frees");
-        ui.label(theme::strong(format::bytes(plan.freed_bytes)));
+        ui.label(theme::strong(format::bytes(freed(plan))));
         ui.label(format!("in {}:", format::plural(plan.num_files, "file")));
     });
     let area = ScrollArea::vertical().id_salt("plan").max_height(LINES_HEIGHT).auto_shrink([false, true]);

@@ -7,8 +7,8 @@ use std::collections::BTreeSet;
 use egui::{Align, Layout, Ui};
 use lathe_protocol::{CacheReport, CacheTarget, CommandBody, Event, EventBody};
 
+pub use self::deletion::Deletion;
 use self::{
-    deletion::Deletion,
     moving::Moving,
     repos::{Click, Repos},
 };
@@ -143,7 +143,8 @@ impl Storage {
             stat(ui, "In use", &format::bytes(*size_bytes)).on_hover_text(
                 "Of what revisions refer to. Files that several share lie here, and count, once",
             );
-            stat(ui, "Unfinished downloads", &format::bytes(*incomplete_bytes));
+            stat(ui, "Unfinished", &format::bytes(*incomplete_bytes))
+                .on_hover_text("Downloads, and what an interrupted import or move left");
             stat(ui, "Unreferenced", &format::bytes(*unreferenced_bytes))
                 .on_hover_text("Files that no revision refers to any more");
             stat(ui, "Free on this disk", &format::bytes(report.disk_free_bytes));

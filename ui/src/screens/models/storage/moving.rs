@@ -4,8 +4,11 @@ use lathe_protocol::{CacheReport, CommandBody, Event, EventBody, RepoKind};
 use crate::{
     Accept, Asked, Outbox, Pick, Picker, format,
     theme::{self, Tone, icons, space},
-    widgets::{Button, card, dialog, error_box, progress_line, spinner_line},
+    widgets::{Button, card, dialog, error_box, field, labelled, progress_line, spinner_line},
 };
+
+/// The cache's, in the folder that is chosen for it.
+const FOLDER: &str = "huggingface-hub";
 
 /// None is the whole cache.
 type What = Option<(RepoKind, String)>;
@@ -69,14 +72,23 @@ impl Moving {
         });
     }
 
+    /// A repository keeps its folder's name in the one that is chosen; the cache gets one of its own.
+    fn folder_in(&self, chosen: &str) -> String {
+        if self.what.is_some() {
+            return chosen.to_owned();
+        }
+        let separator = if chosen.contains('\\') { '\\' } else { '/' };
+        format!("{}{separator}{FOLDER}", chosen.trim_end_matches(separator))
+    }
+
     pub fn dialogs(&mut self, ui: &mut Ui, report: &CacheReport, out: &mut Outbox) {
         if let Some(pick) = self.picker.as_mut().and_then(|picker| picker.ui(ui, out)) {
             self.picker = None;
             if let Pick::Path(path) = pick {
-                self.to = Some(path);
+                self.to = Some(self.folder_in(&path));
             }
         }
-        let Some(to) = &self.to else { return };
+        let Some(to) = &mut self.to else { return };
         let (name, from) = match &self.what {
             None => ("the cache", report.path.as_str()),
             Some((kind, id)) => {
@@ -86,8 +98,13 @@ impl Moving {
         };
         let mut answer = None;
         let dismissed = dialog(ui, &format!("Move {name}?"), 520.0, |ui| {
-            ui.label(format!("{} go to {to}", format::bytes(self.bytes)));
-            ui.add_space(space::XS);
+            let label = format!("{} go into the folder", format::bytes(self.bytes));
+            let help = match &self.what {
+                None => "It must be empty, or not there yet",
+                Some(_) => "The repository becomes a folder in it",
+            };
+            labelled(ui, &label, help, |ui| field(ui, to, "A folder"));
+            ui.add_space(space::S);
             let text = format!(
                 "Everything is copied and checked first, then deleted where it is now; stopped before that, nothing has \
                  changed. A link stays at {from}, so that Lathe and Python tools find everything as before."
@@ -95,7 +112,8 @@ impl Moving {
             ui.label(theme::weak(ui, text));
             ui.add_space(space::L);
             ui.with_layout(Layout::right_to_left(Align::Center), |ui| {
-                if Button::primary("Move").icon(icons::ARROW_RIGHT).clicked(ui) {
+                let button = Button::primary("Move").icon(icons::ARROW_RIGHT);
+                if button.enabled(!to.trim().is_empty()).clicked(ui) {
                     answer = Some(true);
                 }
                 if Button::secondary("Cancel").clicked(ui) {
@@ -105,7 +123,7 @@ impl Moving {
         });
         match answer {
             Some(true) => {
-                let command = CommandBody::CacheMove { repo: self.what.clone(), to: to.clone() };
+                let command = CommandBody::CacheMove { repo: self.what.clone(), to: to.trim().to_owned() };
                 self.asked.ask(out, command);
                 self.to = None;
             }

@@ -18,6 +18,8 @@ const USED_WIDTH: f32 = 124.0;
 const NARROW: f32 = 400.0;
 /// A revision's lines stand below its repository's name.
 const INDENT: f32 = 76.0;
+/// With the space beside it.
+const BUTTON_WIDTH: f32 = 40.0;
 /// Of a commit, so many letters tell it from others.
 const SHORT_COMMIT: usize = 8;
 
@@ -32,7 +34,7 @@ pub enum Click {
     },
     /// A folder.
     Open(String),
-    /// A model.
+    /// A revision, as `models verify` names it.
     Verify(String),
 }
 
@@ -68,12 +70,15 @@ impl Repos<'_> {
                 let is_open = open.contains(&key(repo));
                 let clicked = strip(ui, REPO_HEIGHT, |ui| self.repo(ui, repo, is_open, selected)).flatten();
                 click = clicked.or(click.take());
-                if repo.kind == RepoKind::Model && self.verify.is_of(&repo.id) {
-                    ui.scope(|ui| {
-                        ui.spacing_mut().item_spacing.y = space::XS;
-                        self.verify.ui(ui, &repo.id, out);
-                        ui.add_space(space::S);
-                    });
+                for revision in &repo.revisions {
+                    let name = name_of(repo, revision);
+                    if self.verify.is_of(&name) {
+                        ui.scope(|ui| {
+                            ui.spacing_mut().item_spacing.y = space::XS;
+                            self.verify.ui(ui, &name, out);
+                            ui.add_space(space::S);
+                        });
+                    }
                 }
                 if is_open {
                     click = self.contents(ui, repo, selected).or(click.take());
@@ -110,12 +115,13 @@ impl Repos<'_> {
             if icon_button(ui, icons::FOLDER_OPEN, &format!("Open the folder of {id}")).clicked() {
                 click = Some(Click::Open(path.clone()));
             }
-            let verifies = *kind == RepoKind::Model;
-            ui.add_enabled_ui(verifies, |ui| {
+            if let Some(newest) = repo.revisions.first() {
                 if icon_button(ui, icons::SHIELD_CHECK, &format!("Verify {id}")).clicked() {
-                    click = Some(Click::Verify(id.clone()));
+                    click = Some(Click::Verify(name_of(repo, newest)));
                 }
-            });
+            } else {
+                ui.add_space(BUTTON_WIDTH);
+            }
             ui.add_space(space::S);
             column(ui, SIZE_WIDTH, theme::strong(format::bytes(*size_bytes)));
             column(
@@ -134,7 +140,7 @@ impl Repos<'_> {
                         }
                     }
                     if *kind != RepoKind::Model {
-                        badge(ui, Tone::Neutral, kind_name(*kind));
+                        badge(ui, Tone::Neutral, kind.word());
                     }
                     ui.with_layout(Layout::left_to_right(Align::Center), |ui| {
                         ui.add(Label::new(theme::strong(id)).truncate()).on_hover_text(path);
@@ -181,7 +187,11 @@ impl Repos<'_> {
             if icon_button(ui, icons::TRASH, &format!("Delete {name}…")).clicked() {
                 click = Some(Click::Delete(target.clone()));
             }
-            ui.add_space(3.0 * 40.0 + space::S);
+            ui.add_space(2.0 * BUTTON_WIDTH);
+            if icon_button(ui, icons::SHIELD_CHECK, &format!("Verify {name}")).clicked() {
+                click = Some(Click::Verify(name_of(repo, revision)));
+            }
+            ui.add_space(space::S);
             column(ui, SIZE_WIDTH, theme::weak(ui, format::bytes(*size_bytes)));
             column(ui, USED_WIDTH, theme::weak(ui, format::ago(*modified_secs, self.now_secs)));
             ui.with_layout(Layout::left_to_right(Align::Center), |ui| {
@@ -207,7 +217,7 @@ impl Repos<'_> {
 fn stray_file(ui: &mut Ui, file: &CacheFile, what: &str) {
     ui.add_space(INDENT + space::S);
     ui.with_layout(Layout::right_to_left(Align::Center), |ui| {
-        ui.add_space(4.0 * 40.0 + space::S);
+        ui.add_space(4.0 * BUTTON_WIDTH + space::S);
         column(ui, SIZE_WIDTH, theme::weak(ui, format::bytes(file.size_bytes)));
         ui.add_space(USED_WIDTH + space::S);
         ui.with_layout(Layout::left_to_right(Align::Center), |ui| {
@@ -257,18 +267,18 @@ fn is_part(part: &CacheTarget, whole: &CacheTarget) -> bool {
     }
 }
 
-/// What a repository is known by in the list.
-fn key(repo: &CacheRepo) -> String {
-    format!("{} {}", kind_name(repo.kind), repo.id)
+/// A revision as `models verify` names it.
+fn name_of(repo: &CacheRepo, revision: &CacheRevision) -> String {
+    let CacheRepo { kind, id, .. } = repo;
+    match kind {
+        RepoKind::Model => format!("{id}@{}", revision.commit),
+        kind => format!("{}/{id}@{}", kind.word(), revision.commit),
+    }
 }
 
-fn kind_name(kind: RepoKind) -> &'static str {
-    match kind {
-        RepoKind::Model => "model",
-        RepoKind::Dataset => "data set",
-        RepoKind::Space => "space",
-        RepoKind::Kernel => "kernel",
-    }
+/// What a repository is known by in the list.
+fn key(repo: &CacheRepo) -> String {
+    format!("{} {}", repo.kind.word(), repo.id)
 }
 
 fn contents_of(repo: &CacheRepo) -> String {
