@@ -314,7 +314,8 @@ impl State {
 
     /// How long nothing has to be done, if nothing happens.
     fn next_due(&self, now: Instant) -> Duration {
-        let due = self.viewers.values().map(|viewer| {
+        let by_line = self.viewers.values().filter(|viewer| viewer.may_lose);
+        let due = by_line.map(|viewer| {
             let wait = if viewer.sink.is_some() { HEARTBEAT } else { self.limits.grace };
             (viewer.quiet_since + wait).saturating_duration_since(now)
         });

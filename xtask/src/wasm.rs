@@ -45,6 +45,7 @@ pub fn wasm() -> Result<()> {
                 .typescript(false)
                 .omit_default_module_path(false)
                 .remove_producers_section(true)
+                .remove_name_section(true)
                 .generate(&page)
         })
         .with_context(|| format!("wasm-bindgen cannot use {}", made.display()))?;
