@@ -145,8 +145,7 @@ impl ViewerEnd {
                 Vec::new()
             }
             ToViewer::Refused { error } => {
-                self.is_up = false;
-                self.connection.trouble = Some(error.message);
+                self.refuse(&error);
                 Vec::new()
             }
         }
@@ -156,6 +155,12 @@ impl ViewerEnd {
     pub fn cut(&mut self, trouble: impl Into<String>) {
         self.is_up = false;
         self.connection.trouble = Some(trouble.into());
+    }
+
+    /// There is no line, and there will be none.
+    pub fn refuse(&mut self, error: &ErrorInfo) {
+        let ErrorInfo { message, hint, .. } = error;
+        self.cut(hint.as_ref().map_or_else(|| message.clone(), |hint| format!("{message}: {hint}")));
     }
 
     pub fn is_up(&self) -> bool {

@@ -7,7 +7,10 @@ mod driver;
 #[path = "../../serve/tests/support/proxy.rs"]
 mod proxy;
 
-use std::{process::Command, time::Duration};
+use std::{
+    process::Command,
+    time::{Duration, Instant},
+};
 
 use driver::{Browser, Driver};
 use lathe_tests::{Lathe, program, repo};
@@ -38,6 +41,14 @@ fn step_of(title: &str) -> Option<usize> {
 
 fn wait_for_step(browser: &Browser, step: usize) -> usize {
     step_of(&browser.wait_for_title(|title| step_of(title).is_some_and(|at| at >= step))).unwrap()
+}
+
+/// Whether a chat with this in it was saved.
+fn is_in_database(lathe: &Lathe, text: &str) -> bool {
+    ["data/lathe.db", "data/lathe.db-wal"].into_iter().any(|file| {
+        let bytes = std::fs::read(lathe.path(file)).unwrap_or_default();
+        bytes.windows(text.len()).any(|window| window == text.as_bytes())
+    })
 }
 
 #[test]
@@ -91,7 +102,10 @@ fn two_browsers_look_at_one_host_and_a_cut_line_mends() {
     one.screenshot("run");
 
     // 4. A page that is loaded anew is where it was.
-    two.run("location.reload()");
+    two.run("window.before = true; location.reload()");
+    while two.run("return window.before") == true {
+        std::thread::sleep(Duration::from_millis(50));
+    }
     wait_for_step(&two, meanwhile);
     for place in ["models", "chat", "adapters", "settings", "runs", "new"] {
         two.run(&format!("location.hash = '/{place}'"));
@@ -100,7 +114,21 @@ fn two_browsers_look_at_one_host_and_a_cut_line_mends() {
     }
     assert_eq!(two.title(), "New fine-tune · Lathe");
 
-    // 5. Ctrl-C: what trains is saved.
+    // 5. A chat, typed and answered.
+    two.run("location.hash = '/chat'");
+    two.wait_for_title(|title| title == "Chat · Lathe");
+    two.type_text("Who are you?\u{E007}");
+    let due = Instant::now() + Duration::from_mins(1);
+    while !is_in_database(&lathe, "I am Lathe starter") {
+        if Instant::now() > due {
+            two.screenshot("failed");
+            panic!("no answer");
+        }
+        std::thread::sleep(Duration::from_millis(200));
+    }
+    two.screenshot("answer");
+
+    // 6. Ctrl-C: what trains is saved.
     assert!(Command::new("kill").args(["-INT", &server.child.id().to_string()]).status().unwrap().success());
     assert!(server.child.wait().unwrap().success());
     let runs = lathe.json(&["runs", "list"]);

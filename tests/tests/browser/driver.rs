@@ -14,6 +14,8 @@ use serde_json::{Value, json};
 
 /// Of the window's light theme: what a primary button is filled with.
 const ACCENT: [u8; 3] = [0x0A, 0x72, 0x67];
+/// A button is that much in one line, somewhere between its text and its edge.
+const BUTTON_WIDTH: u32 = 60;
 /// The navigation has a primary button of its own.
 const NAVIGATION_WIDTH: u32 = 230;
 
@@ -128,6 +130,16 @@ impl Browser {
         self.post("actions", &json!({"actions": [mouse]}));
     }
 
+    /// Into whatever has the focus; `\u{E007}` is Enter.
+    pub fn type_text(&self, text: &str) {
+        let press = |letter: char| {
+            let act = |kind: &str| json!({"type": kind, "value": letter.to_string()});
+            [act("keyDown"), act("keyUp"), json!({"type": "pause", "duration": 30})]
+        };
+        let acts: Vec<Value> = text.chars().flat_map(press).collect();
+        self.post("actions", &json!({"actions": [{"type": "key", "id": "keys", "actions": acts}]}));
+    }
+
     fn get(&self, what: &str) -> Value {
         request(self.port, "GET", &format!("{}/{what}", self.session), &Value::Null)
     }
@@ -151,15 +163,13 @@ fn primary_button(image: &RgbImage) -> Option<(u32, u32)> {
         let pixel = image.get_pixel(x, y).0;
         x > NAVIGATION_WIDTH && pixel.iter().zip(ACCENT).all(|(&is, of)| is.abs_diff(of) < 4)
     };
-    // A button is that much in one line, somewhere between its text and its edge.
-    const WIDTH: u32 = 60;
     let mut rows = Vec::new();
     for y in 0..image.height() {
         let mut run = 0;
         for x in 0..image.width() {
             run = if is_accent(x, y) { run + 1 } else { 0 };
-            if run == WIDTH {
-                rows.push((x - WIDTH / 2, y));
+            if run == BUTTON_WIDTH {
+                rows.push((x - BUTTON_WIDTH / 2, y));
                 break;
             }
         }
