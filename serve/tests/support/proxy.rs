@@ -28,7 +28,7 @@ impl Proxy {
                 if is_dead.load(Ordering::SeqCst) {
                     continue;
                 }
-                let far = TcpStream::connect(server).unwrap();
+                let Ok(far) = TcpStream::connect(server) else { continue };
                 let pairs = [(near.try_clone(), far.try_clone()), (far.try_clone(), near.try_clone())];
                 lines.lock().unwrap().extend([near, far]);
                 for (from, to) in pairs {
