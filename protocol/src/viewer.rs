@@ -25,7 +25,7 @@ pub enum FromViewer {
     /// First on every line.
     Hello { version: String, resume: Option<Resume> },
     /// Numbered from 1 in its session: one that comes twice counts once.
-    Command { number: u64, command: Command },
+    Command { number: u64, command: Box<Command> },
     /// So many events were taken: they need not be kept any more. The answer to every batch.
     Seen { events: u64 },
 }
@@ -112,7 +112,7 @@ impl ViewerEnd {
         self.last_number += 1;
         let number = self.last_number;
         self.unheard.push_back((number, command.clone()));
-        self.is_up.then_some(FromViewer::Command { number, command })
+        self.is_up.then(|| FromViewer::Command { number, command: Box::new(command) })
     }
 
     /// Takes in what came, and gives what to write for it.
@@ -205,5 +205,5 @@ fn failed(job: JobId, error: &ErrorInfo) -> Event {
 }
 
 fn command_message(number: u64, command: &Command) -> FromViewer {
-    FromViewer::Command { number, command: command.clone() }
+    FromViewer::Command { number, command: Box::new(command.clone()) }
 }
