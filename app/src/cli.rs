@@ -1,4 +1,7 @@
-use std::path::PathBuf;
+use std::{
+    net::{IpAddr, SocketAddr},
+    path::PathBuf,
+};
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use lathe_protocol::{LogFormat, Thinking};
@@ -71,8 +74,33 @@ pub enum CommandLine {
     Logits(Logits),
     /// Loss and perplexity over a data file's trained tokens
     Eval(Eval),
+    /// The window for browsers, also of other machines; it prints a link that lets one viewer in
+    ServeUi(ServeUi),
     /// Check the installation and say what to do
     Doctor,
+}
+
+#[derive(Debug, Args)]
+pub struct ServeUi {
+    /// On 127.0.0.1 and ::1 over HTTP, on any other address, e.g. 0.0.0.0:8474, over TLS
+    #[arg(long, value_name = "ADDR:PORT", default_value = "127.0.0.1:8474", value_parser = listen_address)]
+    pub listen: SocketAddr,
+    /// A certificate (PEM) in place of one that Lathe makes and nobody vouches for
+    #[arg(long, value_name = "FILE", requires = "tls_key")]
+    pub tls_cert: Option<PathBuf>,
+    /// Its key (PEM)
+    #[arg(long, value_name = "FILE", requires = "tls_cert")]
+    pub tls_key: Option<PathBuf>,
+}
+
+fn listen_address(text: &str) -> Result<SocketAddr, String> {
+    let text = text.replace("localhost", "127.0.0.1");
+    text.parse().or_else(|_| text.parse().map(|address: IpAddr| SocketAddr::new(address, 8474))).map_err(
+        |_| {
+            "not an address of this machine with a port, like 127.0.0.1:8474, [::1]:8474 or 0.0.0.0:8474"
+                .to_owned()
+        },
+    )
 }
 
 #[derive(Debug, Args)]

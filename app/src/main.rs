@@ -6,6 +6,7 @@ mod cli;
 mod commands;
 mod output;
 mod progress;
+mod serve_ui;
 mod session;
 mod window;
 
@@ -14,7 +15,7 @@ use std::process::ExitCode;
 use clap::Parser as _;
 use lathe_protocol::ErrorCode;
 
-use cli::Cli;
+use cli::{Cli, CommandLine};
 use output::Output;
 use session::Session;
 
@@ -27,6 +28,7 @@ fn main() -> ExitCode {
     let verbose = global.verbose;
     let json = global.json;
     let outcome = match command {
+        Some(CommandLine::ServeUi(args)) => serve_ui::run(&global, args),
         Some(command) => Session::open(&global).and_then(|mut session| {
             let outcome = commands::run(&mut session, command);
             match outcome {

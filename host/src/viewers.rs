@@ -22,7 +22,7 @@ const GATHER: Duration = Duration::from_millis(30);
 /// A quiet line is sent an empty batch so often, so that both ends know that it stands.
 const HEARTBEAT: Duration = Duration::from_secs(15);
 /// A viewer whose line was cut is waited for so long.
-const GRACE: Duration = Duration::from_secs(60);
+const GRACE: Duration = Duration::from_mins(1);
 /// A viewer that is behind by more is given up.
 const MAX_BACKLOG_BYTES: usize = 32 << 20;
 /// More events are several batches.
@@ -314,7 +314,8 @@ impl State {
 
     /// How long nothing has to be done, if nothing happens.
     fn next_due(&self, now: Instant) -> Duration {
-        let due = self.viewers.values().map(|viewer| {
+        let by_line = self.viewers.values().filter(|viewer| viewer.may_lose);
+        let due = by_line.map(|viewer| {
             let wait = if viewer.sink.is_some() { HEARTBEAT } else { self.limits.grace };
             (viewer.quiet_since + wait).saturating_duration_since(now)
         });

@@ -25,7 +25,7 @@ pub enum FromViewer {
     /// First on every line.
     Hello { version: String, resume: Option<Resume> },
     /// Numbered from 1 in its session: one that comes twice counts once.
-    Command { number: u64, command: Command },
+    Command { number: u64, command: Box<Command> },
     /// So many events were taken: they need not be kept any more. The answer to every batch.
     Seen { events: u64 },
 }
@@ -112,7 +112,7 @@ impl ViewerEnd {
         self.last_number += 1;
         let number = self.last_number;
         self.unheard.push_back((number, command.clone()));
-        self.is_up.then_some(FromViewer::Command { number, command })
+        self.is_up.then(|| FromViewer::Command { number, command: Box::new(command) })
     }
 
     /// Takes in what came, and gives what to write for it.
@@ -145,8 +145,7 @@ impl ViewerEnd {
                 Vec::new()
             }
             ToViewer::Refused { error } => {
-                self.is_up = false;
-                self.connection.trouble = Some(error.message);
+                self.refuse(&error);
                 Vec::new()
             }
         }
@@ -156,6 +155,12 @@ impl ViewerEnd {
     pub fn cut(&mut self, trouble: impl Into<String>) {
         self.is_up = false;
         self.connection.trouble = Some(trouble.into());
+    }
+
+    /// There is no line, and there will be none.
+    pub fn refuse(&mut self, error: &ErrorInfo) {
+        let ErrorInfo { message, hint, .. } = error;
+        self.cut(hint.as_ref().map_or_else(|| message.clone(), |hint| format!("{message}: {hint}")));
     }
 
     pub fn is_up(&self) -> bool {
@@ -200,5 +205,5 @@ fn failed(job: JobId, error: &ErrorInfo) -> Event {
 }
 
 fn command_message(number: u64, command: &Command) -> FromViewer {
-    FromViewer::Command { number, command: command.clone() }
+    FromViewer::Command { number, command: Box::new(command.clone()) }
 }

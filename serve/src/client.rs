@@ -151,7 +151,7 @@ async fn keep(shared: &Shared, door: &mut Door, first: &SyncSender<Result<(), Er
         match outcome {
             Outcome::Failed(_) => shared.lock().end.cut(LOST),
             Outcome::Refused(error) => {
-                shared.lock().end.cut(error.message.clone());
+                shared.lock().end.refuse(&error);
                 (shared.on_event)();
                 // Nobody waits for it any more, unless it is the first.
                 return drop(first.try_send(Err(error)));

@@ -80,7 +80,7 @@ async fn converse(socket: &mut WebSocket, rooms: &Rooms, id: ViewerId, batches: 
                 heard_at = Instant::now();
                 match heard {
                     Ok(Heard::Said(FromViewer::Command { number, command })) => {
-                        rooms.viewers.numbered_command(id, number, command);
+                        rooms.viewers.numbered_command(id, number, *command);
                     }
                     Ok(Heard::Said(FromViewer::Seen { events })) => rooms.viewers.seen(id, events),
                     Ok(Heard::Left) => return rooms.viewers.leave(id),

@@ -58,14 +58,11 @@ pub fn find_folder(program: &Path) -> Result<PathBuf, ErrorInfo> {
         Some(folder) => vec![folder],
         None => ["web", "../share/lathe/web", "../web"].map(|place| beside.join(place)).into(),
     };
-    match places.iter().find(|folder| folder.join("index.html").is_file()) {
-        Some(folder) => Ok(folder.clone()),
-        None => {
-            let looked =
-                places.iter().map(|folder| folder.display().to_string()).collect::<Vec<_>>().join(", ");
-            let message = format!("The window's page is not here; looked in {looked}");
-            Err(ErrorInfo::new(ErrorCode::NotFound, message)
-                .hint("`cargo xtask wasm` makes it; LATHE_WEB names another folder"))
-        }
-    }
+    let found = places.iter().find(|folder| folder.join("index.html").is_file());
+    found.cloned().ok_or_else(|| {
+        let looked = places.iter().map(|folder| folder.display().to_string()).collect::<Vec<_>>().join(", ");
+        let message = format!("The window's page is not here; looked in {looked}");
+        ErrorInfo::new(ErrorCode::NotFound, message)
+            .hint("`cargo xtask wasm` makes it; LATHE_WEB names another folder")
+    })
 }

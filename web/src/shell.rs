@@ -35,8 +35,7 @@ struct Ends {
 
 impl ShellLink {
     pub fn connect(core: &JsValue, ctx: egui::Context) -> Result<Self, String> {
-        let get =
-            |name: &str| Reflect::get(core, &name.into()).and_then(|value| value.dyn_into::<Function>());
+        let get = |name: &str| Reflect::get(core, &name.into()).and_then(JsValue::dyn_into::<Function>);
         let (invoke, channel) = get("invoke")
             .and_then(|invoke| Ok((invoke, get("Channel")?)))
             .map_err(js_error("The shell around this page is not Lathe's"))?;

@@ -34,7 +34,7 @@ struct Line {
 
 /// A WebSocket and what it calls.
 struct Socket {
-    socket: WebSocket,
+    inner: WebSocket,
     _on_open: Closure<dyn FnMut()>,
     _on_message: Closure<dyn FnMut(MessageEvent)>,
     _on_close: Closure<dyn FnMut(CloseEvent)>,
@@ -94,9 +94,9 @@ impl EngineLink for SocketLink {
 
 impl Line {
     fn write(&self, message: &FromViewer) {
-        if let (Some(Socket { socket, .. }), Ok(json)) = (&self.socket, serde_json::to_string(message)) {
+        if let (Some(Socket { inner, .. }), Ok(json)) = (&self.socket, serde_json::to_string(message)) {
             // A line that breaks says so by itself; what did not arrive is sent again.
-            drop(socket.send_with_str(&json));
+            drop(inner.send_with_str(&json));
         }
     }
 
@@ -128,11 +128,11 @@ impl Line {
 
     /// No word comes any more from the socket there was.
     fn lose(&mut self) {
-        if let Some(Socket { socket, .. }) = &self.socket {
-            socket.set_onopen(None);
-            socket.set_onmessage(None);
-            socket.set_onclose(None);
-            drop(socket.close());
+        if let Some(Socket { inner, .. }) = &self.socket {
+            inner.set_onopen(None);
+            inner.set_onmessage(None);
+            inner.set_onclose(None);
+            drop(inner.close());
         }
         if !self.is_over {
             self.end.cut(LOST);
@@ -149,7 +149,7 @@ fn watch(line: &Shared<Line>) {
     let now = now_secs();
     let mut open = line.borrow_mut();
     let Line { socket, is_over, retry_at, heard_at, .. } = &*open;
-    let state = socket.as_ref().map_or(WebSocket::CLOSED, |socket| socket.socket.ready_state());
+    let state = socket.as_ref().map_or(WebSocket::CLOSED, |socket| socket.inner.ready_state());
     let silence = now - heard_at;
     match state {
         WebSocket::OPEN if silence > SILENCE_SECS => open.lose(),
@@ -190,5 +190,5 @@ fn new_socket(line: &Shared<Line>, url: &str) -> Result<Socket, String> {
     socket.set_onopen(Some(on_open.as_ref().unchecked_ref()));
     socket.set_onmessage(Some(on_message.as_ref().unchecked_ref()));
     socket.set_onclose(Some(on_close.as_ref().unchecked_ref()));
-    Ok(Socket { socket, _on_open: on_open, _on_message: on_message, _on_close: on_close })
+    Ok(Socket { inner: socket, _on_open: on_open, _on_message: on_message, _on_close: on_close })
 }

@@ -55,6 +55,7 @@ pub fn build() -> Result<PathBuf> {
                 .typescript(false)
                 .omit_default_module_path(false)
                 .remove_producers_section(true)
+                .remove_name_section(true)
                 .generate(&page)
         })
         .with_context(|| format!("wasm-bindgen cannot use {}", made.display()))?;

@@ -107,6 +107,8 @@ pub fn run(session: &mut Session, command: CommandLine) -> Outcome {
             library::remove(session, CommandBody::AdaptersRemove { adapter })
         }
 
+        // It has a host of its own.
+        CommandLine::ServeUi(_) => Err(unexpected()),
         CommandLine::Chat(args) => chat::run(session, &args),
         CommandLine::Logits(args) => logits(session, args),
         CommandLine::Eval(args) => eval(session, args),

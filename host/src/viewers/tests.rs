@@ -120,7 +120,9 @@ fn a_command_that_comes_twice_counts_once() {
     let ask = |number, job| {
         viewers.numbered_command(id, number, Command { job: JobId(job), body: CommandBody::AdaptersList });
     };
-    (ask(1, 1), ask(1, 1), ask(2, 2), ask(1, 1));
+    for (number, job) in [(1, 1), (1, 1), (2, 2), (1, 1)] {
+        ask(number, job);
+    }
     let mut ends = 0;
     let events = hear(&line, |event| {
         ends += usize::from(is_end(event) && event.job == JobId(2));

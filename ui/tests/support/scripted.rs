@@ -2,7 +2,7 @@
 
 use std::{cell::RefCell, collections::VecDeque, rc::Rc};
 
-use lathe_protocol::{Command, CommandBody, EngineLink, Event, EventBody, JobId};
+use lathe_protocol::{Command, CommandBody, Connection, EngineLink, Event, EventBody, JobId};
 
 type Answer = dyn FnMut(&Command, &mut Script);
 
@@ -10,6 +10,7 @@ type Answer = dyn FnMut(&Command, &mut Script);
 #[derive(Default)]
 pub struct Script {
     pub sent: Vec<Command>,
+    pub connection: Connection,
     events: VecDeque<Event>,
 }
 
@@ -53,5 +54,9 @@ impl EngineLink for ScriptedLink {
 
     fn drain(&mut self) -> Vec<Event> {
         self.script.borrow_mut().events.drain(..).collect()
+    }
+
+    fn connection(&self) -> Connection {
+        self.script.borrow().connection.clone()
     }
 }

@@ -143,6 +143,9 @@ impl RunScreen {
             Some(Deed::Stop(then)) => actions.stop(&run, then, out),
             Some(Deed::Discard) => actions.discard(&run),
             Some(Deed::Remove) => actions.remove(&run),
+            Some(Deed::OpenFolder) if store.connection.is_remote => {
+                out.act(Action::OpenFolder { path: run.out_dir.clone() });
+            }
             Some(Deed::OpenFolder) => {
                 folder.ask(out, CommandBody::OpenFolder { path: run.out_dir.clone() });
             }

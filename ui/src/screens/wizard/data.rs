@@ -7,7 +7,7 @@ use super::{
     mapping::{self, mapping_form},
 };
 use crate::{
-    Outbox, config_keys, format,
+    Outbox, Store, config_keys, format,
     theme::{self, Tone, icons, space},
     widgets::{
         Button, card, empty_state, error_box, histogram, icon_button, key_value, notice, section, stat,
@@ -17,13 +17,20 @@ use crate::{
 const CUT_WIDTH: f32 = 96.0;
 
 impl Wizard {
-    pub(super) fn data_step(&mut self, ui: &mut Ui, out: &mut Outbox) {
+    pub(super) fn data_step(&mut self, ui: &mut Ui, store: &Store, out: &mut Outbox) {
         if self.choices.data.is_none() {
-            let text = "Drop a file onto the window, or choose one: .jsonl, .json, .csv, .tsv, .parquet, .txt or .md, also gzipped. \
-                        To try things out, choose pirate.jsonl under “Sample data”.";
+            let how = if store.connection.is_remote {
+                "Choose a file of the machine that Lathe runs on"
+            } else {
+                "Drop a file onto the window, or choose one"
+            };
+            let text = format!(
+                "{how}: .jsonl, .json, .csv, .tsv, .parquet, .txt or .md, also gzipped. To try things out, choose \
+                 pirate.jsonl under “Sample data”."
+            );
             let title = "What is the model to learn from?";
             card(ui, |ui| {
-                if empty_state(ui, icons::FILE_TEXT, title, text, Some("Browse…")) {
+                if empty_state(ui, icons::FILE_TEXT, title, &text, Some("Browse…")) {
                     self.browse(Purpose::Data, out);
                 }
             });

@@ -206,7 +206,7 @@ impl Wizard {
                     ui.spacing_mut().item_spacing.y = space::M;
                     match self.step {
                         Step::Model => self.model_step(ui, store, out),
-                        Step::Data => self.data_step(ui, out),
+                        Step::Data => self.data_step(ui, store, out),
                         Step::Method => self.method_step(ui, store),
                         Step::Review => self.review_step(ui, store, out),
                     }
@@ -218,7 +218,9 @@ impl Wizard {
         });
         self.pick_files(ui, out);
         self.fetching.dialog(ui, out);
-        files::drop_overlay(ui);
+        if !store.connection.is_remote {
+            files::drop_overlay(ui);
+        }
     }
 
     fn header(&mut self, ui: &mut Ui, store: &Store) {

@@ -2,8 +2,8 @@ mod code;
 mod parse;
 
 use egui::{
-    Align, FontFamily, FontId, Frame, Label, Layout, Margin, RichText, ScrollArea, Stroke, TextFormat, Ui,
-    pos2, text::LayoutJob, vec2,
+    Align, FontFamily, FontId, Frame, Hyperlink, Label, Layout, Margin, RichText, ScrollArea, Stroke,
+    TextFormat, Ui, pos2, text::LayoutJob, vec2,
 };
 
 use self::parse::{Block, Run};
@@ -65,7 +65,8 @@ fn text(ui: &mut Ui, runs: &[Run], size: f32, strong: bool) {
         for run in runs {
             if let Some(link) = &run.link {
                 let text = RichText::new(&run.text).size(size).line_height(Some(size * LEADING));
-                ui.hyperlink_to(text, link);
+                // In a browser the window itself is a tab.
+                ui.add(Hyperlink::from_label_and_url(text, link).open_in_new_tab(true));
             } else {
                 let format = format(ui, run, size, strong);
                 ui.label(LayoutJob::single_section(run.text.clone(), format));

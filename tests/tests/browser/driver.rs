@@ -1,0 +1,211 @@
+//! A browser, by WebDriver: HTTP and JSON to a chromedriver of our own.
+
+use std::{
+    io::{BufRead as _, BufReader, Read as _, Write as _},
+    net::TcpStream,
+    process::{Child, Command, Stdio},
+    thread,
+    time::{Duration, Instant},
+};
+
+use base64::{Engine as _, engine::general_purpose::STANDARD};
+use image::RgbImage;
+use serde_json::{Value, json};
+
+/// Of the window's light theme: what a primary button is filled with.
+const ACCENT: [u8; 3] = [0x0A, 0x72, 0x67];
+/// A button is that much in one line, somewhere between its text and its edge.
+const BUTTON_WIDTH: u32 = 60;
+/// The navigation has a primary button of its own.
+const NAVIGATION_WIDTH: u32 = 230;
+
+pub struct Driver {
+    child: Child,
+    port: u16,
+}
+
+impl Driver {
+    /// None where there is no chromedriver.
+    pub fn start() -> Option<Self> {
+        let mut command = Command::new("chromedriver");
+        let mut child = command
+            .arg("--port=0")
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::null())
+            .spawn()
+            .ok()?;
+        let lines = BufReader::new(child.stdout.take().unwrap()).lines();
+        let port = lines.map_while(Result::ok).find_map(|line| {
+            line.split_once("started successfully on port ")?.1.trim_end_matches('.').parse().ok()
+        });
+        Some(Self { child, port: port.expect("chromedriver names its port") })
+    }
+
+    pub fn browser(&self) -> Browser {
+        let args = [
+            "--headless=new",
+            "--no-sandbox",
+            "--use-angle=swiftshader",
+            "--enable-unsafe-swiftshader",
+            "--force-device-scale-factor=1",
+            "--window-size=1280,900",
+            "--ignore-certificate-errors",
+        ];
+        let options = json!({"browserName": "chrome", "goog:chromeOptions": {"args": args}});
+        let body = json!({"capabilities": {"alwaysMatch": options}});
+        let session = request(self.port, "POST", "/session", &body);
+        Browser { port: self.port, session: format!("/session/{}", session["sessionId"].as_str().unwrap()) }
+    }
+}
+
+impl Drop for Driver {
+    fn drop(&mut self) {
+        self.child.kill().ok();
+        self.child.wait().ok();
+    }
+}
+
+/// A browser with one page. Dropping it closes it.
+pub struct Browser {
+    port: u16,
+    session: String,
+}
+
+impl Browser {
+    pub fn open(&self, url: &str) {
+        self.post("url", &json!({"url": url}));
+    }
+
+    pub fn title(&self) -> String {
+        self.get("title").as_str().unwrap().to_owned()
+    }
+
+    pub fn run(&self, script: &str) -> Value {
+        self.post("execute/sync", &json!({"script": script, "args": []}))
+    }
+
+    /// Waits until the title is as wanted, and gives it.
+    pub fn wait_for_title(&self, wanted: impl Fn(&str) -> bool) -> String {
+        let due = Instant::now() + Duration::from_mins(2);
+        loop {
+            let title = self.title();
+            if wanted(&title) {
+                return title;
+            }
+            if Instant::now() > due {
+                self.screenshot("failed");
+                panic!(
+                    "waited in vain, the title is {title:?}: {:?}",
+                    self.run("return document.body.innerText")
+                );
+            }
+            thread::sleep(Duration::from_millis(100));
+        }
+    }
+
+    /// What the page looks like; kept as a file too if `LATHE_SCREENSHOTS` names a folder.
+    pub fn screenshot(&self, name: &str) -> RgbImage {
+        let png = STANDARD.decode(self.get("screenshot").as_str().unwrap()).unwrap();
+        if let Some(folder) = std::env::var_os("LATHE_SCREENSHOTS") {
+            std::fs::write(std::path::Path::new(&folder).join(format!("{name}.png")), &png).unwrap();
+        }
+        image::load_from_memory(&png).unwrap().to_rgb8()
+    }
+
+    /// Waits until the place has a primary button, and clicks it.
+    pub fn click_primary_button(&self) {
+        let due = Instant::now() + Duration::from_secs(30);
+        let (x, y) = loop {
+            match primary_button(&self.screenshot("before-click")) {
+                Some(place) => break place,
+                None => assert!(Instant::now() < due, "there is no primary button"),
+            }
+        };
+        let to = |kind: &str| json!({"type": kind, "button": 0, "x": x, "y": y, "duration": 50});
+        let pause = json!({"type": "pause", "duration": 200});
+        let acts =
+            [to("pointerMove"), pause.clone(), to("pointerDown"), pause.clone(), to("pointerUp"), pause];
+        let mouse = json!({"type": "pointer", "id": "mouse", "actions": acts});
+        self.post("actions", &json!({"actions": [mouse]}));
+    }
+
+    /// Into whatever has the focus; `\u{E007}` is Enter.
+    pub fn type_text(&self, text: &str) {
+        let press = |letter: char| {
+            let act = |kind: &str| json!({"type": kind, "value": letter.to_string()});
+            [act("keyDown"), act("keyUp"), json!({"type": "pause", "duration": 30})]
+        };
+        let acts: Vec<Value> = text.chars().flat_map(press).collect();
+        self.post("actions", &json!({"actions": [{"type": "key", "id": "keys", "actions": acts}]}));
+    }
+
+    fn get(&self, what: &str) -> Value {
+        request(self.port, "GET", &format!("{}/{what}", self.session), &Value::Null)
+    }
+
+    fn post(&self, what: &str, body: &Value) -> Value {
+        request(self.port, "POST", &format!("{}/{what}", self.session), body)
+    }
+}
+
+impl Drop for Browser {
+    fn drop(&mut self) {
+        if !thread::panicking() {
+            request(self.port, "DELETE", &self.session, &Value::Null);
+        }
+    }
+}
+
+/// The middle of the largest filled patch of the accent's colour.
+fn primary_button(image: &RgbImage) -> Option<(u32, u32)> {
+    let is_accent = |x: u32, y: u32| {
+        let pixel = image.get_pixel(x, y).0;
+        x > NAVIGATION_WIDTH && pixel.iter().zip(ACCENT).all(|(&is, of)| is.abs_diff(of) < 4)
+    };
+    let mut rows = Vec::new();
+    for y in 0..image.height() {
+        let mut run = 0;
+        for x in 0..image.width() {
+            run = if is_accent(x, y) { run + 1 } else { 0 };
+            if run == BUTTON_WIDTH {
+                rows.push((x - BUTTON_WIDTH / 2, y));
+                break;
+            }
+        }
+    }
+    let (x, y) = *rows.first()?;
+    // Its upper edge: the button is 32 high.
+    Some((x, y + 12))
+}
+
+fn request(port: u16, method: &str, path: &str, body: &Value) -> Value {
+    let mut stream = TcpStream::connect(("127.0.0.1", port)).unwrap();
+    stream.set_read_timeout(Some(Duration::from_mins(2))).unwrap();
+    let body = if body.is_null() { String::new() } else { body.to_string() };
+    write!(
+        stream,
+        "{method} {path} HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\nContent-Length: {}\r\n\
+         Connection: close\r\n\r\n{body}",
+        body.len()
+    )
+    .unwrap();
+    let mut reader = BufReader::new(stream);
+    let mut length = 0;
+    loop {
+        let mut line = String::new();
+        assert!(reader.read_line(&mut line).unwrap() > 0, "chromedriver hung up: {method} {path}");
+        if let Some(value) = line.to_lowercase().strip_prefix("content-length:") {
+            length = value.trim().parse().unwrap();
+        }
+        if line.trim().is_empty() {
+            break;
+        }
+    }
+    let mut answer = vec![0; length];
+    reader.read_exact(&mut answer).unwrap();
+    let answer: Value = serde_json::from_slice(&answer).unwrap();
+    let value = answer["value"].clone();
+    assert!(value["error"].is_null(), "{method} {path}: {value}");
+    value
+}
