@@ -31,8 +31,9 @@ pub(crate) fn pull(job: &Job, model: &str, revision: Option<&str>) -> Result<()>
             let download = meter.end(DownloadStatus::Paused);
             tell(&download);
             let (done, total) = (download::gb(download.done_bytes), download::gb(download.total_bytes));
+            let of = revision.map(|revision| format!(" --revision {revision}")).unwrap_or_default();
             Err(ErrorInfo::new(ErrorCode::Busy, format!("Paused: {done} of {total} are here: {model}"))
-                .hint(format!("`lathe models pull {model}` goes on where it was")))
+                .hint(format!("`lathe models pull {model}{of}` goes on where it was")))
         }
         Err(error) => {
             let mut download = meter.end(DownloadStatus::Failed);
