@@ -5,7 +5,7 @@ tests compare with. Nothing in the repository needs Python: run a script again o
 
     python3 -m venv /opt/peers-venv && /opt/peers-venv/bin/pip install -r tests/golden/requirements.txt
     /opt/peers-venv/bin/python tests/golden/models.py
-    # then lora.py, train.py, styles.py, preference.py, full.py, nf4.py, experts.py, kinds.py, adamw8bit.py, gguf_models.py, templates.py,
+    # then lora.py, train.py, styles.py, preference.py, full.py, nf4.py, experts.py, kinds.py, adamw8bit.py, gguf_models.py, hf_cache.py, templates.py,
     # tokenizers_gguf.py, pre_tokenizers.py
 """
 
