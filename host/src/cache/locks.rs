@@ -30,7 +30,7 @@ pub(crate) fn hold(cache: &Path, repo: &str) -> Result<Held> {
     let folder = folder(cache, repo);
     files::create_dir_all(&folder)?;
     let mut names = files::names_in(&folder)?;
-    names.retain(|name| name.ends_with(".lock") && name != IN_USE);
+    names.retain(|name| Path::new(name).extension().is_some_and(|ending| ending == "lock") && name != IN_USE);
     names.push(IN_USE.into());
     let mut locks = Vec::new();
     for name in names {

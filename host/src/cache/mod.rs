@@ -6,7 +6,7 @@ mod moving;
 mod plan;
 mod scan;
 mod store;
-#[cfg(all(test, unix))]
+#[cfg(test)]
 mod tests;
 
 use std::{

@@ -106,7 +106,7 @@ impl Move {
     }
 
     /// Moves it. Nobody else may write to it meanwhile.
-    pub(super) fn execute(mut self, each: OnStep<'_>) -> Result<()> {
+    pub(super) fn execute(self, each: OnStep<'_>) -> Result<()> {
         let parent = self.to.parent().unwrap_or(&self.to).to_path_buf();
         files::create_dir_all(&parent)?;
         // 1. The link, aside: where links are not permitted, that shows before anything is copied.
@@ -120,7 +120,7 @@ impl Move {
             );
         }
         link_folder(&self.to, &away)?;
-        let moved = self.to_its_place(&away, each);
+        let moved = self.put_in_place(&away, each);
         // With the copy in place, the link says so to whoever tries again.
         if moved.is_err() && is_link(&away) && !self.to.exists() {
             files::remove_quietly(&away);
@@ -144,7 +144,7 @@ impl Move {
     }
 
     /// 2. Renames it, or copies it and swaps in the link. True if an old folder is left to delete.
-    fn to_its_place(&mut self, away: &Path, each: OnStep<'_>) -> Result<bool> {
+    fn put_in_place(&self, away: &Path, each: OnStep<'_>) -> Result<bool> {
         let stays_within = !self.entries.iter().any(|entry| match &entry.kind {
             Kind::File { from, .. } => !from.starts_with(&self.source),
             Kind::Link { target } => target.is_absolute(),
@@ -359,7 +359,7 @@ fn copy_all(entries: &Vec<Entry>, to: &Path, each: OnStep<'_>) -> Result<()> {
             Kind::Folder => files::create_dir_all(&path)?,
             Kind::Link { target } => link_to(target, &path)?,
             Kind::File { size, modified, .. } if is_same(&path, *size, *modified) => {
-                each(Step::Copied(*size))?
+                each(Step::Copied(*size))?;
             }
             Kind::File { from, modified, .. } => copy_verified(from, &path, *modified, each)?,
         }

@@ -135,8 +135,8 @@ impl Store {
             }
             Some(links) => {
                 let names = links.iter().filter_map(|link| link.strip_prefix(&self.cache).ok());
-                let text: String = names.map(|name| format!("{}\n", name.display())).collect();
-                files::write_atomic(&list, text.as_bytes())
+                let lines: Vec<String> = names.map(|name| name.display().to_string()).collect();
+                files::write_atomic(&list, (lines.join("\n") + "\n").as_bytes())
             }
             None => Ok(()),
         }

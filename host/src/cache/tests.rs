@@ -1,3 +1,5 @@
+#![cfg(unix)]
+
 use std::{
     collections::BTreeSet,
     fs::{self, File},
@@ -42,7 +44,11 @@ fn build(golden: &Value, root: &Path) {
 fn files_in(root: &Path) -> BTreeSet<String> {
     let names = below(root).unwrap().into_iter();
     let names = names.map(|path| path.strip_prefix(root).unwrap().display().to_string());
-    names.filter(|name| !name.starts_with(".locks/") && !name.ends_with(".lock")).collect()
+    names
+        .filter(|name| {
+            !name.starts_with(".locks/") && Path::new(name).extension().is_none_or(|ending| ending != "lock")
+        })
+        .collect()
 }
 
 fn strings(value: &Value) -> Vec<String> {

@@ -281,20 +281,19 @@ pub(crate) fn remove(job: &Job, name: &str) -> Result<()> {
     }
     let repos = hub::repos(&paths.hf_cache)?;
     // A repo that holds nothing usable can be removed by its whole name.
-    let id = match repos.iter().find(|repo| repo.id == name) {
-        Some(repo) => repo.id.clone(),
-        None => {
-            let dir = resolve(paths, name)?.repo;
-            let repo = repos.iter().find(|repo| Some(&repo.dir) == dir.as_ref());
-            repo.map(|repo| repo.id.clone()).ok_or_else(|| {
-                let path = absolute(name.as_ref());
-                ErrorInfo::new(
-                    ErrorCode::Usage,
-                    format!("Only models in the Hugging Face cache are removed: {}", path.display()),
-                )
-                .hint("remove a folder of your own with your file manager")
-            })?
-        }
+    let id = if repos.iter().any(|repo| repo.id == name) {
+        name.to_owned()
+    } else {
+        let dir = resolve(paths, name)?.repo;
+        let repo = repos.iter().find(|repo| Some(&repo.dir) == dir.as_ref());
+        repo.map(|repo| repo.id.clone()).ok_or_else(|| {
+            let path = absolute(name.as_ref());
+            ErrorInfo::new(
+                ErrorCode::Usage,
+                format!("Only models in the Hugging Face cache are removed: {}", path.display()),
+            )
+            .hint("remove a folder of your own with your file manager")
+        })?
     };
     cache::delete(job, &[CacheTarget::Repo { kind: RepoKind::Model, id }])
 }

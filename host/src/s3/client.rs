@@ -57,12 +57,12 @@ impl Bucket {
             .with_read_timeout(options.stall);
         let mut server = format!("s3.{region}.amazonaws.com");
         if let Some(endpoint) = &endpoint {
-            let url = Url::parse(endpoint).ok().filter(|url| url.has_host());
+            let url = Url::parse(endpoint).ok().filter(Url::has_host);
             let url = url.ok_or_else(|| {
                 usage(format!("Not the address of an S3 server: {endpoint}"))
                     .hint("AWS_ENDPOINT_URL names it")
             })?;
-            server = url.host_str().unwrap_or_default().to_owned();
+            url.host_str().unwrap_or_default().clone_into(&mut server);
             let is_here = ["localhost", "127.0.0.1", "[::1]"].contains(&server.as_str());
             if url.scheme() == "http" && !is_here && !allows_http {
                 return Err(usage(format!("The S3 server is asked without TLS: {endpoint}"))

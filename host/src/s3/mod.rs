@@ -6,7 +6,7 @@
 mod client;
 mod name;
 mod settings;
-#[cfg(all(test, unix))]
+#[cfg(test)]
 mod tests;
 
 use std::{
@@ -170,9 +170,10 @@ pub(crate) fn pull_model(
 async fn check(listing: &Listing, named: &Named, bucket: &Bucket) -> Result<()> {
     let heads = listing.heads(bucket).await?;
     let names: Vec<String> = heads.keys().cloned().collect();
-    let problem = match listing.wanted.has_weights() {
-        false => Some("it has neither safetensors nor GGUF weights".into()),
-        true => inspect_contents(&Contents::Heads(&heads), &names, Depth::Headers).first_problem(),
+    let problem = if listing.wanted.has_weights() {
+        inspect_contents(&Contents::Heads(&heads), &names, Depth::Headers).first_problem()
+    } else {
+        Some("it has neither safetensors nor GGUF weights".into())
     };
     match problem {
         Some(problem) => {

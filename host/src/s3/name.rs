@@ -61,7 +61,8 @@ impl Named {
             if byte.is_ascii_alphanumeric() || b"-_".contains(&byte) || byte == b'.' && place > 0 {
                 folder.push(char::from(byte));
             } else {
-                folder.push_str(&format!("%{byte:02X}"));
+                folder.push('%');
+                folder.push_str(&crate::files::hex(&[byte]).to_uppercase());
             }
         }
         folder
