@@ -11,10 +11,7 @@ pub const PROGRAM: &str = "lathe-desktop";
 
 /// Builds it, and returns where it is.
 pub fn desktop() -> Result<PathBuf> {
-    ensure!(
-        has_webview(),
-        "webkit2gtk-4.1 is missing: `apt-get install libwebkit2gtk-4.1-dev`, or the like"
-    );
+    ensure!(has_webview(), "webkit2gtk-4.1 is missing: `apt-get install libwebkit2gtk-4.1-dev`, or the like");
     let web = wasm::build()?;
     repo::run(cargo("build", &web).args(["--release", "-p", PROGRAM]))?;
     Ok(repo::target_dir()?.join("release").join(format!("{PROGRAM}{}", std::env::consts::EXE_SUFFIX)))
@@ -35,7 +32,9 @@ fn has_webview() -> bool {
 /// Clippy and tests, and the program for the tests that drive it, where what it takes is there.
 pub fn check() -> Result<()> {
     if !has_webview() || !wasm::has_target() {
-        println!("skipped: src-tauri/ takes webkit2gtk-4.1 and the wasm target, so whether it builds is not known");
+        println!(
+            "skipped: src-tauri/ takes webkit2gtk-4.1 and the wasm target, so whether it builds is not known"
+        );
         return Ok(());
     }
     let web = wasm::build()?;

@@ -70,7 +70,7 @@ pub fn bundle(args: &Args) -> Result<()> {
 fn debs(args: &Args, target: &Path, web: &Path, out: &Path) -> Result<()> {
     let version = env!("CARGO_PKG_VERSION");
     let desktop = desktop::desktop()?;
-    let mut packages = vec![lathe(target, web)?, companion(&desktop, version)?];
+    let mut packages = vec![lathe(target, web)?, companion(&desktop, version)];
     if args.cuda {
         packages.push(cuda_add_on(version, out)?);
     }
@@ -139,9 +139,9 @@ fn lathe(target: &Path, web: &Path) -> Result<Package> {
 }
 
 /// Tray, notifications, file dialogs, and a Lathe on another machine.
-fn companion(desktop: &Path, version: &str) -> Result<Package> {
+fn companion(desktop: &Path, version: &str) -> Package {
     let root = repo::root();
-    Ok(Package {
+    Package {
         name: "lathe-desktop",
         summary: "Lathe's companion: tray, notifications, other machines",
         description: "The same window in a webview, with an icon in the tray that shows how far a run is, a word when it \
@@ -158,7 +158,7 @@ fn companion(desktop: &Path, version: &str) -> Result<Package> {
             plain(root.join("LICENSE"), "usr/share/doc/lathe-desktop/copyright"),
         ],
         links: vec![("usr/bin/lathe-desktop", "../lib/lathe/lathe-desktop")],
-    })
+    }
 }
 
 /// The worker for cards, and the libraries it loads.
