@@ -51,7 +51,10 @@ impl Elsewhere {
     pub fn connect(link: &str, runs: SyncSender<List>) -> Result<Arc<Self>, ErrorInfo> {
         // One that waits already is enough.
         let (wake, woken) = sync_channel(1);
-        let mut remote = Remote::connect(link, Box::new(move || drop(wake.try_send(()))))?;
+        let wake = move || {
+            wake.try_send(()).ok();
+        };
+        let mut remote = Remote::connect(link, Box::new(wake))?;
         remote.send(Command { job: RUNS, body: CommandBody::RunsFollow });
         let state = State {
             remote,

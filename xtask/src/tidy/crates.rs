@@ -6,7 +6,7 @@ use anyhow::{Context as _, Result};
 use cargo_metadata::{DependencyKind, Metadata, MetadataCommand, PackageId};
 
 /// A folder, and the folders its crate may depend on: the table of DESIGN.
-const ALLOWED: [(&str, &[&str]); 11] = [
+const ALLOWED: [(&str, &[&str]); 12] = [
     ("protocol", &[]),
     ("kernels", &[]),
     ("emulator", &["kernels"]),
@@ -18,11 +18,12 @@ const ALLOWED: [(&str, &[&str]); 11] = [
     ("ui", &["protocol"]),
     ("web", &["ui", "protocol"]),
     ("app", &["ui", "host", "serve", "worker", "protocol"]),
+    ("src-tauri", &["host", "serve", "protocol"]),
 ];
 /// These may use anything, and nothing may use them.
 const FREE: [&str; 2] = ["xtask", "tests"];
 /// Crates that are not to be in these folders' programs, however far down.
-const WITHOUT_TENSORS: [&str; 5] = ["protocol", "host", "serve", "ui", "web"];
+const WITHOUT_TENSORS: [&str; 6] = ["protocol", "host", "serve", "ui", "web", "src-tauri"];
 /// `protocol` is plain data and the rules of LoRA targets: it builds for wasm.
 const PROTOCOL_USES: [&str; 3] = ["fancy-regex", "serde", "serde_json"];
 
