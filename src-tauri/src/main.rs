@@ -16,11 +16,13 @@ use shell::Shell;
 
 /// The page is there, perhaps anew: whatever it was before is forgotten.
 #[tauri::command]
+#[expect(clippy::needless_pass_by_value, reason = "Tauri hands it over so")]
 fn connect(shell: State<'_, Shell>, channel: Channel<ToViewer>) {
     shell.connect(channel);
 }
 
 #[tauri::command]
+#[expect(clippy::needless_pass_by_value, reason = "Tauri hands it over so")]
 fn command(shell: State<'_, Shell>, command: Command) {
     shell.command(command);
 }

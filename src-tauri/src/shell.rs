@@ -104,14 +104,14 @@ impl Shell {
             CommandBody::ShellPick { title, folder, extensions } => {
                 self.pick(page.clone(), job, &title, folder, &extensions);
             }
-            CommandBody::ShellConnect { link } => match link {
-                Some(link) => self.connect_elsewhere(page.clone(), job, link.0),
-                None => {
-                    page.give(vec![Event { job, body: EventBody::Done }]);
-                    drop(shown);
-                    self.show_here();
-                }
-            },
+            CommandBody::ShellConnect { link: Some(link) } => {
+                self.connect_elsewhere(page.clone(), job, link.0);
+            }
+            CommandBody::ShellConnect { link: None } => {
+                page.give(vec![Event { job, body: EventBody::Done }]);
+                drop(shown);
+                self.show_here();
+            }
             body => line.send(Command { job, body }),
         }
     }

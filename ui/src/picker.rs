@@ -57,7 +57,7 @@ pub enum Pick {
 pub struct Picker {
     title: String,
     accept: Accept,
-    /// In the system's own dialog, where there is one and it can: it shows files or folders, never both.
+    /// In the system's own dialog, where there is one.
     native: Asked<Pick>,
     folder: Asked<FolderView>,
     /// What stands in the path field.
@@ -76,13 +76,7 @@ impl Picker {
             path: String::new(),
             selected: None,
         };
-        if out.has_dialogs && accept.folders == accept.suffixes.is_empty() {
-            let extensions = accept.suffixes.iter().map(|suffix| suffix.trim_start_matches('.').to_owned());
-            let (title, extensions) = (picker.title.clone(), extensions.collect());
-            picker.native.ask(out, CommandBody::ShellPick { title, folder: accept.folders, extensions });
-        } else {
-            picker.browse(start, out);
-        }
+        picker.browse(start, out);
         picker
     }
 
@@ -109,9 +103,6 @@ impl Picker {
         if self.native.is_waiting() {
             return None;
         }
-        if self.native.error.take().is_some() {
-            self.browse(None, out);
-        }
         let mut pick = None;
         let title = self.title.clone();
         let closed = dialog(ui, &title, WIDTH, |ui| {
@@ -135,7 +126,7 @@ impl Picker {
                 });
             });
             ui.add_space(space::S);
-            self.buttons(ui, &mut pick);
+            self.buttons(ui, out, &mut pick);
         });
         pick.or(closed.then_some(Pick::Cancelled))
     }
@@ -186,7 +177,7 @@ impl Picker {
     }
 
     fn list(&mut self, ui: &mut Ui, out: &mut Outbox, pick: &mut Option<Pick>) {
-        if let Some(error) = &self.folder.error {
+        for error in [&self.folder.error, &self.native.error].into_iter().flatten() {
             error_box(ui, error);
         }
         let Some(folder) = &self.folder.value else {
@@ -235,7 +226,7 @@ impl Picker {
         }
     }
 
-    fn buttons(&mut self, ui: &mut Ui, pick: &mut Option<Pick>) {
+    fn buttons(&mut self, ui: &mut Ui, out: &mut Outbox, pick: &mut Option<Pick>) {
         ui.horizontal(|ui| {
             ui.label(theme::small(ui, self.accept.words()));
             ui.with_layout(Layout::right_to_left(Align::Center), |ui| {
@@ -254,8 +245,18 @@ impl Picker {
                 if Button::secondary("Cancel").clicked(ui) {
                     *pick = Some(Pick::Cancelled);
                 }
+                if out.has_dialogs && Button::ghost("System dialog…").clicked(ui) {
+                    self.ask_system(out);
+                }
             });
         });
+    }
+
+    /// Which shows files or folders, never both.
+    fn ask_system(&mut self, out: &mut Outbox) {
+        let extensions = self.accept.suffixes.iter().map(|suffix| suffix.trim_start_matches('.').to_owned());
+        let (title, folder) = (self.title.clone(), self.accept.suffixes.is_empty());
+        self.native.ask(out, CommandBody::ShellPick { title, folder, extensions: extensions.collect() });
     }
 }
 
