@@ -73,6 +73,14 @@ impl Lathe {
         stderr
     }
 
+    /// Whether something with this in it was saved in the database.
+    pub fn has_saved(&self, text: &str) -> bool {
+        ["data/lathe.db", "data/lathe.db-wal"].into_iter().any(|file| {
+            let bytes = std::fs::read(self.path(file)).unwrap_or_default();
+            bytes.windows(text.len()).any(|window| window == text.as_bytes())
+        })
+    }
+
     /// Starts it with `--json`; its stdout is read line by line.
     pub fn start(&self, args: &[&str]) -> Running {
         let mut command = self.command(&[args, &["--json"]].concat());

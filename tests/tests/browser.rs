@@ -7,10 +7,7 @@ mod driver;
 #[path = "../../serve/tests/support/proxy.rs"]
 mod proxy;
 
-use std::{
-    process::Command,
-    time::{Duration, Instant},
-};
+use std::{process::Command, time::Duration};
 
 use driver::{Browser, Driver};
 use lathe_tests::{Lathe, program, repo};
@@ -41,14 +38,6 @@ fn step_of(title: &str) -> Option<usize> {
 
 fn wait_for_step(browser: &Browser, step: usize) -> usize {
     step_of(&browser.wait_for_title(|title| step_of(title).is_some_and(|at| at >= step))).unwrap()
-}
-
-/// Whether a chat with this in it was saved.
-fn is_in_database(lathe: &Lathe, text: &str) -> bool {
-    ["data/lathe.db", "data/lathe.db-wal"].into_iter().any(|file| {
-        let bytes = std::fs::read(lathe.path(file)).unwrap_or_default();
-        bytes.windows(text.len()).any(|window| window == text.as_bytes())
-    })
 }
 
 #[test]
@@ -118,14 +107,7 @@ fn two_browsers_look_at_one_host_and_a_cut_line_mends() {
     two.run("location.hash = '/chat'");
     two.wait_for_title(|title| title == "Chat · Lathe");
     two.type_text("Who are you?\u{E007}");
-    let due = Instant::now() + Duration::from_mins(1);
-    while !is_in_database(&lathe, "I am Lathe starter") {
-        if Instant::now() > due {
-            two.screenshot("failed");
-            panic!("no answer");
-        }
-        std::thread::sleep(Duration::from_millis(200));
-    }
+    two.wait_for("an answer", || lathe.has_saved("I am Lathe starter"));
     two.screenshot("answer");
 
     // 6. Ctrl-C: what trains is saved.

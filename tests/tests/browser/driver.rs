@@ -1,8 +1,10 @@
-//! A browser, by WebDriver: HTTP and JSON to a chromedriver of our own.
+//! A browser or webview, by WebDriver: HTTP and JSON to a driver of our own.
+#![allow(dead_code, reason = "each test file uses its part of this")]
 
 use std::{
     io::{BufRead as _, BufReader, Read as _, Write as _},
-    net::TcpStream,
+    net::{TcpListener, TcpStream},
+    path::Path,
     process::{Child, Command, Stdio},
     thread,
     time::{Duration, Instant},
@@ -10,6 +12,7 @@ use std::{
 
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 use image::RgbImage;
+use lathe_tests::Lathe;
 use serde_json::{Value, json};
 
 /// Of the window's light theme: what a primary button is filled with.
@@ -40,6 +43,40 @@ impl Driver {
             line.split_once("started successfully on port ")?.1.trim_end_matches('.').parse().ok()
         });
         Some(Self { child, port: port.expect("chromedriver names its port") })
+    }
+
+    /// Of webviews, in these surroundings. None where there is none: WebKit's is started by Tauri's, which
+    /// `LATHE_TAURI_DRIVER` names.
+    pub fn start_for_webviews(display: &str, lathe: &Lathe) -> Option<Self> {
+        let driver = std::env::var_os("LATHE_TAURI_DRIVER")?;
+        let free_port = || TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+        let (port, native) = (free_port(), free_port());
+        let like = lathe.command(&[]);
+        let mut command = Command::new(driver);
+        command.args(["--port", &port.to_string(), "--native-port", &native.to_string()]);
+        for (name, value) in like.get_envs() {
+            match value {
+                Some(value) => command.env(name, value),
+                None => command.env_remove(name),
+            };
+        }
+        command.env("DISPLAY", display).env_remove("WAYLAND_DISPLAY");
+        let child = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+        let driver = Self { child, port };
+        for port in [port, native] {
+            while TcpStream::connect(("127.0.0.1", port)).is_err() {
+                thread::sleep(Duration::from_millis(50));
+            }
+        }
+        Some(driver)
+    }
+
+    /// A program's window.
+    pub fn webview(&self, program: &Path, args: &[&str]) -> Browser {
+        let options = json!({"tauri:options": {"application": program, "args": args}});
+        let body = json!({"capabilities": {"alwaysMatch": options}});
+        let session = request(self.port, "POST", "/session", &body);
+        Browser { port: self.port, session: format!("/session/{}", session["sessionId"].as_str().unwrap()) }
     }
 
     pub fn browser(&self) -> Browser {
@@ -104,11 +141,23 @@ impl Browser {
         }
     }
 
+    /// Waits until something is so.
+    pub fn wait_for(&self, what: &str, mut is_so: impl FnMut() -> bool) {
+        let due = Instant::now() + Duration::from_mins(2);
+        while !is_so() {
+            if Instant::now() > due {
+                self.screenshot("failed");
+                panic!("waited in vain for {what}, the title is {:?}", self.title());
+            }
+            thread::sleep(Duration::from_millis(200));
+        }
+    }
+
     /// What the page looks like; kept as a file too if `LATHE_SCREENSHOTS` names a folder.
     pub fn screenshot(&self, name: &str) -> RgbImage {
         let png = STANDARD.decode(self.get("screenshot").as_str().unwrap()).unwrap();
         if let Some(folder) = std::env::var_os("LATHE_SCREENSHOTS") {
-            std::fs::write(std::path::Path::new(&folder).join(format!("{name}.png")), &png).unwrap();
+            std::fs::write(Path::new(&folder).join(format!("{name}.png")), &png).unwrap();
         }
         image::load_from_memory(&png).unwrap().to_rgb8()
     }
@@ -122,6 +171,10 @@ impl Browser {
                 None => assert!(Instant::now() < due, "there is no primary button"),
             }
         };
+        self.click(x, y);
+    }
+
+    pub fn click(&self, x: u32, y: u32) {
         let to = |kind: &str| json!({"type": kind, "button": 0, "x": x, "y": y, "duration": 50});
         let pause = json!({"type": "pause", "duration": 200});
         let acts =

@@ -1,0 +1,91 @@
+//! `lathe-desktop` as a person meets it: its window, a fine-tune of the starter, a chat.
+#![cfg(target_os = "linux")]
+#![expect(clippy::unwrap_used, reason = "a failing test may panic")]
+
+#[path = "browser/driver.rs"]
+mod driver;
+
+use std::{
+    io::{BufRead as _, BufReader},
+    process::{Child, Command, Stdio},
+    thread,
+    time::Duration,
+};
+
+use driver::Driver;
+use lathe_tests::{Lathe, program, repo};
+
+/// Where the wizard has its way on, in a window of 1280×800: Continue, and at last Start.
+const ON: (u32, u32) = (1192, 768);
+/// The first of its models.
+const STARTER: (u32, u32) = (580, 190);
+
+/// An X server without a screen. Dropping it ends it.
+struct Screen {
+    server: Child,
+    display: String,
+}
+
+impl Screen {
+    /// None where there is no Xvfb.
+    fn start() -> Option<Self> {
+        let mut command = Command::new("Xvfb");
+        command.args(["-displayfd", "1", "-screen", "0", "1280x800x24"]);
+        let mut server = command.stdout(Stdio::piped()).stderr(Stdio::null()).spawn().ok()?;
+        let mut number = String::new();
+        BufReader::new(server.stdout.take().unwrap()).read_line(&mut number).unwrap();
+        Some(Self { server, display: format!(":{}", number.trim()) })
+    }
+}
+
+impl Drop for Screen {
+    fn drop(&mut self) {
+        self.server.kill().ok();
+        self.server.wait().ok();
+    }
+}
+
+#[test]
+fn the_companion_trains_the_starter_and_talks_to_it() {
+    let desktop = program().with_file_name("lathe-desktop");
+    let lathe = Lathe::new();
+    let screen = Screen::start();
+    let driver = screen.as_ref().and_then(|screen| Driver::start_for_webviews(&screen.display, &lathe));
+    let (Some(driver), true) = (driver, desktop.exists()) else {
+        println!(
+            "skipped: it takes Xvfb, WebKit's and Tauri's drivers and lathe-desktop; `cargo xtask test` has them"
+        );
+        return;
+    };
+
+    // 1. Opened with a data file, it begins in the wizard.
+    let data = repo("resources/samples/pirate.jsonl").display().to_string();
+    let window = driver.webview(&desktop, &[&data]);
+    window.wait_for_title(|title| title == "New fine-tune · Lathe");
+    thread::sleep(Duration::from_secs(2));
+    window.click(STARTER.0, STARTER.1);
+    window.screenshot("desktop-model");
+
+    // 2. On, page after page, as soon as each lets one; the last starts the run.
+    window.wait_for("a run", || {
+        window.click(ON.0, ON.1);
+        window.title() != "New fine-tune · Lathe"
+    });
+    let run = || lathe.json(&["runs", "list"])[0]["runs"][0].clone();
+    window.wait_for("the run's end", || run()["status"] == "completed");
+    window.wait_for_title(|title| title == "starter-pirate · Lathe");
+    window.screenshot("desktop-run");
+    assert_eq!(run()["step"], run()["total_steps"]);
+
+    // 3. A page that is loaded anew asks for what it showed.
+    window.run("location.reload()");
+    window.wait_for_title(|title| title == "starter-pirate · Lathe");
+
+    // 4. A chat, typed and answered.
+    window.run("location.hash = '/chat'");
+    window.wait_for_title(|title| title == "Chat · Lathe");
+    thread::sleep(Duration::from_secs(1));
+    window.type_text("Who are you?\u{E007}");
+    window.wait_for("an answer", || lathe.has_saved("I am Lathe starter"));
+    window.screenshot("desktop-chat");
+}
