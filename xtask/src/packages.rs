@@ -41,7 +41,7 @@ fn is_root() -> bool {
 
 /// The program between a test and a webview; none where there is no webview to drive.
 pub fn tauri_driver() -> Result<Option<PathBuf>> {
-    if !repo::finds("WebKitWebDriver", &["--version"]) {
+    if !repo::finds("WebKitWebDriver", &["--help"]) {
         return Ok(None);
     }
     let folder = repo::target_dir()?.join("tools");
