@@ -46,7 +46,6 @@ impl Drop for Screen {
 }
 
 #[test]
-#[ignore = "the page sometimes panics in WebKit when it is loaded (`Parking not supported`): issue 7 is open for it"]
 fn the_companion_trains_the_starter_and_talks_to_it() {
     let desktop = program().with_file_name("lathe-desktop");
     let lathe = Lathe::new();

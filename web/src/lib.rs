@@ -7,7 +7,12 @@ mod shell;
 mod socket;
 mod window;
 
-use std::{cell::RefCell, rc::Rc};
+use std::{
+    cell::RefCell,
+    panic,
+    rc::Rc,
+    sync::{Arc, OnceLock},
+};
 
 use eframe::{WebOptions, WebRunner};
 use lathe_protocol::EngineLink;
@@ -23,6 +28,8 @@ use window::Window;
 #[wasm_bindgen]
 pub struct Page {
     runner: WebRunner,
+    /// The first panic: those that come of it say less.
+    panic: Arc<OnceLock<String>>,
 }
 
 #[wasm_bindgen]
@@ -30,7 +37,14 @@ impl Page {
     #[wasm_bindgen(constructor)]
     #[expect(clippy::new_without_default, reason = "JavaScript knows no default")]
     pub fn new() -> Self {
-        Self { runner: WebRunner::new() }
+        let runner = WebRunner::new();
+        let panic = Arc::new(OnceLock::new());
+        let (first, hook_of_runner) = (panic.clone(), panic::take_hook());
+        panic::set_hook(Box::new(move |info| {
+            first.get_or_init(|| info.to_string());
+            hook_of_runner(info);
+        }));
+        Self { runner, panic }
     }
 
     /// Draws into the canvas from now on. Fails if the browser has no WebGL.
@@ -50,7 +64,7 @@ impl Page {
 
     /// What it died of, if it did.
     pub fn panic(&self) -> Option<String> {
-        self.runner.panic_summary().map(|panic| panic.message())
+        self.panic.get().cloned()
     }
 }
 

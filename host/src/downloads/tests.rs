@@ -1,15 +1,19 @@
 #![cfg(unix)]
 
-use std::{fs, time::Duration};
+use std::{
+    fs::{self, File},
+    time::Duration,
+};
 
 use lathe_protocol::{CommandBody, Download, DownloadAct, DownloadStatus, ErrorCode, EventBody};
 
+use super::WORKED_OFF;
 use crate::{
     Host,
     hub::tests::repo,
     testing::{
         Bench, ask, failure,
-        fake_hub::{FakeHub, Fault},
+        fake_hub::{FakeHub, Fault, sha256},
         net_options, send, until,
     },
 };
@@ -46,40 +50,53 @@ fn act(host: &mut Host, job: u64, model: &str, act: DownloadAct) -> Vec<EventBod
     ask(host, job, CommandBody::DownloadsAct { model: model.into(), act })
 }
 
+/// The next download's two shards, each in its midst.
+fn stall(hub: &FakeHub) {
+    for (_, bytes) in repo().files.iter().filter(|(name, _)| name.starts_with("model-")) {
+        hub.fail(&format!("/cdn/{}", sha256(bytes)), 1, Fault::StallAfter(200_000));
+    }
+}
+
 #[test]
 fn the_queue_is_worked_off_one_at_a_time_and_told() {
     let (bench, hub) = (Bench::new(), FakeHub::start(&[("a/one", repo()), ("a/two", repo())]));
-    hub.fail("/cdn/", 4, Fault::Slow(32 << 10));
     let mut host = host(&bench, &hub);
-    send(&mut host, 1, CommandBody::DownloadsFollow);
+    // As if another process worked them off.
+    let lock = File::create(bench.paths.data_dir.join(WORKED_OFF)).unwrap();
+    lock.lock().unwrap();
     add(&mut host, 2, "a/one");
     add(&mut host, 3, "https://huggingface.co/a/two");
     add(&mut host, 4, "no/such");
-    add(&mut host, 5, "a/one");
+    let events = add(&mut host, 5, "a/one");
+    assert_eq!(statuses(&events), [("a/one", Queued), ("a/two", Queued), ("no/such", Queued)]);
+    // It goes, and what it leaves is paused.
+    drop(lock);
+    for (job, model) in [(6, "a/one"), (7, "a/two"), (8, "no/such")] {
+        act(&mut host, job, model, DownloadAct::Resume);
+    }
+    send(&mut host, 1, CommandBody::DownloadsFollow);
     let events = until(&mut host, 1, |events| {
         statuses(events) == [("a/one", Done), ("a/two", Done), ("no/such", Failed)]
     });
     for list in lists(&events) {
         assert!(list.iter().filter(|download| download.status == Running).count() <= 1, "{list:?}");
     }
-    let seen = |model: &str, status| {
-        lists(&events).iter().any(|list| list.iter().any(|d| d.model == model && d.status == status))
-    };
-    assert!(seen("a/two", Queued) && seen("a/two", Running));
+    let asked = hub.requests("/resolve/");
+    assert!(asked.is_sorted_by_key(|request| request.path.contains("a/two")), "{asked:?}");
     let failed = lists(&events).pop().unwrap()[2].clone();
     assert_eq!(failed.error.unwrap().code, ErrorCode::NotFound);
     assert!(bench.paths.hf_cache.join("models--a--two/refs/main").exists());
-    act(&mut host, 6, "no/such", DownloadAct::Forget);
-    until(&mut host, 1, |events| statuses(events).len() == 2);
-    assert_eq!(failure(&act(&mut host, 7, "no/such", DownloadAct::Pause)).code, ErrorCode::NotFound);
-    assert_eq!(failure(&act(&mut host, 8, "a/one", DownloadAct::Pause)).code, ErrorCode::Usage);
+    let events = act(&mut host, 9, "no/such", DownloadAct::Forget);
+    assert_eq!(statuses(&events), [("a/one", Done), ("a/two", Done)]);
+    assert_eq!(failure(&act(&mut host, 10, "no/such", DownloadAct::Pause)).code, ErrorCode::NotFound);
+    assert_eq!(failure(&act(&mut host, 11, "a/one", DownloadAct::Pause)).code, ErrorCode::Usage);
 }
 
 #[test]
 fn a_download_is_paused_put_first_and_discarded() {
     let (bench, hub) =
         (Bench::new(), FakeHub::start(&[("a/one", repo()), ("a/two", repo()), ("a/three", repo())]));
-    hub.fail("/cdn/", 2, Fault::StallAfter(200_000));
+    stall(&hub);
     let mut host = host(&bench, &hub);
     send(&mut host, 1, CommandBody::DownloadsFollow);
     add(&mut host, 2, "a/one");
@@ -88,7 +105,7 @@ fn a_download_is_paused_put_first_and_discarded() {
     add(&mut host, 4, "a/three");
     let events = act(&mut host, 5, "a/three", DownloadAct::First);
     assert_eq!(statuses(&events), [("a/three", Queued), ("a/one", Running), ("a/two", Queued)]);
-    hub.fail("/cdn/", 2, Fault::StallAfter(200_000));
+    stall(&hub);
     act(&mut host, 6, "a/one", DownloadAct::Pause);
     let events = until(&mut host, 1, |events| statuses(events).contains(&("a/three", Running)));
     assert_eq!(statuses(&events), [("a/three", Running), ("a/one", Paused), ("a/two", Queued)]);
@@ -116,7 +133,7 @@ fn a_download_is_paused_put_first_and_discarded() {
 #[test]
 fn what_was_not_done_is_paused_after_a_restart() {
     let (bench, hub) = (Bench::new(), FakeHub::start(&[("a/one", repo()), ("a/two", repo())]));
-    hub.fail("/cdn/", 2, Fault::StallAfter(200_000));
+    stall(&hub);
     let mut first = host(&bench, &hub);
     send(&mut first, 1, CommandBody::DownloadsFollow);
     add(&mut first, 2, "a/one");
