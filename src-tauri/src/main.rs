@@ -28,6 +28,8 @@ fn command(shell: State<'_, Shell>, command: Command) {
 }
 
 fn main() {
+    #[cfg(target_os = "linux")]
+    steady_webview();
     let restored = StateFlags::SIZE | StateFlags::POSITION | StateFlags::MAXIMIZED | StateFlags::FULLSCREEN;
     let app = tauri::Builder::default()
         // The first: a second Lathe hands its arguments over and ends before it does anything else.
@@ -71,6 +73,23 @@ fn main() {
             app.state::<Shell>().end();
         }
     });
+}
+
+/// WebKitGTK compiles hot wasm on other threads while it runs, and gets it wrong now and then: of 2.50's windows one in
+/// three panicked in sound code, or died. WebKit reads how it is to compile from the environment that it is born into.
+#[cfg(target_os = "linux")]
+fn steady_webview() {
+    use std::{env, os::unix::process::CommandExt as _, process::Command};
+
+    const OPTION: &str = "JSC_useConcurrentJIT";
+    if env::var_os(OPTION).is_some() {
+        return;
+    }
+    if let Ok(this) = env::current_exe() {
+        let error = Command::new(this).args(env::args_os().skip(1)).env(OPTION, "0").exec();
+        // Only if it did not begin anew; as it is, the window opens most times.
+        eprintln!("warning: Cannot set {OPTION}: {error}");
+    }
 }
 
 fn show(app: &AppHandle) {
