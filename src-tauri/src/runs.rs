@@ -25,14 +25,19 @@ pub fn tell(runs: &SyncSender<List>, list: List) {
     drop(runs.try_send(list));
 }
 
-/// The line of the tray's menu that says how far a run is.
-struct Progress(MenuItem<Wry>);
+/// The lines of the tray's menu that change.
+struct Lines {
+    /// How far a run is.
+    progress: MenuItem<Wry>,
+    /// The way back from another machine.
+    here: MenuItem<Wry>,
+}
 
 /// Puts the icon into the tray.
 pub fn tray(app: &AppHandle) -> tauri::Result<()> {
     let progress = MenuItem::with_id(app, "progress", IDLE, false, None::<&str>)?;
     let open = MenuItem::with_id(app, "open", "Open Lathe", true, None::<&str>)?;
-    let here = MenuItem::with_id(app, "here", "Show this machine", true, None::<&str>)?;
+    let here = MenuItem::with_id(app, "here", "Show this machine", false, None::<&str>)?;
     let quit = MenuItem::with_id(app, "quit", "Quit, saving what runs", true, None::<&str>)?;
     let line = || PredefinedMenuItem::separator(app);
     let menu = Menu::with_items(app, &[&progress, &line()?, &open, &here, &line()?, &quit])?;
@@ -56,8 +61,16 @@ pub fn tray(app: &AppHandle) -> tauri::Result<()> {
         }
     })
     .build(app)?;
-    app.manage(Progress(progress));
+    app.manage(Lines { progress, here });
     Ok(())
+}
+
+/// Whether there is a way back from another machine.
+pub fn offer_here(app: &AppHandle, is_elsewhere: bool) {
+    if let Some(lines) = app.try_state::<Lines>() {
+        // A line that stays as it was does nothing.
+        drop(lines.here.set_enabled(is_elsewhere));
+    }
 }
 
 /// Tells of every list of runs that comes, until there will be none.
@@ -71,8 +84,8 @@ pub fn follow(app: &AppHandle, lists: &Receiver<List>) {
         }
         shown.insert(place, runs);
         let text = progress(shown.values().flatten());
-        if let Some(Progress(item)) = app.try_state().as_deref() {
-            drop(item.set_text(&text));
+        if let Some(lines) = app.try_state::<Lines>() {
+            drop(lines.progress.set_text(&text));
         }
         if let Some(icon) = app.tray_by_id("lathe") {
             drop(icon.set_tooltip(Some(format!("Lathe: {text}"))));

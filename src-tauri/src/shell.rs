@@ -153,6 +153,7 @@ impl Shell {
         let remote = lock(&self.shown).elsewhere.take();
         if let Some(remote) = remote {
             remote.end();
+            runs::offer_here(&self.app, false);
             self.reload();
         }
     }
@@ -203,6 +204,7 @@ impl Shell {
                 page.give(vec![Event { job, body: EventBody::Done }]);
                 let shell = app.state::<Self>();
                 let before = lock(&shell.shown).elsewhere.replace(remote);
+                runs::offer_here(&app, true);
                 if let Some(before) = before {
                     before.end();
                 }
@@ -222,6 +224,8 @@ pub fn window(app: &AppHandle) -> tauri::Result<()> {
         .title("Lathe")
         .inner_size(1280.0, 800.0)
         .min_inner_size(960.0, 600.0)
+        // A window that keeps an old title is no harm.
+        .on_document_title_changed(|window, title| drop(window.set_title(&title)))
         .build()?;
     Ok(())
 }

@@ -148,7 +148,7 @@ impl SettingsScreen {
                 );
                 let can_connect = !self.link.trim().is_empty() && !self.connection.is_waiting();
                 if Button::secondary("Connect").icon(icons::DESKTOP).enabled(can_connect).clicked(ui) {
-                    let link = Some(Secret(std::mem::take(&mut self.link).trim().to_owned()));
+                    let link = Some(Secret(self.link.trim().to_owned()));
                     self.connection.ask(out, CommandBody::ShellConnect { link });
                 }
             }

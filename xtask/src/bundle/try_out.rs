@@ -1,7 +1,9 @@
 //! What a person does with the packages: install, start, use, remove. On this machine, so as root.
 
 use std::{
+    collections::HashSet,
     fs,
+    io::{BufRead as _, BufReader},
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
     thread,
@@ -72,23 +74,24 @@ struct Screen {
 
 impl Screen {
     fn start() -> Result<Self> {
-        let display = ":97".to_owned();
-        let server = Command::new("Xvfb")
-            .args([&display, "-screen", "0", "1280x800x24"])
+        let mut server = Command::new("Xvfb")
+            .args(["-displayfd", "1", "-screen", "0", "1280x800x24+32"])
+            .stdout(Stdio::piped())
             .stderr(Stdio::null())
             .spawn()
             .context("Cannot start Xvfb: apt-get install xvfb x11-apps")?;
-        let socket = Path::new("/tmp/.X11-unix/X97");
-        let started = Instant::now();
-        while !socket.exists() {
-            ensure!(started.elapsed() < Duration::from_secs(10), "Xvfb does not start");
-            thread::sleep(Duration::from_millis(20));
+        // Its number, as soon as it is ready.
+        let mut number = String::new();
+        if let Some(told) = server.stdout.take() {
+            BufReader::new(told).read_line(&mut number)?;
         }
+        let display = format!(":{}", number.trim());
         Ok(Self { server, display, shot: std::env::temp_dir().join("lathe-bundle.xwd") })
     }
 
     /// Until something is drawn in many colours: text, not an empty frame.
     fn time_to_window(&self, mut command: Command) -> Result<Duration> {
+        ensure!(self.colours()? == 1, "The screen shows something before the program starts");
         let started = Instant::now();
         let mut program = command
             .env("DISPLAY", &self.display)
@@ -110,6 +113,11 @@ impl Screen {
         };
         program.kill()?;
         program.wait()?;
+        // What it drew goes with it; a webview is a process of its own, and takes a moment.
+        let ended = Instant::now();
+        while self.colours()? > 1 && ended.elapsed() < Duration::from_secs(5) {
+            thread::sleep(Duration::from_millis(20));
+        }
         taken
     }
 
@@ -123,12 +131,19 @@ impl Screen {
         if !taken.success() {
             bail!("xwd failed ({taken})");
         }
-        let bytes = fs::read(&self.shot)?;
-        // The header says how long it is; then a table of colours, which deep screens lack.
-        let header = bytes.first_chunk::<4>().map_or(0, |length| u32::from_be_bytes(*length) as usize);
-        let pixels = bytes.get(header..).unwrap_or_default().chunks_exact(4);
-        Ok(pixels.collect::<std::collections::HashSet<_>>().len())
+        colours(&fs::read(&self.shot)?).with_context(|| format!("Not a picture: {}", self.shot.display()))
     }
+}
+
+/// Of a picture in the form of xwd, with 32 bits a pixel: a header of big-endian words, a table, the pixels.
+fn colours(picture: &[u8]) -> Option<usize> {
+    let word = |index: usize| {
+        let bytes = picture.get(4 * index..)?.first_chunk::<4>()?;
+        Some(u32::from_be_bytes(*bytes) as usize)
+    };
+    let (header, table) = (word(0)?, 12 * word(19)?);
+    let pixels = picture.get(header + table..)?.chunks_exact(4);
+    Some(pixels.collect::<HashSet<_>>().len())
 }
 
 impl Drop for Screen {
@@ -136,5 +151,24 @@ impl Drop for Screen {
         self.server.kill().ok();
         self.server.wait().ok();
         fs::remove_file(&self.shot).ok();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn the_table_of_a_picture_is_no_colour_of_it() {
+        let mut picture: Vec<u8> = (0..25_u32)
+            .flat_map(|word| match word {
+                0 => 104_u32.to_be_bytes(),
+                19 => 2_u32.to_be_bytes(),
+                word => word.to_be_bytes(),
+            })
+            .collect();
+        picture.extend(*b"xwd\0");
+        picture.extend(0..24);
+        picture.extend([[1, 2, 3, 0], [1, 2, 3, 0], [4, 5, 6, 0]].concat());
+        assert_eq!(super::colours(&picture), Some(2));
+        assert_eq!(super::colours(&picture[..50]), None);
     }
 }
