@@ -14,4 +14,4 @@ pub(crate) use files::{Wanted, pick_gguf, wanted};
 pub(crate) use name::{Named, quant_of};
 pub(crate) use pull::{pull, pull_model};
 pub(crate) use search::search;
-pub(crate) use show::{Heads, heads, show};
+pub(crate) use show::{Heads, describe, heads, inspect_heads, show};

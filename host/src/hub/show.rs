@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use futures::{StreamExt as _, TryStreamExt as _, stream};
 use hf_hub::repository::ModelInfo;
-use lathe_protocol::{ErrorCode, ErrorInfo, EventBody, HubDetails, HubFile, MODEL_TYPES};
+use lathe_protocol::{ErrorCode, ErrorInfo, EventBody, Gate, HubDetails, HubFile, MODEL_TYPES};
 use serde_json::Value;
 
 use super::{
@@ -67,13 +67,7 @@ pub(crate) fn show(job: &Job, model: &str, revision: Option<&str>) -> Result<()>
         let target = Target::new(cache, &cache::repo_folder(&named.id), commit, None);
         let asked = heads(wanted, |file, count| hub.head(&named.id, commit, &file.name, count)).await;
         let (findings, problem) = match asked {
-            Ok(heads) => {
-                let problem = problem(&listing, &heads);
-                let names: Vec<String> = heads.keys().cloned().collect();
-                let findings = inspect_contents(&Contents::Heads(&heads), &names, Depth::Headers);
-                let problem = problem.or_else(|| findings.first_problem());
-                (findings, problem)
-            }
+            Ok(heads) => (inspect_heads(&heads), problem(&listing, &heads)),
             // What the list tells is worth showing; the files are for who may have them.
             Err(error) if error.code == ErrorCode::Access => (
                 Findings::default(),
@@ -81,33 +75,53 @@ pub(crate) fn show(job: &Job, model: &str, revision: Option<&str>) -> Result<()>
             ),
             Err(error) => return Err(error),
         };
-        let size_bytes: u64 = wanted.files.iter().map(|file| file.size_bytes).sum();
-        let here: u64 = wanted.files.iter().map(|file| target.here(file)).sum();
+        let details = describe(&named.text(), files, wanted, &target, findings);
         Ok(HubDetails {
-            name: named.text(),
-            revision: commit.clone(),
-            license: license(info).or(findings.license),
+            license: license(info).or(details.license),
             gate: gate(info),
-            architecture: findings.architecture,
-            parameters: findings.parameters,
-            shape: findings.shape,
-            files: files
-                .iter()
-                .map(|file| HubFile {
-                    name: file.name.clone(),
-                    size_bytes: file.size_bytes,
-                    is_wanted: wanted.has(&file.name),
-                    is_here: target.has(file),
-                })
-                .collect(),
-            size_bytes,
-            missing_bytes: size_bytes.saturating_sub(here),
-            disk_free_bytes: hardware::disk_of(cache).1,
-            problem,
+            problem: problem.or(details.problem),
+            ..details
         })
     })?;
     job.emit(EventBody::HubDetails(Box::new(details)));
     Ok(())
+}
+
+pub(crate) fn inspect_heads(heads: &Heads) -> Findings {
+    let names: Vec<String> = heads.keys().cloned().collect();
+    inspect_contents(&Contents::Heads(heads), &names, Depth::Headers)
+}
+
+/// What files and their headers tell of what would go to `target`.
+pub(crate) fn describe(
+    name: &str,
+    files: &[RemoteFile],
+    wanted: &Wanted,
+    target: &Target,
+    findings: Findings,
+) -> HubDetails {
+    let size_bytes: u64 = wanted.files.iter().map(|file| file.size_bytes).sum();
+    let here: u64 = wanted.files.iter().map(|file| target.here(file)).sum();
+    let file = |file: &RemoteFile| HubFile {
+        name: file.name.clone(),
+        size_bytes: file.size_bytes,
+        is_wanted: wanted.has(&file.name),
+        is_here: target.has(file),
+    };
+    HubDetails {
+        name: name.into(),
+        revision: target.commit.clone(),
+        problem: findings.first_problem(),
+        license: findings.license,
+        gate: Gate::Open,
+        architecture: findings.architecture,
+        parameters: findings.parameters,
+        shape: findings.shape,
+        files: files.iter().map(file).collect(),
+        size_bytes,
+        missing_bytes: size_bytes.saturating_sub(here),
+        disk_free_bytes: hardware::disk_of(&target.repo).1,
+    }
 }
 
 /// Why what a download would fetch cannot be used, if its small files tell.

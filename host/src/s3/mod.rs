@@ -15,7 +15,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use lathe_protocol::{ErrorCode, ErrorInfo, EventBody, Gate, HubDetails, HubFile, ModelEntry};
+use lathe_protocol::{ErrorCode, ErrorInfo, EventBody, ModelEntry};
 use md5::Md5;
 use object_store::ObjectMeta;
 use sha2::{Digest as _, Sha224, Sha256};
@@ -27,15 +27,10 @@ use crate::{
     Paths, cache,
     download::{self, Checksum, Meter, RemoteFile, Target},
     error::{Result, io_error, not_found, usage},
-    files, hardware,
-    hub::{self, Heads, Wanted, heads, wanted},
+    files,
+    hub::{self, Heads, Wanted, describe, heads, inspect_heads, wanted},
     job::Job,
-    models::{
-        self,
-        check::{Depth, inspect_contents},
-        contents::Contents,
-    },
-    net,
+    models, net,
 };
 use client::Bucket;
 
@@ -169,9 +164,8 @@ pub(crate) fn pull_model(
 /// An error if what would be fetched is no model that can be used.
 async fn check(listing: &Listing, named: &Named, bucket: &Bucket) -> Result<()> {
     let heads = listing.heads(bucket).await?;
-    let names: Vec<String> = heads.keys().cloned().collect();
     let problem = if listing.wanted.has_weights() {
-        inspect_contents(&Contents::Heads(&heads), &names, Depth::Headers).first_problem()
+        inspect_heads(&heads).first_problem()
     } else {
         Some("it has neither safetensors nor GGUF weights".into())
     };
@@ -191,34 +185,9 @@ pub(crate) fn show(job: &Job, model: &str) -> Result<()> {
     let details = net::block_on(job, &|| Ok(()), async {
         let listing = Listing::of(&bucket, &named, &|_| {}).await?;
         let heads = listing.heads(&bucket).await?;
-        let names: Vec<String> = heads.keys().cloned().collect();
-        let findings = inspect_contents(&Contents::Heads(&heads), &names, Depth::Headers);
+        let findings = inspect_heads(&heads);
         let target = Target::new(&named.home(paths), &named.folder(), &listing.commit, None);
-        let Listing { commit, files, wanted, .. } = &listing;
-        let size_bytes: u64 = wanted.files.iter().map(|file| file.size_bytes).sum();
-        let here: u64 = wanted.files.iter().map(|file| target.here(file)).sum();
-        Ok(HubDetails {
-            name: named.text(),
-            revision: commit.clone(),
-            problem: findings.first_problem(),
-            license: findings.license,
-            gate: Gate::Open,
-            architecture: findings.architecture,
-            parameters: findings.parameters,
-            shape: findings.shape,
-            files: files
-                .iter()
-                .map(|file| HubFile {
-                    name: file.name.clone(),
-                    size_bytes: file.size_bytes,
-                    is_wanted: wanted.has(&file.name),
-                    is_here: target.has(file),
-                })
-                .collect(),
-            size_bytes,
-            missing_bytes: size_bytes.saturating_sub(here),
-            disk_free_bytes: hardware::disk_of(&paths.data_dir).1,
-        })
+        Ok(describe(&named.text(), &listing.files, &listing.wanted, &target, findings))
     })?;
     job.emit(EventBody::HubDetails(Box::new(details)));
     Ok(())
