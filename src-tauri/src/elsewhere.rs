@@ -87,7 +87,7 @@ impl Elsewhere {
     pub fn show_to(&self, page: Page) {
         let mut state = lock(&self.state);
         state.first_job = state.last_job;
-        page.tell(ToViewer::Connection(state.told.clone()));
+        page.tell(&ToViewer::Connection(state.told.clone()));
         state.page = Some(page);
     }
 
@@ -151,7 +151,7 @@ impl State {
                 page.give(events);
             }
             if connection != self.told {
-                page.tell(ToViewer::Connection(connection.clone()));
+                page.tell(&ToViewer::Connection(connection.clone()));
             }
         }
         self.told = connection;

@@ -11,13 +11,14 @@ use crate::elsewhere::Elsewhere;
 /// Where the page hears of things. A page that was reloaded is another one.
 #[derive(Clone)]
 pub struct Page {
-    channel: Channel<ToViewer>,
+    /// Of JSON: as values of JavaScript, large numbers would lose digits.
+    channel: Channel<String>,
     /// Events so far.
     given: Arc<Mutex<u64>>,
 }
 
 impl Page {
-    pub fn new(channel: Channel<ToViewer>) -> Self {
+    pub fn new(channel: Channel<String>) -> Self {
         Self { channel, given: Arc::default() }
     }
 
@@ -26,7 +27,7 @@ impl Page {
         let mut given = lock(&self.given);
         let first = *given;
         *given += events.len() as u64;
-        self.tell(ToViewer::Batch(Batch { first, heard: 0, events }))
+        self.tell(&ToViewer::Batch(Batch { first, heard: 0, events }))
     }
 
     /// A whole answer.
@@ -34,8 +35,8 @@ impl Page {
         self.give(vec![Event { job, body }, Event { job, body: EventBody::Done }]);
     }
 
-    pub fn tell(&self, message: ToViewer) -> bool {
-        self.channel.send(message).is_ok()
+    pub fn tell(&self, message: &ToViewer) -> bool {
+        serde_json::to_string(message).is_ok_and(|json| self.channel.send(json).is_ok())
     }
 }
 

@@ -7,8 +7,9 @@ mod line;
 mod opened;
 mod runs;
 mod shell;
+#[cfg(target_os = "linux")]
+mod webkit;
 
-use lathe_protocol::{Command, ToViewer};
 use tauri::{AppHandle, Manager as _, RunEvent, State, WindowEvent, ipc::Channel};
 use tauri_plugin_window_state::StateFlags;
 
@@ -17,19 +18,21 @@ use shell::Shell;
 /// The page is there, perhaps anew: whatever it was before is forgotten.
 #[tauri::command]
 #[expect(clippy::needless_pass_by_value, reason = "Tauri hands it over so")]
-fn connect(shell: State<'_, Shell>, channel: Channel<ToViewer>) {
+fn connect(shell: State<'_, Shell>, channel: Channel<String>) {
     shell.connect(channel);
 }
 
 #[tauri::command]
 #[expect(clippy::needless_pass_by_value, reason = "Tauri hands it over so")]
-fn command(shell: State<'_, Shell>, command: Command) {
+fn command(shell: State<'_, Shell>, command: String) -> Result<(), String> {
+    let command = serde_json::from_str(&command).map_err(|error| error.to_string())?;
     shell.command(command);
+    Ok(())
 }
 
 fn main() {
     #[cfg(target_os = "linux")]
-    steady_webview();
+    webkit::prepare();
     let restored = StateFlags::SIZE | StateFlags::POSITION | StateFlags::MAXIMIZED | StateFlags::FULLSCREEN;
     let app = tauri::Builder::default()
         // The first: a second Lathe hands its arguments over and ends before it does anything else.
@@ -73,23 +76,6 @@ fn main() {
             app.state::<Shell>().end();
         }
     });
-}
-
-/// WebKitGTK compiles hot wasm on other threads while it runs, and gets it wrong now and then: of 2.50's windows one in
-/// three panicked in sound code, or died. WebKit reads how it is to compile from the environment that it is born into.
-#[cfg(target_os = "linux")]
-fn steady_webview() {
-    use std::{env, os::unix::process::CommandExt as _, process::Command};
-
-    const OPTION: &str = "JSC_useConcurrentJIT";
-    if env::var_os(OPTION).is_some() {
-        return;
-    }
-    if let Ok(this) = env::current_exe() {
-        let error = Command::new(this).args(env::args_os().skip(1)).env(OPTION, "0").exec();
-        // Only if it did not begin anew; as it is, the window opens most times.
-        eprintln!("warning: Cannot set {OPTION}: {error}");
-    }
 }
 
 fn show(app: &AppHandle) {

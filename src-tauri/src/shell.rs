@@ -11,7 +11,7 @@ use std::{
 
 use lathe_host::{HostOptions, Paths, Viewers};
 use lathe_protocol::{
-    Command, CommandBody, ErrorCode, ErrorInfo, Event, EventBody, JobId, Opened, Shell as Facts, ToViewer,
+    Command, CommandBody, ErrorCode, ErrorInfo, Event, EventBody, JobId, Opened, Shell as Facts,
 };
 use tauri::{AppHandle, Manager as _, WebviewUrl, WebviewWindowBuilder, Window, ipc::Channel};
 use tauri_plugin_dialog::DialogExt as _;
@@ -76,7 +76,7 @@ impl Shell {
     }
 
     /// A page, perhaps in place of an earlier one: it asks everything anew.
-    pub fn connect(&self, channel: Channel<ToViewer>) {
+    pub fn connect(&self, channel: Channel<String>) {
         let Some(viewers) = lock(&self.viewers).clone() else { return };
         let page = Page::new(channel);
         let mut shown = lock(&self.shown);

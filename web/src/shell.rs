@@ -3,7 +3,7 @@
 use std::{cell::RefCell, collections::VecDeque, rc::Rc};
 
 use eframe::egui;
-use js_sys::{Array, Function, JSON, Object, Promise, Reflect};
+use js_sys::{Array, Function, Object, Promise, Reflect};
 use lathe_protocol::{Command, Connection, EngineLink, Event, ToViewer};
 use wasm_bindgen::{JsCast as _, prelude::*};
 use wasm_bindgen_futures::{JsFuture, spawn_local};
@@ -82,8 +82,7 @@ impl EngineLink for ShellLink {
 
 impl Ends {
     fn take(&mut self, message: &JsValue) {
-        let json = JSON::stringify(message).ok().and_then(|json| json.as_string()).unwrap_or_default();
-        match serde_json::from_str(&json) {
+        match serde_json::from_str(&message.as_string().unwrap_or_default()) {
             Ok(ToViewer::Batch(batch)) => self.events.extend(batch.events),
             Ok(ToViewer::Connection(connection)) => self.connection = connection,
             Ok(ToViewer::Refused { error }) => self.connection.trouble = Some(error.message),
@@ -103,9 +102,9 @@ async fn hand_over(ends: Shared<Ends>) {
             next.zip(ends.invoke.clone())
         };
         let Some((command, invoke)) = next else { return };
-        let outcome = match serde_json::to_string(&command).map(|json| JSON::parse(&json)) {
-            Ok(Ok(command)) => call(&invoke, "command", "command", &command).await,
-            _ => Err("A command cannot be said".into()),
+        let outcome = match serde_json::to_string(&command) {
+            Ok(json) => call(&invoke, "command", "command", &json.into()).await,
+            Err(error) => Err(format!("A command cannot be said: {error}")),
         };
         if let Err(trouble) = outcome {
             ends.borrow_mut().connection.trouble = Some(trouble);
