@@ -10,7 +10,9 @@ mod shell;
 #[cfg(target_os = "linux")]
 mod webkit;
 
+use lathe_protocol::{ErrorCode, ErrorInfo};
 use tauri::{AppHandle, Manager as _, RunEvent, State, WindowEvent, ipc::Channel};
+use tauri_plugin_dialog::{DialogExt as _, MessageDialogKind};
 use tauri_plugin_window_state::StateFlags;
 
 use shell::Shell;
@@ -32,25 +34,31 @@ fn command(shell: State<'_, Shell>, command: String) -> Result<(), String> {
 
 fn main() {
     #[cfg(target_os = "linux")]
-    webkit::prepare();
+    {
+        webkit::prepare();
+        if gtk::init().is_err() {
+            eprintln!("error: There is no display to open a window on");
+            eprintln!("hint: `lathe serve-ui` shows the window in a browser, here or on another machine");
+            std::process::exit(1);
+        }
+    }
     let restored = StateFlags::SIZE | StateFlags::POSITION | StateFlags::MAXIMIZED | StateFlags::FULLSCREEN;
     let app = tauri::Builder::default()
         // The first: a second Lathe hands its arguments over and ends before it does anything else.
         .plugin(tauri_plugin_single_instance::init(|app, args, folder| {
             show(app);
-            app.state::<Shell>().open(opened::of_args(&args, folder.as_ref()));
+            if let Some(shell) = app.try_state::<Shell>() {
+                shell.open(opened::of_args(&args, folder.as_ref()));
+            }
         }))
         .plugin(tauri_plugin_window_state::Builder::new().with_state_flags(restored).build())
         .plugin(tauri_plugin_dialog::init())
         .plugin(tauri_plugin_notification::init())
         .invoke_handler(tauri::generate_handler![connect, command])
         .setup(|app| {
-            let shell = Shell::start(app.handle())?;
-            let args: Vec<String> = std::env::args().collect();
-            shell.open(opened::of_args(&args, &std::env::current_dir().unwrap_or_default()));
-            app.manage(shell);
-            runs::tray(app.handle())?;
-            shell::window(app.handle())?;
+            if let Err(error) = start(app.handle()) {
+                give_up(app.handle(), &error);
+            }
             Ok(())
         })
         .on_window_event(|window, event| {
@@ -72,10 +80,36 @@ fn main() {
         std::process::exit(1);
     });
     app.run(|app, event| {
-        if let RunEvent::Exit = event {
-            app.state::<Shell>().end();
+        if let RunEvent::Exit = event
+            && let Some(shell) = app.try_state::<Shell>()
+        {
+            shell.end();
         }
     });
+}
+
+fn start(app: &AppHandle) -> Result<(), ErrorInfo> {
+    let cannot_open =
+        |error: tauri::Error| ErrorInfo::new(ErrorCode::Internal, format!("Cannot open the window: {error}"));
+    let shell = Shell::start(app)?;
+    let args: Vec<String> = std::env::args().collect();
+    shell.open(opened::of_args(&args, &std::env::current_dir().unwrap_or_default()));
+    app.manage(shell);
+    runs::tray(app).map_err(cannot_open)?;
+    shell::window(app).map_err(cannot_open)
+}
+
+/// Says why there will be no window, where it was started from and in a dialog, and ends.
+fn give_up(app: &AppHandle, error: &ErrorInfo) {
+    eprintln!("error: {error}");
+    let mut text = error.to_string();
+    if let Some(hint) = &error.hint {
+        eprintln!("hint: {hint}");
+        text = format!("{text}\n\n{hint}");
+    }
+    let ended = app.clone();
+    let dialog = app.dialog().message(text).title("Lathe cannot start").kind(MessageDialogKind::Error);
+    dialog.show(move |_| ended.exit(1));
 }
 
 fn show(app: &AppHandle) {

@@ -89,3 +89,16 @@ fn the_companion_trains_the_starter_and_talks_to_it() {
     window.wait_for("an answer", || lathe.has_saved("I am Lathe starter"));
     window.screenshot("desktop-chat");
 }
+
+#[test]
+fn without_a_display_the_companion_says_what_else_there_is() {
+    let desktop = program().with_file_name("lathe-desktop");
+    if !desktop.exists() {
+        println!("skipped: it takes lathe-desktop; `cargo xtask test` builds it");
+        return;
+    }
+    let output = Command::new(desktop).env_remove("DISPLAY").env("GDK_BACKEND", "x11").output().unwrap();
+    let said = String::from_utf8(output.stderr).unwrap();
+    assert!(!output.status.success());
+    assert!(said.contains("error: There is no display") && said.contains("hint: `lathe serve-ui`"), "{said}");
+}
