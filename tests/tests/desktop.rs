@@ -78,7 +78,7 @@ fn the_companion_trains_the_starter_and_talks_to_it() {
     assert_eq!(run()["step"], run()["total_steps"]);
 
     // 3. A page that is loaded anew asks for what it showed.
-    window.run("location.reload()");
+    window.run("document.title = 'before'; location.reload()");
     window.wait_for_title(|title| title == "starter-pirate · Lathe");
 
     // 4. A chat, typed and answered.
