@@ -66,7 +66,11 @@ fn main() {
             match event {
                 WindowEvent::CloseRequested { api, .. } if shell.has_work() => {
                     api.prevent_close();
-                    shell.hide(window);
+                    if runs::is_in_tray(window.app_handle()) {
+                        shell.hide(window);
+                    } else {
+                        shell.ask_to_close(window);
+                    }
                 }
                 WindowEvent::DragDrop(tauri::DragDropEvent::Drop { paths, .. }) => {
                     shell.open(opened::dropped(paths));
@@ -95,7 +99,10 @@ fn start(app: &AppHandle) -> Result<(), ErrorInfo> {
     let args: Vec<String> = std::env::args().collect();
     shell.open(opened::of_args(&args, &std::env::current_dir().unwrap_or_default()));
     app.manage(shell);
-    runs::tray(app).map_err(cannot_open)?;
+    // All is there without an icon, too.
+    if let Err(error) = runs::tray(app) {
+        eprintln!("warning: No icon in the tray: {error}");
+    }
     shell::window(app).map_err(cannot_open)
 }
 

@@ -16,6 +16,7 @@ use tauri_plugin_notification::NotificationExt as _;
 use crate::{shell::Shell, show};
 
 const IDLE: &str = "No run goes on";
+const TRAY: &str = "lathe";
 
 /// The runs of a Lathe: of this machine, or at an address.
 pub type List = (Option<String>, Vec<RunEntry>);
@@ -33,16 +34,39 @@ struct Lines {
     here: MenuItem<Wry>,
 }
 
-/// Puts the icon into the tray.
+/// Whether the icon is in the tray.
+pub fn is_in_tray(app: &AppHandle) -> bool {
+    app.tray_by_id(TRAY).is_some()
+}
+
+/// What shows the icon, by the names that `libappindicator` looks for; it panics without one.
+#[cfg(target_os = "linux")]
+fn has_indicator() -> bool {
+    const NAMES: [&str; 4] = [
+        "libayatana-appindicator3.so.1",
+        "libappindicator3.so.1",
+        "libayatana-appindicator3.so",
+        "libappindicator3.so",
+    ];
+    #[expect(unsafe_code, reason = "a library is loaded, which GTK's programs are made to do")]
+    // SAFETY: what the library does when it is loaded is done again when the icon is made.
+    NAMES.iter().any(|name| unsafe { libloading::Library::new(name) }.is_ok())
+}
+
+/// Puts the icon into the tray, if the system has one.
 pub fn tray(app: &AppHandle) -> tauri::Result<()> {
+    #[cfg(target_os = "linux")]
+    if !has_indicator() {
+        eprintln!("warning: No icon in the tray: libayatana-appindicator3 is not installed");
+        return Ok(());
+    }
     let progress = MenuItem::with_id(app, "progress", IDLE, false, None::<&str>)?;
     let open = MenuItem::with_id(app, "open", "Open Lathe", true, None::<&str>)?;
     let here = MenuItem::with_id(app, "here", "Show this machine", false, None::<&str>)?;
     let quit = MenuItem::with_id(app, "quit", "Quit, saving what runs", true, None::<&str>)?;
     let line = || PredefinedMenuItem::separator(app);
     let menu = Menu::with_items(app, &[&progress, &line()?, &open, &here, &line()?, &quit])?;
-    let mut icon =
-        TrayIconBuilder::with_id("lathe").menu(&menu).show_menu_on_left_click(false).tooltip("Lathe");
+    let mut icon = TrayIconBuilder::with_id(TRAY).menu(&menu).show_menu_on_left_click(false).tooltip("Lathe");
     if let Some(image) = app.default_window_icon() {
         icon = icon.icon(image.clone());
     }
@@ -87,7 +111,7 @@ pub fn follow(app: &AppHandle, lists: &Receiver<List>) {
         if let Some(lines) = app.try_state::<Lines>() {
             drop(lines.progress.set_text(&text));
         }
-        if let Some(icon) = app.tray_by_id("lathe") {
+        if let Some(icon) = app.tray_by_id(TRAY) {
             drop(icon.set_tooltip(Some(format!("Lathe: {text}"))));
         }
     }

@@ -14,7 +14,7 @@ use lathe_protocol::{
     Command, CommandBody, ErrorCode, ErrorInfo, Event, EventBody, JobId, Opened, Shell as Facts,
 };
 use tauri::{AppHandle, Manager as _, WebviewUrl, WebviewWindowBuilder, Window, ipc::Channel};
-use tauri_plugin_dialog::DialogExt as _;
+use tauri_plugin_dialog::{DialogExt as _, MessageDialogButtons};
 use tauri_plugin_notification::NotificationExt as _;
 
 use crate::{
@@ -133,7 +133,7 @@ impl Shell {
         }
     }
 
-    /// Whether the window's end would be a run's.
+    /// Whether the window's end would be that of a run or a download.
     pub fn has_work(&self) -> bool {
         lock(&self.viewers).as_ref().is_some_and(|viewers| viewers.has_work())
     }
@@ -143,9 +143,26 @@ impl Shell {
         if window.hide().is_err() || std::mem::replace(&mut lock(&self.shown).has_told_of_tray, true) {
             return;
         }
-        let text = "A run goes on. Its progress is in the tray, or open Lathe again";
+        let text = "It goes on with what it does. A run's progress is in the tray; or open Lathe again";
         // Where there is no service for notifications, nothing is lost.
         drop(self.app.notification().builder().title("Lathe is still there").body(text).show());
+    }
+
+    /// Where no tray is to stay in: what goes on ends, or the window only makes room.
+    pub fn ask_to_close(&self, window: &Window) {
+        let text = "A run or a download goes on. Close anyway? A run writes a checkpoint first, and either can be resumed.";
+        let answers = MessageDialogButtons::OkCancelCustom("Save and close".into(), "Keep running".into());
+        let dialog =
+            self.app.dialog().message(text).title("Lathe is at work").buttons(answers).parent(window);
+        let (app, window) = (self.app.clone(), window.clone());
+        dialog.show(move |ends| {
+            if ends {
+                app.exit(0);
+            } else {
+                // One that stays where it is does no harm.
+                drop(window.minimize());
+            }
+        });
     }
 
     /// Shows this machine's Lathe (again).

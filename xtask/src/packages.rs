@@ -7,8 +7,14 @@ use anyhow::Result;
 use crate::repo;
 
 /// Debian's names.
-const PACKAGES: [&str; 5] =
-    ["chromium", "chromium-driver", "libwebkit2gtk-4.1-dev", "webkit2gtk-driver", "xvfb"];
+const PACKAGES: [&str; 6] = [
+    "chromium",
+    "chromium-driver",
+    "libayatana-appindicator3-1",
+    "libwebkit2gtk-4.1-dev",
+    "webkit2gtk-driver",
+    "xvfb",
+];
 const TAURI_DRIVER: &str = "2.1.0";
 
 /// Installs what is missing, on a Debian-like system and as root.
