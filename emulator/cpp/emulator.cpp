@@ -1,6 +1,7 @@
 #include "emulator.hpp"
 
 #include <csetjmp>
+#include <cstdarg>
 #include <deque>
 #include <map>
 #include <memory>
@@ -26,6 +27,8 @@ struct Copy {
 
 struct Warp {
     unsigned arrived = 0, generation = 0;
+    // Of its generations those that were barriers.
+    unsigned barriers = 0;
     // Two, so that a lane may come to the next exchange before all have read this one.
     uint8_t slots[2][LANES * SLOT];
 };
@@ -52,7 +55,7 @@ thread_local std::vector<std::unique_ptr<Fiber>> fibers;
 struct Block {
     std::vector<Warp> warps;
     std::vector<uint8_t> shared_memory;
-    unsigned live = 0, arrived = 0, generation = 0;
+    unsigned live = 0, arrived = 0, generation = 0, first_generation = 0;
     const Kernel *kernel = nullptr;
     void **arguments = nullptr;
     const char *name = "";
@@ -62,16 +65,20 @@ thread_local Block *block;
 thread_local Fiber *running;
 thread_local jmp_buf scheduler;
 
-[[noreturn]] void fail(const char *what) {
-    std::fprintf(stderr, "emulator: %s in kernel %s, block (%u, %u, %u), thread %u\n", what, block->name,
-                 place.block_index.x, place.block_index.y, place.block_index.z, place.thread_index.x);
-    std::abort();
-}
-
 // Not inlined, so that no caller's variables live across a jump.
 __attribute__((noinline)) void leave() {
     Fiber *self = running;
     if (_setjmp(self->context) == 0) _longjmp(scheduler, 1);
+}
+
+// The running thread goes on behind what it waited for.
+void go_on() {
+    const unsigned thread = place.thread_index.x;
+    const Index &index = place.block_index, &grid = place.grid_dim;
+    const uint64_t number = ((uint64_t)index.z * grid.y + index.y) * grid.x + index.x;
+    const auto stack = reinterpret_cast<uintptr_t>(running->stack);
+    watch_thread({number, thread, block->generation - block->first_generation, block->warps[thread / LANES].barriers},
+                 {stack, stack + STACK_BYTES});
 }
 
 void wait_while(const unsigned *generation, unsigned value) {
@@ -102,6 +109,7 @@ void live() {
 
 __attribute__((noinline)) void enter(Fiber &fiber) {
     running = &fiber;
+    go_on();
     if (_setjmp(scheduler) != 0) return;
     if (fiber.is_started) _longjmp(fiber.context, 1);
     fiber.is_started = true;
@@ -129,6 +137,8 @@ bool can_run(const Fiber &fiber) {
 void run_block(unsigned num_threads) {
     block->live = num_threads;
     block->arrived = 0;
+    block->first_generation = block->generation;
+    for (Warp &warp : block->warps) warp.barriers = 0;
     std::fill(block->shared_memory.begin(), block->shared_memory.end(), 0xff);
     for (unsigned thread = 0; thread < num_threads; thread++) fibers[thread]->is_done = false;
     for (unsigned round = 0; block->live != 0; round++) {
@@ -155,6 +165,17 @@ std::map<std::string, Kernel> &kernels() {
 
 } // namespace
 
+void fail(const char *format, ...) {
+    std::fprintf(stderr, "emulator: kernel %s, block (%u, %u, %u), thread %u: ", block->name, place.block_index.x,
+                 place.block_index.y, place.block_index.z, place.thread_index.x);
+    va_list arguments;
+    va_start(arguments, format);
+    std::vfprintf(stderr, format, arguments);
+    va_end(arguments);
+    std::fputc('\n', stderr);
+    std::abort();
+}
+
 void add_kernel(const char *name, Kernel kernel) { kernels()[name] = std::move(kernel); }
 
 void barrier() {
@@ -162,24 +183,94 @@ void barrier() {
     block->arrived++;
     release_if_all_arrived();
     if (block->generation == generation) wait_while(&block->generation, generation);
+    go_on();
 }
 
-const uint8_t *exchange(const void *value, size_t size) {
+namespace {
+
+// What every lane of the warp gives, `size` bytes each: lane i's are at the result + SLOT i, until this lane's next meeting
+// but one.
+const uint8_t *meet(const void *value, size_t size, bool is_barrier) {
     if (size > SLOT) fail("an exchange of more than 64 bytes");
     Warp &warp = block->warps[place.thread_index.x / LANES];
     const unsigned generation = warp.generation;
     uint8_t *slots = warp.slots[generation % 2];
-    std::memcpy(slots + SLOT * (place.thread_index.x % LANES), value, size);
+    if (size != 0) std::memcpy(slots + SLOT * (place.thread_index.x % LANES), value, size);
     if (++warp.arrived == LANES) {
         warp.arrived = 0;
         warp.generation++;
+        if (is_barrier) warp.barriers++;
     } else {
         wait_while(&warp.generation, generation);
     }
+    go_on();
     return slots;
 }
 
+template <typename T> T given(const uint8_t *slots, unsigned lane, unsigned i = 0) {
+    T value;
+    std::memcpy(&value, slots + SLOT * lane + sizeof(T) * i, sizeof(T));
+    return value;
+}
+
+float half_of(uint32_t pair, bool is_high) {
+    const uint32_t bits = is_high ? pair & 0xffff0000u : pair << 16;
+    float value;
+    std::memcpy(&value, &bits, sizeof(value));
+    return value;
+}
+
+} // namespace
+
+void warp_barrier() { meet(nullptr, 0, true); }
+
+void exchange(const void *value, size_t size, unsigned lane, void *other) {
+    std::memcpy(other, meet(value, size, false) + SLOT * lane, size);
+}
+
+unsigned ballot(bool is_set) {
+    const uint8_t *all = meet(&is_set, sizeof(is_set), false);
+    unsigned bits = 0;
+    for (unsigned lane = 0; lane < LANES; lane++) bits |= (given<bool>(all, lane) ? 1u : 0u) << lane;
+    return bits;
+}
+
+void mma_bf16(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
+    const uint32_t own[6] = {a[0], a[1], a[2], a[3], b[0], b[1]};
+    const uint8_t *all = meet(own, sizeof(own), false);
+    const unsigned lane = place.thread_index.x % LANES, group = lane / 4, thread = lane % 4;
+    for (unsigned i = 0; i < 4; i++) {
+        const unsigned row_half = i / 2, column = 2 * thread + i % 2;
+        float sum = 0.0f;
+        for (unsigned k = 0; k < 16; k++) {
+            const unsigned k_half = k / 8, pair = k % 8 / 2;
+            const auto left = given<uint32_t>(all, 4 * group + pair, row_half + 2 * k_half);
+            const auto right = given<uint32_t>(all, 4 * column + pair, 4 + k_half);
+            sum += half_of(left, k % 2 != 0) * half_of(right, k % 2 != 0);
+        }
+        d[i] += sum;
+    }
+}
+
+void load_matrices(uint32_t (&fragments)[4], const void *row, bool is_transposed) {
+    if (reinterpret_cast<uintptr_t>(row) % 16 != 0) fail("a row of a matrix that is not aligned");
+    watch(row, 16, Access::READ);
+    const uint8_t *all = meet(&row, sizeof(row), false);
+    const unsigned lane = place.thread_index.x % LANES, group = lane / 4, thread = lane % 4;
+    for (unsigned matrix = 0; matrix < 4; matrix++) {
+        const auto value = [&](unsigned r, unsigned column) -> uint32_t {
+            return given<const uint16_t *>(all, 8 * matrix + r)[column];
+        };
+        fragments[matrix] = is_transposed ? value(2 * thread, group) | value(2 * thread + 1, group) << 16
+                                          : value(group, 2 * thread) | value(group, 2 * thread + 1) << 16;
+    }
+}
+
 void copy_later(void *to, const void *from, size_t size, size_t room) {
+    const auto is_aligned = [=](const void *at) { return reinterpret_cast<uintptr_t>(at) % room == 0; };
+    if (!is_aligned(to) || (size != 0 && !is_aligned(from))) fail("a copy of %zu bytes that is not aligned", room);
+    if (size != 0) watch(from, size, Access::READ);
+    watch(to, room, Access::COPY_BEGINS);
     running->open_group.push_back({static_cast<uint8_t *>(to), static_cast<const uint8_t *>(from), size, room});
 }
 
@@ -191,6 +282,7 @@ void commit_copies() {
 void wait_for_copies(unsigned groups_left) {
     while (running->groups.size() > groups_left) {
         for (const Copy &copy : running->groups.front()) {
+            watch(copy.to, copy.room, Access::COPY_ENDS);
             std::memcpy(copy.to, copy.from, copy.size);
             std::memset(copy.to + copy.size, 0, copy.room - copy.size);
         }
@@ -225,6 +317,11 @@ extern "C" int lathe_emulate(const char *name, const unsigned *grid, unsigned nu
     place.shared_memory = reinterpret_cast<uint8_t *>((unaligned + 15) / 16 * 16);
     place.block_dim = {num_threads, 1, 1};
     place.grid_dim = {grid[0], grid[1], grid[2]};
+    const auto range = [](const void *begin, size_t size) {
+        const auto at = reinterpret_cast<uintptr_t>(begin);
+        return Range{at, at + size};
+    };
+    begin_watch({range(place.shared_memory, shared_bytes), range(own.kernel, sizeof(Kernel)), range(&place, sizeof(place))});
     while (fibers.size() < num_threads) fibers.push_back(new_fiber());
     for (unsigned z = 0; z < grid[2]; z++) {
         for (unsigned y = 0; y < grid[1]; y++) {
@@ -234,6 +331,7 @@ extern "C" int lathe_emulate(const char *name, const unsigned *grid, unsigned nu
             }
         }
     }
+    end_watch();
     block = nullptr;
     return 0;
 }

@@ -5,6 +5,8 @@
 // NaNs, and asynchronous copies arrive when they are waited for, not before.
 #pragma once
 
+#include "watch.hpp"
+
 #include <cmath>
 #include <cstddef>
 #include <cstdint>
@@ -29,9 +31,13 @@ struct Place {
 extern thread_local Place place;
 
 void barrier();
-// Gives every lane of the warp the `size` (at most 64) bytes of every other: lane i's are at the result + 64 i, until the
-// lane's next exchange but one.
-const uint8_t *exchange(const void *value, size_t size);
+void warp_barrier();
+// Of the `size` (at most 64) bytes that each lane of the warp gives, those of lane `lane`.
+void exchange(const void *value, size_t size, unsigned lane, void *other);
+unsigned ballot(bool is_set);
+// What tensor cores do, and what brings matrices to them: see `mma_bf16` and `load_matrices` in common.cuh.
+void mma_bf16(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]);
+void load_matrices(uint32_t (&fragments)[4], const void *row, bool is_transposed);
 // Copies that arrive when `wait_for_copies` comes to their group.
 void copy_later(void *to, const void *from, size_t size, size_t room);
 void commit_copies();
@@ -56,7 +62,7 @@ struct Registrar {
 
 template <typename T> T lane_value(T value, unsigned lane) {
     T other;
-    std::memcpy(&other, exchange(&value, sizeof(T)) + 64 * (lane % 32), sizeof(T));
+    exchange(&value, sizeof(T), lane % 32, &other);
     return other;
 }
 
@@ -95,7 +101,7 @@ inline float2 make_float2(float x, float y) { return {x, y}; }
 inline float4 make_float4(float x, float y, float z, float w) { return {x, y, z, w}; }
 
 inline void __syncthreads() { emulator::barrier(); }
-inline void __syncwarp(unsigned = 0xffffffff) { emulator::lane_value(0, 0); }
+inline void __syncwarp(unsigned = 0xffffffff) { emulator::warp_barrier(); }
 
 template <typename T> T __shfl_sync(unsigned, T value, int lane) { return emulator::lane_value(value, lane); }
 template <typename T> T __shfl_xor_sync(unsigned, T value, int mask) {
@@ -109,16 +115,7 @@ template <typename T> T __shfl_up_sync(unsigned, T value, unsigned by) {
     const unsigned lane = threadIdx.x % 32;
     return emulator::lane_value(value, lane >= by ? lane - by : lane);
 }
-inline unsigned __ballot_sync(unsigned, int is_set) {
-    const uint8_t *all = emulator::exchange(&is_set, sizeof(is_set));
-    unsigned bits = 0;
-    for (unsigned lane = 0; lane < 32; lane++) {
-        int one;
-        std::memcpy(&one, all + 64 * lane, sizeof(one));
-        bits |= (one != 0 ? 1u : 0u) << lane;
-    }
-    return bits;
-}
+inline unsigned __ballot_sync(unsigned, int is_set) { return emulator::ballot(is_set != 0); }
 inline int __popc(unsigned value) { return __builtin_popcount(value); }
 inline int __ffs(int value) { return __builtin_ffs(value); }
 
@@ -133,7 +130,8 @@ inline unsigned __float_as_uint(float value) {
     return bits;
 }
 
-template <typename T> T atomicAdd(T *at, T value) {
+template <typename T> __attribute__((noinline, no_sanitize("thread"))) T atomicAdd(T *at, T value) {
+    emulator::watch(at, sizeof(T), emulator::Access::ATOMIC);
     const T before = *at;
     *at = before + value;
     return before;

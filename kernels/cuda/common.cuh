@@ -156,26 +156,7 @@ __device__ __forceinline__ float block_max(float value) {
 //   d: row g at columns 2t, 2t + 1, then row g + 8 at the same.
 __device__ __forceinline__ void mma_bf16(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
 #ifdef LATHE_EMULATOR
-    const uint32_t own[6] = {a[0], a[1], a[2], a[3], b[0], b[1]};
-    const uint8_t *all = emulator::exchange(own, sizeof(own));
-    const auto fragment = [all](unsigned lane, unsigned i) {
-        uint32_t value;
-        std::memcpy(&value, all + 64 * lane + 4 * i, sizeof(value));
-        return value;
-    };
-    const unsigned group = lane_index() / 4, thread = lane_index() % 4;
-    for (unsigned i = 0; i < 4; i++) {
-        const unsigned row_half = i / 2, column = 2 * thread + i % 2;
-        float sum = 0.0f;
-        for (unsigned k = 0; k < 16; k++) {
-            const unsigned k_half = k / 8, pair = k % 8 / 2;
-            const uint32_t left = fragment(4 * group + pair, row_half + 2 * k_half);
-            const uint32_t right = fragment(4 * column + pair, 4 + k_half);
-            const bool is_high = k % 2 != 0;
-            sum += (is_high ? high_half(left) : low_half(left)) * (is_high ? high_half(right) : low_half(right));
-        }
-        d[i] += sum;
-    }
+    emulator::mma_bf16(d, a, b);
 #else
     asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
                  "{%0, %1, %2, %3};"
@@ -184,28 +165,11 @@ __device__ __forceinline__ void mma_bf16(float (&d)[4], const uint32_t (&a)[4], 
 #endif
 }
 
-#ifdef LATHE_EMULATOR
-// Rows of 8 values at the lanes' addresses -> four fragments of (8, 8).
-inline void load_fragments(uint32_t (&fragments)[4], const void *row, bool is_transposed) {
-    const uint8_t *all = emulator::exchange(&row, sizeof(row));
-    const unsigned group = lane_index() / 4, thread = lane_index() % 4;
-    for (unsigned matrix = 0; matrix < 4; matrix++) {
-        const auto value = [&](unsigned r, unsigned column) -> uint32_t {
-            const uint16_t *at;
-            std::memcpy(&at, all + 64 * (8 * matrix + r), sizeof(at));
-            return at[column];
-        };
-        fragments[matrix] = is_transposed ? value(2 * thread, group) | value(2 * thread + 1, group) << 16
-                                          : value(group, 2 * thread) | value(group, 2 * thread + 1) << 16;
-    }
-}
-#endif
-
 // Four matrices (8, 8) of bf16 out of shared memory: lanes 8 i .. 8 i + 7 give the rows of matrix i (16 bytes each, 16-byte
 // aligned), and every lane gets row lane / 4 at columns 2 (lane % 4) and one further of each.
 __device__ __forceinline__ void load_matrices(uint32_t (&fragments)[4], const void *row) {
 #ifdef LATHE_EMULATOR
-    load_fragments(fragments, row, false);
+    emulator::load_matrices(fragments, row, false);
 #else
     const uint32_t address = (uint32_t)__cvta_generic_to_shared(row);
     asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
@@ -218,7 +182,7 @@ __device__ __forceinline__ void load_matrices(uint32_t (&fragments)[4], const vo
 // Likewise of the matrices' transposes.
 __device__ __forceinline__ void load_transposed_matrices(uint32_t (&fragments)[4], const void *row) {
 #ifdef LATHE_EMULATOR
-    load_fragments(fragments, row, true);
+    emulator::load_matrices(fragments, row, true);
 #else
     const uint32_t address = (uint32_t)__cvta_generic_to_shared(row);
     asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"

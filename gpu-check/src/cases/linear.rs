@@ -1,4 +1,4 @@
-//! Products against their twins: every form, size of tile, edge and split of K that the kernels have.
+//! Products against their twins: every form, size of tile, edge and split of K that there are.
 
 use crate::twins::{Twins, check_near, on_target, random, target};
 use candle_core::{DType, Result, Tensor};
@@ -23,8 +23,11 @@ const SHAPES: [(usize, usize, usize); 14] = [
 ];
 
 /// What comes to large tiles in y, in dx, in dW.
-const LARGE: [(usize, usize, usize); 3] = [(1030, 904, 40), (1030, 40, 904), (40, 904, 1032)];
-/// Likewise in y and dx, of so few rows that NF4 is not written out.
+const LARGE: [(usize, usize, usize); 3] = [(200, 4400, 40), (200, 40, 4400), (40, 200, 4400)];
+/// Likewise to the library, also where rows are filled up.
+const LIBRARY: [(usize, usize, usize); 6] =
+    [(600, 304, 40), (600, 40, 304), (40, 304, 600), (300, 258, 44), (300, 44, 258), (44, 300, 258)];
+/// Likewise to large tiles in y and dx, of so few rows that NF4 is not written out.
 const LARGE_NF4: [(usize, usize, usize); 2] = [(130, 4304, 64), (130, 64, 4304)];
 
 /// One of two layers, by where the input lies.
@@ -41,7 +44,7 @@ fn check(num_rows: usize, cpu: &FrozenLinear) -> Result<()> {
 }
 
 pub fn a_frozen_weight_in_bf16_is_its_twin() -> Result<()> {
-    for (num_rows, out_features, in_features) in SHAPES.iter().chain(&LARGE[..2]).copied() {
+    for (num_rows, out_features, in_features) in SHAPES.iter().chain(&LARGE[..2]).chain(&LIBRARY).copied() {
         let weight = random(&[out_features, in_features], 1)?;
         let bias = random(&[out_features], 3)?;
         check(num_rows, &FrozenLinear::new(&weight, Some(&bias))?)?;
@@ -50,7 +53,7 @@ pub fn a_frozen_weight_in_bf16_is_its_twin() -> Result<()> {
 }
 
 pub fn a_weight_in_nf4_is_its_twin() -> Result<()> {
-    for (num_rows, out_features, in_features) in SHAPES.iter().chain(&LARGE_NF4).copied() {
+    for (num_rows, out_features, in_features) in SHAPES.iter().chain(&LARGE_NF4).chain(&LIBRARY).copied() {
         let weight = random(&[out_features, in_features], 1)?;
         let bias = random(&[out_features], 3)?;
         // 64 need not divide a row, only the whole.
@@ -63,7 +66,7 @@ pub fn a_weight_in_nf4_is_its_twin() -> Result<()> {
 }
 
 pub fn a_weight_that_learns_is_its_twin() -> Result<()> {
-    for (num_rows, out_features, in_features) in SHAPES.iter().chain(&LARGE[2..]).copied() {
+    for (num_rows, out_features, in_features) in SHAPES.iter().chain(&LARGE[2..]).chain(&LIBRARY).copied() {
         Twins::new(&[(&[num_rows, in_features], 1)])?
             .with_f32(&[out_features, in_features], 2)?
             .check(1e-2, |inputs| linear(&inputs[0], &inputs[1]))?;

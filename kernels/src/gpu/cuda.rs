@@ -26,7 +26,7 @@ use candle_core::{
     op::BackpropOp,
 };
 
-use super::{Arg, Form, Grid};
+use super::{Arg, GemmEx, Grid};
 
 /// The kernels of each source, and their machine code for several cards.
 static MODULES: &[(&[&str], &[u8])] = include!(concat!(env!("OUT_DIR"), "/modules.rs"));
@@ -121,24 +121,15 @@ pub(super) fn address(storage: &CudaStorage, start: impl Fn(usize) -> u64) -> Re
     })
 }
 
-/// `C = scale · A B`, added to what is there if `adds`: A and B in bf16 as the form has them, C (M,N) in bf16 or f32,
-/// row-major, sums in f32. cuBLAS counts by columns, so it multiplies the transposes in turn.
-pub(super) fn multiply(
-    device: &Device,
-    form: Form,
-    [a, b, c]: [u64; 3],
-    [m, n, k]: [usize; 3],
-    scale: f32,
-    adds: bool,
-    is_f32: bool,
-) -> Result<()> {
-    let Device::Cuda(device) = device else { bail!("cuBLAS needs a card") };
-    let (plain, turned) = (cublasOperation_t::CUBLAS_OP_N, cublasOperation_t::CUBLAS_OP_T);
-    let (of_b, b_stride, of_a, a_stride) = match form {
-        Form::Nt => (turned, k, plain, k),
-        Form::Nn => (plain, n, plain, k),
-        Form::Tn => (plain, n, turned, m),
-    };
+/// By cuBLAS.
+pub(super) fn multiply(device: &CudaDevice, product: &GemmEx) -> Result<()> {
+    let GemmEx { transposes, sizes, addresses, strides, scale, adds, is_f32 } = *product;
+    let of = transposes.map(|is_transposed| {
+        if is_transposed { cublasOperation_t::CUBLAS_OP_T } else { cublasOperation_t::CUBLAS_OP_N }
+    });
+    let [m, n, k] = sizes.map(|size| size as i32);
+    let [a_stride, b_stride, c_stride] = strides.map(|stride| stride as i32);
+    let [a, b, c] = addresses;
     let beta = if adds { 1.0f32 } else { 0.0 };
     let (bf16, f32) = (cudaDataType_t::CUDA_R_16BF, cudaDataType_t::CUDA_R_32F);
     let blas = device.cublas_handle();
@@ -146,22 +137,22 @@ pub(super) fn multiply(
     unsafe {
         cublas::result::gemm_ex(
             *blas.handle(),
-            of_b,
-            of_a,
-            n as i32,
-            m as i32,
-            k as i32,
+            of[0],
+            of[1],
+            m,
+            n,
+            k,
             (&raw const scale).cast(),
-            b as *const _,
-            bf16,
-            b_stride as i32,
             a as *const _,
             bf16,
-            a_stride as i32,
+            a_stride,
+            b as *const _,
+            bf16,
+            b_stride,
             (&raw const beta).cast(),
             c as *mut _,
             if is_f32 { f32 } else { bf16 },
-            n as i32,
+            c_stride,
             cublasComputeType_t::CUBLAS_COMPUTE_32F,
             cublasGemmAlgo_t::CUBLAS_GEMM_DEFAULT,
         )

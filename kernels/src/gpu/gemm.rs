@@ -1,8 +1,10 @@
 use candle_core::{DType, Device, Result, Tensor, bail};
 
-#[cfg(feature = "cuda")]
-use super::{Arg, cuda, memory};
-use super::{Buffer, GpuNf4, Grid, ToArg, launch};
+use super::{
+    Arg, Buffer, GpuNf4, Grid, ToArg, launch,
+    library::{self, GemmEx},
+    memory,
+};
 
 /// Along which of their dimensions two matrices are multiplied.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -52,7 +54,6 @@ const FEW_ROWS_BLOCK: [usize; 2] = [8, 16];
 /// Rows from which on a packed matrix is written out in bf16 first: its tiles would be unpacked too often.
 const MANY_ROWS: usize = 512;
 /// Rows and columns from which on a product of bf16 is the library's.
-#[cfg(feature = "cuda")]
 const LIBRARY_ROWS: usize = 256;
 /// K of a step of a tile, and steps that a part has at least.
 const STEP: usize = 32;
@@ -128,31 +129,43 @@ impl<'a> Product<'a> {
                 let dense = packed.dequantize()?;
                 Product { b: Operand::Bf16(&dense), ..*self }.write_sizes(c, sizes, flags)
             }
-            #[cfg(feature = "cuda")]
-            Operand::Bf16(b) if self.device().is_cuda() && sizes.m.min(sizes.n) >= LIBRARY_ROWS => {
+            Operand::Bf16(b) if library::is_on(self.device()) && sizes.m.min(sizes.n) >= LIBRARY_ROWS => {
                 self.write_by_library(b, c, sizes, flags)
             }
             _ => self.write_tiles(c, sizes, flags),
         }
     }
 
-    /// By cuBLAS, which alone has Hopper's and Blackwell's larger instructions: pair after pair, the bias as one more.
-    #[cfg(feature = "cuda")]
+    /// By cuBLAS, which alone has Hopper's and Blackwell's larger instructions: pair after pair, the bias as one more. It
+    /// counts by columns, so it is given the transposes in turn.
     fn write_by_library(&self, b: &Tensor, c: &dyn ToArg, sizes: Sizes, flags: u32) -> Result<()> {
         let Sizes { m, n, k, more_k } = sizes;
         let Arg::Pointer(c) = c.to_arg()? else { bail!("a product is written to memory") };
-        let is_f32 = flags & IS_F32 != 0;
-        let multiply = |form, a: &Tensor, b: &Tensor, k: usize, scale: f32, adds: bool| {
-            let addresses = [memory::address(a)?, memory::address(b)?, c];
-            cuda::multiply(self.device(), form, addresses, [m, n, k], scale, adds, is_f32)
+        let multiply = |form, [a, b]: [&Tensor; 2], k: usize, scale: f32, adds: bool| {
+            let transposes = match form {
+                Form::Nt => [true, false],
+                Form::Nn => [false, false],
+                Form::Tn => [false, true],
+            };
+            let product = GemmEx {
+                transposes,
+                sizes: [n, m, k],
+                addresses: [memory::address(b)?, memory::address(a)?, c],
+                // There may be zeros behind their rows.
+                strides: [b.dim(1)?, a.dim(1)?, n],
+                scale,
+                adds,
+                is_f32: flags & IS_F32 != 0,
+            };
+            library::multiply(self.device(), &product)
         };
-        multiply(self.form, self.a, b, k, self.scale, flags & ADDS != 0)?;
-        if let Some([more_a, more_b]) = self.more {
-            multiply(self.form, more_a, more_b, more_k, self.scale, true)?;
+        multiply(self.form, [self.a, b], k, self.scale, flags & ADDS != 0)?;
+        if let Some(more) = self.more {
+            multiply(self.form, more, more_k, self.scale, true)?;
         }
         if let Some(bias) = self.bias {
             let ones = Tensor::ones((m, 1), DType::BF16, self.device())?;
-            multiply(Form::Nn, &ones, &bias.to_dtype(DType::BF16)?, 1, 1.0, true)?;
+            multiply(Form::Nn, [&ones, &bias.to_dtype(DType::BF16)?.unsqueeze(0)?], 1, 1.0, true)?;
         }
         Ok(())
     }

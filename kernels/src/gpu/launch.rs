@@ -111,7 +111,9 @@ pub(crate) fn launch(device: &Device, name: &'static str, grid: Grid, args: &[&d
     match (device, EMULATOR.get()) {
         #[cfg(feature = "cuda")]
         (Device::Cuda(device), _) => super::cuda::launch(device, name, grid, &args),
-        (Device::Cpu, Some(emulate)) => emulate(name, grid, &args).map_err(candle_core::Error::msg),
+        (Device::Cpu, Some(emulator)) => {
+            (emulator.launch)(name, grid, &args).map_err(candle_core::Error::msg)
+        }
         _ => bail!("kernel {name} needs a GPU"),
     }
 }

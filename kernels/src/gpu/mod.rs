@@ -16,6 +16,7 @@ pub(crate) mod expert_matrices;
 pub(crate) mod experts;
 mod gemm;
 mod launch;
+mod library;
 pub(crate) mod linear;
 pub(crate) mod lora;
 mod memory;
@@ -38,6 +39,7 @@ use candle_core::{DType, Device, Result, Tensor};
 pub(crate) use gemm::{Form, Operand, Product};
 pub use launch::{Arg, Grid};
 pub(crate) use launch::{ToArg, launch};
+pub use library::GemmEx;
 pub(crate) use memory::Buffer;
 pub use mirrored::Mirrored;
 pub use mxfp4::GpuMxfp4;
@@ -45,14 +47,19 @@ pub use nf4::GpuNf4;
 pub use offload::Offload;
 pub(crate) use trace::{traced1, traced2, traced3};
 
-/// Runs a kernel by its name; the error is a sentence.
-pub type Emulate = fn(&str, Grid, &[Arg]) -> std::result::Result<(), String>;
+/// What stands for a GPU where there is none.
+pub struct Emulator {
+    /// Runs a kernel by its name; the error is a sentence.
+    pub launch: fn(&str, Grid, &[Arg]) -> std::result::Result<(), String>,
+    /// In place of cuBLAS.
+    pub multiply: fn(&GemmEx),
+}
 
-static EMULATOR: OnceLock<Emulate> = OnceLock::new();
+static EMULATOR: OnceLock<Emulator> = OnceLock::new();
 
 /// Makes bf16 tensors of the CPU stand for a GPU's in this process; what `lathe-emulator` calls.
-pub fn install_emulator(emulate: Emulate) {
-    EMULATOR.get_or_init(|| emulate);
+pub fn install_emulator(emulator: Emulator) {
+    EMULATOR.get_or_init(|| emulator);
 }
 
 /// Whether operations on the tensor are launches of kernels.
