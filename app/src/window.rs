@@ -67,9 +67,11 @@ pub fn open(global: &Global) -> Result<ExitCode, ErrorInfo> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// Until the runs of this program and its queue are done, or it is told to stop: then they checkpoint.
+/// Until the runs of this program, its queue and its downloads are done, or it is told to stop: then runs checkpoint.
 fn go_on_without_window(host: &Mutex<Host>) {
-    note!("The window is closed; Lathe goes on until its runs are done. Ctrl-C stops them with a checkpoint");
+    note!(
+        "The window is closed; Lathe goes on until its runs and downloads are done. Ctrl-C ends them: runs write a checkpoint, downloads can be resumed"
+    );
     loop {
         let mut host = lock(host);
         if !host.has_work() || session::interrupts() > 0 {

@@ -10,6 +10,7 @@ use crate::{
     error::{Result, usage},
     gpus::Seen,
     models,
+    units::gib,
 };
 
 pub(crate) const AUTO: &str = "auto";
@@ -133,7 +134,6 @@ pub(crate) fn budget(gpu: &Gpu) -> u64 {
 }
 
 fn does_not_fit(shape: &ModelShape, config: &RunConfig, needed: u64, largest: &Gpu) -> ErrorInfo {
-    let gib = |bytes: u64| format!("{:.1} GiB", bytes as f64 / (1u64 << 30) as f64);
     let device = largest.device();
     let message = format!(
         "The run fits no graphics card: it needs {}, {device} has {}",

@@ -9,7 +9,9 @@ use crate::{
     error::Result,
     files, gpus, hardware,
     job::Job,
-    models, settings, worker,
+    models, settings,
+    units::gib,
+    worker,
 };
 
 const LITTLE_DISK_BYTES: u64 = 2 << 30;
@@ -99,8 +101,7 @@ fn data_dir(paths: &Paths) -> DoctorCheck {
 fn disk(paths: &Paths) -> DoctorCheck {
     const NAME: &str = "disk";
     let (total, free) = hardware::disk_of(&paths.data_dir);
-    let gib = |bytes: u64| bytes as f64 / (1u64 << 30) as f64;
-    let message = format!("{:.1} GiB of {:.1} GiB free: {}", gib(free), gib(total), paths.data_dir.display());
+    let message = format!("{} of {} free: {}", gib(free), gib(total), paths.data_dir.display());
     match total {
         0 => {
             warn(NAME, format!("Size unknown: {}", paths.data_dir.display()), "check that the disk has room")
@@ -196,12 +197,7 @@ fn machine(paths: &Paths) -> [DoctorCheck; 2] {
     } else {
         warn("cpu", format!("{threads}, no AVX2: {}", machine.cpu), "training will be slow on this CPU")
     };
-    let gib = |bytes: u64| bytes as f64 / (1u64 << 30) as f64;
-    let memory = format!(
-        "{:.1} GiB of {:.1} GiB free",
-        gib(machine.ram_available_bytes),
-        gib(machine.ram_total_bytes)
-    );
+    let memory = format!("{} of {} free", gib(machine.ram_available_bytes), gib(machine.ram_total_bytes));
     let ram = if machine.ram_total_bytes < LITTLE_RAM_BYTES {
         warn("memory", memory, "only small models fit: the starter, or one of about 100 million parameters")
     } else {

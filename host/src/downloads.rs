@@ -45,6 +45,12 @@ impl Downloads {
         worker.inspect(|worker| worker.thread().unpark())
     }
 
+    /// Whether this process works off the queue.
+    fn is_here(&self) -> bool {
+        let worker = self.worker.lock().unwrap_or_else(PoisonError::into_inner);
+        worker.as_ref().is_some_and(|worker| !worker.is_finished())
+    }
+
     fn unpark(&self) {
         if let Some(worker) = &*self.worker.lock().unwrap_or_else(PoisonError::into_inner) {
             worker.thread().unpark();
@@ -125,7 +131,7 @@ pub(crate) fn follow(job: &Job) -> Result<()> {
     let mut told = None;
     loop {
         start(&job.host, &db)?;
-        let downloads = db.downloads()?;
+        let downloads = list(&job.host, &db)?;
         if told.as_ref() != Some(&downloads) {
             job.emit(EventBody::Downloads { downloads: downloads.clone() });
             told = Some(downloads);
@@ -161,6 +167,7 @@ fn queued(model: String, revision: Option<String>, known: Option<&Download>) -> 
         model,
         revision,
         status: DownloadStatus::Queued,
+        held_here: false,
         done_bytes: known.map_or(0, |known| known.done_bytes),
         total_bytes: known.map_or(0, |known| known.total_bytes),
         done_files: known.map_or(0, |known| known.done_files),
@@ -204,8 +211,23 @@ pub(crate) fn act(job: &Job, model: &str, act: DownloadAct) -> Result<()> {
 
 fn tell(job: &Job, db: &Db) -> Result<()> {
     job.host.downloads.unpark();
-    job.emit(EventBody::Downloads { downloads: db.downloads()? });
+    job.emit(EventBody::Downloads { downloads: list(&job.host, db)? });
     Ok(())
+}
+
+fn list(host: &Shared, db: &Db) -> Result<Vec<Download>> {
+    let is_here = host.downloads.is_here();
+    let mut downloads = db.downloads()?;
+    for download in &mut downloads {
+        download.held_here =
+            is_here && matches!(download.status, DownloadStatus::Queued | DownloadStatus::Running);
+    }
+    Ok(downloads)
+}
+
+/// Whether this process has something to fetch.
+pub(crate) fn is_any_here(host: &Shared) -> Result<bool> {
+    Ok(host.downloads.is_here() && list(host, &open_db(host)?)?.iter().any(|download| download.held_here))
 }
 
 /// What it is called in the list, however it was written.

@@ -21,6 +21,7 @@ use crate::{
     cuda::{self, Missing},
     hardware,
     job::Job,
+    units::gib,
 };
 
 const FOLLOW_EVERY: Duration = Duration::from_secs(1);
@@ -158,7 +159,6 @@ pub(crate) fn await_given_back(job: &Job, index: usize, before: u64) {
             return;
         }
         if Instant::now() >= due {
-            let gib = |bytes: u64| format!("{:.1} GiB", bytes as f64 / (1u64 << 30) as f64);
             let message = format!(
                 "Card {index} has {} free, {} before the worker: something else has taken memory",
                 gib(free),

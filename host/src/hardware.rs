@@ -1,11 +1,12 @@
 use std::{path::Path, sync::LazyLock};
 
 use lathe_protocol::{
-    CatalogModel, Hardware, Machine, Method, Placement, RunConfig, catalog, training_memory,
+    CatalogModel, ErrorCode, ErrorInfo, Hardware, Machine, Method, Placement, RunConfig, catalog,
+    training_memory,
 };
 use sysinfo::{CpuRefreshKind, Disks, MemoryRefreshKind, RefreshKind, System};
 
-use crate::{Paths, devices, gpus::Seen};
+use crate::{Paths, devices, error::Result, gpus::Seen, units::gb};
 
 const GIB: f64 = (1u64 << 30) as f64;
 /// A parameter of a 4-bit GGUF, with what a chat takes beside it.
@@ -78,6 +79,21 @@ pub(crate) fn disk_of(path: &Path) -> (u64, u64) {
         .filter(|disk| existing.starts_with(disk.mount_point()))
         .max_by_key(|disk| disk.mount_point().components().count())
         .map_or((0, 0), |disk| (disk.total_space(), disk.available_space()))
+}
+
+/// For [`check_room`] of what is on its way into the cache.
+pub(crate) const HAVE_CACHE_ELSEWHERE: &str =
+    "free some space, or have the cache elsewhere: HF_HUB_CACHE, or Settings";
+
+/// An error, with the hint, if the disk of `folder` has no room for so many bytes more.
+pub(crate) fn check_room(folder: &Path, needed_bytes: u64, what: &str, hint: &str) -> Result<()> {
+    let (disk_bytes, free_bytes) = disk_of(folder);
+    if disk_bytes == 0 || needed_bytes <= free_bytes {
+        return Ok(());
+    }
+    let (needed, free, folder) = (gb(needed_bytes), gb(free_bytes), folder.display());
+    let message = format!("{what} does not fit on the disk: needs {needed}, {free} free: {folder}");
+    Err(ErrorInfo::new(ErrorCode::Io, message).hint(hint))
 }
 
 /// Rules of thumb: f32 weights take 4 bytes a parameter, LoRA training about half again with its activations, Adam on

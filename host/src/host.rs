@@ -190,9 +190,11 @@ impl Host {
         self.shared.active().len()
     }
 
-    /// Whether a run of this host goes on, or one waits in the queue. A queue that cannot be read counts as empty.
+    /// Whether a run or a download of this host goes on, or a run waits in the queue. What cannot be read counts as empty.
     pub fn has_work(&self) -> bool {
-        self.active_runs() > 0 || runs::is_any_queued(self.paths()).unwrap_or(false)
+        self.active_runs() > 0
+            || runs::is_any_queued(self.paths()).unwrap_or(false)
+            || downloads::is_any_here(&self.shared).unwrap_or(false)
     }
 
     /// Like [`EngineLink::drain`], but waits up to `timeout` for something to happen.

@@ -33,6 +33,7 @@ mod settings;
 mod testing;
 mod token;
 mod token_cache;
+mod units;
 mod viewers;
 mod worker;
 

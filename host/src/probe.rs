@@ -13,6 +13,7 @@ use crate::{
     gpus, hardware,
     job::Job,
     models, runs,
+    units::gib,
     worker::{self, Verdict},
 };
 
@@ -39,7 +40,6 @@ pub(crate) fn probe(
     if let Some(shape) = models::shape(&model.path).filter(|_| free_bytes > 0) {
         let needed = training_memory(&shape, &config, row_tokens, placement).total();
         if needed > free_bytes {
-            let gib = |bytes: u64| format!("{:.1} GiB", bytes as f64 / (1u64 << 30) as f64);
             let message = format!("The step does not fit: needs {}, {} free", gib(needed), gib(free_bytes));
             let remedy = Remedy::find(&shape, &config, row_tokens, placement, free_bytes);
             return Err(ErrorInfo::new(ErrorCode::OutOfMemory, message).hint(Remedy::sentence(remedy)));

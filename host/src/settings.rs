@@ -34,7 +34,7 @@ pub(crate) fn show(job: &Job) -> Result<()> {
         path: paths.settings.display().to_string(),
         data_dir: paths.data_dir.display().to_string(),
         hf_cache: paths.hf_cache.display().to_string(),
-        token: token::status(),
+        token: token::status(&job.host.options.net),
         version: env!("CARGO_PKG_VERSION").into(),
     })));
     loaded.map(drop)

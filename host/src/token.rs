@@ -22,9 +22,10 @@ const VARIABLE: &str = "HF_TOKEN";
 const SAVE_TIMEOUT: Duration = Duration::from_mins(1);
 const LOOK_TIMEOUT: Duration = Duration::from_secs(3);
 
-pub(crate) fn status() -> TokenStatus {
-    let in_environment = std::env::var_os(VARIABLE).is_some_and(|token| !token.is_empty());
-    status_of(in_environment, || with_keyring(LOOK_TIMEOUT, |entry| is_kept(&entry)))
+pub(crate) fn status(options: &NetOptions) -> TokenStatus {
+    let is_kept =
+        || if options.has_keyring { with_keyring(LOOK_TIMEOUT, |entry| is_kept(&entry)) } else { Ok(false) };
+    status_of(options, is_kept)
 }
 
 /// A token, and where it was found.
@@ -49,6 +50,10 @@ pub(crate) fn find(options: &NetOptions) -> Option<Found> {
     {
         return Some(Found { token: Secret(token), place: "the keyring".into() });
     }
+    of_file(options)
+}
+
+fn of_file(options: &NetOptions) -> Option<Found> {
     let path = options.token_file.as_ref()?;
     let token = std::fs::read_to_string(path).ok()?.trim().to_owned();
     (!token.is_empty()).then(|| Found { token: Secret(token), place: path.display().to_string() })
@@ -73,16 +78,18 @@ fn no_keyring(what: &str, reason: &str) -> ErrorInfo {
 }
 
 fn status_of(
-    in_environment: bool,
+    options: &NetOptions,
     is_kept: impl FnOnce() -> std::result::Result<bool, String>,
 ) -> TokenStatus {
-    if in_environment {
+    if options.token.is_some() {
         return TokenStatus::Environment;
     }
-    match is_kept() {
-        Ok(true) => TokenStatus::Keyring,
-        Ok(false) => TokenStatus::Absent,
-        Err(reason) => TokenStatus::NoKeyring(reason),
+    let kept = is_kept();
+    match (kept, of_file(options)) {
+        (Ok(true), _) => TokenStatus::Keyring,
+        (_, Some(found)) => TokenStatus::File(found.place),
+        (Ok(false), None) => TokenStatus::Absent,
+        (Err(reason), None) => TokenStatus::NoKeyring(reason),
     }
 }
 
@@ -157,6 +164,7 @@ mod tests {
     use keyring_core::{api::CredentialStoreApi as _, mock};
 
     use super::*;
+    use crate::testing::net_options;
 
     fn entry() -> Entry {
         let store = mock::Store::new().unwrap();
@@ -176,11 +184,21 @@ mod tests {
 
     #[test]
     fn the_environment_comes_first_and_a_missing_keyring_is_told() {
-        assert_eq!(status_of(true, || panic!("not asked")), TokenStatus::Environment);
-        assert_eq!(status_of(false, || Ok(true)), TokenStatus::Keyring);
-        assert_eq!(status_of(false, || Ok(false)), TokenStatus::Absent);
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("token");
+        let mut options = net_options("http://localhost");
+        options.token = Some(Secret("hf_mine".into()));
+        assert_eq!(status_of(&options, || panic!("not asked")), TokenStatus::Environment);
+        options.token = None;
+        options.token_file = Some(path.clone());
+        assert_eq!(status_of(&options, || Ok(true)), TokenStatus::Keyring);
+        assert_eq!(status_of(&options, || Ok(false)), TokenStatus::Absent);
         let reason = sentence(&Error::PlatformFailure("org.freedesktop".into()));
-        assert_eq!(status_of(false, || Err(reason.clone())), TokenStatus::NoKeyring(reason.clone()));
+        assert_eq!(status_of(&options, || Err(reason.clone())), TokenStatus::NoKeyring(reason.clone()));
+        std::fs::write(&path, "hf_of_python\n").unwrap();
+        let of_file = TokenStatus::File(path.display().to_string());
+        assert_eq!(status_of(&options, || Ok(false)), of_file);
+        assert_eq!(status_of(&options, || Err(reason.clone())), of_file);
         let error = no_keyring("kept", &reason);
         assert_eq!(error.hint.as_deref(), Some("set HF_TOKEN in the environment instead"));
     }

@@ -95,6 +95,9 @@ pub struct Download {
     /// A branch, tag or commit; none means `main`.
     pub revision: Option<String>,
     pub status: DownloadStatus,
+    /// Whether it is fetched, or waits, in the program that tells of it: it is paused when that ends.
+    #[serde(default)]
+    pub held_here: bool,
     pub done_bytes: u64,
     /// 0 until the file list is known.
     pub total_bytes: u64,

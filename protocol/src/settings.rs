@@ -62,8 +62,16 @@ pub enum TokenStatus {
     Keyring,
     /// In `HF_TOKEN`, which comes before the keyring.
     Environment,
+    /// In this file of Python's tools, behind the keyring.
+    File(String),
     /// There is no keyring, and why.
     NoKeyring(String),
+}
+
+impl TokenStatus {
+    pub fn is_there(&self) -> bool {
+        matches!(self, Self::Keyring | Self::Environment | Self::File(_))
+    }
 }
 
 /// A text that appears in no log.

@@ -53,7 +53,6 @@ pub struct RunView {
     pub trained_secs: f64,
     /// Of one step, as of late.
     step_secs: Option<f64>,
-    last_step_at_secs: Option<f64>,
     smoother: Smoother,
 }
 
@@ -72,15 +71,12 @@ impl RunView {
             ..Self::default()
         };
         for point in steps {
-            // A step took what its speed says: the time before it may have been a pause, or an evaluation.
-            let secs = point.step.tokens as f64 / point.step.tokens_per_second;
-            view.last_step_at_secs = secs.is_finite().then_some(point.at_secs - secs);
-            view.apply_step(&point.step, point.at_secs);
+            view.apply_step(&point.step);
         }
         view
     }
 
-    /// `now_secs` is any steady clock of the caller's.
+    /// `now_secs` since 1970.
     pub fn apply(&mut self, event: &EventBody, now_secs: f64) {
         match event {
             EventBody::RunStarted { run, name, out_dir } => {
@@ -88,7 +84,9 @@ impl RunView {
                 self.name = Some(name.clone());
                 self.out_dir = Some(out_dir.clone());
             }
-            EventBody::Progress { what, .. } if self.last_step_at_secs.is_none() => {
+            EventBody::Progress { what, .. }
+                if matches!(self.phase, RunPhase::Waiting | RunPhase::Preparing(_)) =>
+            {
                 self.phase = RunPhase::Preparing(what.clone());
             }
             EventBody::TrainingStarted {
@@ -102,22 +100,14 @@ impl RunView {
                 (self.total_steps, self.first_step) = (*total_steps, *first_step);
                 self.trainable_parameters = *trainable_parameters;
                 self.total_parameters = *total_parameters;
-                self.last_step_at_secs = Some(now_secs);
                 // Steps after the checkpoint are taken again.
                 self.losses.retain(|point| point.step <= *first_step);
                 self.steps.retain(|step| step.step <= *first_step);
                 self.evals.retain(|eval| eval.step <= *first_step);
             }
-            EventBody::Step(step) => self.apply_step(step, now_secs),
-            EventBody::Eval(eval) => {
-                self.evals.push(*eval);
-                // An evaluation's time is not the next step's.
-                self.last_step_at_secs = Some(now_secs);
-            }
-            EventBody::Checkpoint { step, .. } => {
-                self.checkpoints.push(*step);
-                self.last_step_at_secs = Some(now_secs);
-            }
+            EventBody::Step(step) => self.apply_step(step),
+            EventBody::Eval(eval) => self.evals.push(*eval),
+            EventBody::Checkpoint { step, .. } => self.checkpoints.push(*step),
             EventBody::Sample(sample) => self.samples.push(sample.clone()),
             EventBody::Log { level, message } => {
                 self.log.push(LogLine { at_secs: now_secs, level: *level, message: message.clone() });
@@ -128,16 +118,16 @@ impl RunView {
         }
     }
 
-    fn apply_step(&mut self, step: &StepMetrics, now_secs: f64) {
-        if let Some(before) = self.last_step_at_secs {
-            let secs = (now_secs - before).max(0.0);
+    fn apply_step(&mut self, step: &StepMetrics) {
+        // A step took what its speed says: before it came there may have been a pause, an evaluation or an outage.
+        let secs = step.tokens as f64 / step.tokens_per_second;
+        if secs.is_finite() {
             self.trained_secs += secs;
             self.step_secs = Some(match self.step_secs {
                 Some(past) => STEP_TIME_SMOOTHING * past + (1.0 - STEP_TIME_SMOOTHING) * secs,
                 None => secs,
             });
         }
-        self.last_step_at_secs = Some(now_secs);
         let smoothed = self.smoother.push(step.loss, smoothing::suited_to(self.total_steps));
         self.losses.push(LossPoint { step: step.step, loss: step.loss, smoothed });
         self.steps.push(*step);
@@ -174,7 +164,7 @@ mod tests {
             loss,
             grad_norm: 1.0,
             lr: 1e-3,
-            tokens_per_second: 100.0,
+            tokens_per_second: 32.0,
             tokens: 64,
             loss_tokens: 32,
             epoch: 0.1,
@@ -200,9 +190,11 @@ mod tests {
         assert_eq!((view.fraction(), view.eta_secs()), (0.0, None));
         view.apply(&started(10, 0), 100.0);
         view.apply(&step(1, 3.0), 102.0);
-        view.apply(&step(2, 2.0), 104.0);
+        // As if the connection had been lost in between.
+        view.apply(&step(2, 2.0), 904.0);
         assert!((view.fraction() - 0.2).abs() < 1e-12);
         assert!((view.eta_secs().unwrap() - 16.0).abs() < 1e-9);
+        assert!((view.trained_secs - 4.0).abs() < 1e-9);
         assert_eq!(view.phase, RunPhase::Training);
     }
 
@@ -215,25 +207,6 @@ mod tests {
         view.apply(&step(2, 2.0), 2.0);
         let smoothed = view.smoothed_loss().unwrap();
         assert!(smoothed > 2.0 && smoothed < 4.0);
-    }
-
-    #[test]
-    fn an_evaluation_does_not_spoil_the_eta() {
-        let mut view = RunView::default();
-        view.apply(&started(4, 0), 0.0);
-        view.apply(&step(1, 1.0), 1.0);
-        let eval = EvalMetrics {
-            step: 1,
-            loss: 1.0,
-            perplexity: 2.7,
-            token_accuracy: 0.5,
-            loss_tokens: 9,
-            rows: 2,
-            preference: None,
-        };
-        view.apply(&EventBody::Eval(eval), 61.0);
-        view.apply(&step(2, 1.0), 62.0);
-        assert!((view.eta_secs().unwrap() - 2.0).abs() < 1e-9);
     }
 
     #[test]

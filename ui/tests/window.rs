@@ -5,11 +5,11 @@ mod support;
 use egui::{Key, Modifiers, Role, Theme, ViewportCommand, ViewportEvent, ViewportId};
 use egui_kittest::{Harness, SnapshotResults, kittest::Queryable as _};
 use lathe_protocol::{
-    AdapterUpdate, CommandBody, ErrorCode, ErrorInfo, EventBody, Gpu, ModelProblem, Secret, StopThen,
-    TokenStatus,
+    AdapterUpdate, CommandBody, Download, DownloadStatus, ErrorCode, ErrorInfo, EventBody, Gpu, ModelProblem,
+    Secret, StopThen, TokenStatus,
 };
 use lathe_ui::{CloseWish, Route};
-use support::{Script, ScriptedLink, Window, fixtures, window};
+use support::{Script, ScriptedLink, Window, fixtures, hub, window};
 
 fn link() -> ScriptedLink {
     ScriptedLink::new(|command, script| {
@@ -311,6 +311,33 @@ fn a_window_closed_for_the_background_keeps_its_run() {
     harness.step();
     assert_eq!(harness.state().0.close_wish(), CloseWish::KeepRunning);
     assert!(!sent(&link).iter().any(|body| matches!(body, CommandBody::RunsStop { .. })));
+}
+
+#[test]
+fn closing_while_something_is_downloaded_asks_too() {
+    let download =
+        |model, held_here| Download { held_here, ..hub::download(model, DownloadStatus::Running, 25) };
+    let link = ScriptedLink::new(move |command, script: &mut Script| {
+        if command.body == CommandBody::DownloadsFollow {
+            let downloads = vec![download("a/one", true), download("a/elsewhere", false)];
+            script.say(command.job, EventBody::Downloads { downloads });
+        } else {
+            fixtures::answer_empty(command, script);
+        }
+    });
+    let mut harness = window(link, Theme::Light);
+    ask_to_close(&mut harness);
+    assert!(viewport_commands(&harness).contains(&ViewportCommand::CancelClose));
+    harness.run_ok();
+    harness.get_by_label("A download is going on");
+    harness.get_by_label("a/one, 860 MB of 3.4 GB");
+    assert!(harness.query_by_label_contains("a/elsewhere").is_none());
+    // Nothing waits for a checkpoint.
+    harness.get_by_label("Pause and close").click();
+    harness.step();
+    harness.step();
+    assert!(viewport_commands(&harness).contains(&ViewportCommand::Close));
+    assert_eq!(harness.state().0.close_wish(), CloseWish::Stop);
 }
 
 #[test]

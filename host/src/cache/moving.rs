@@ -189,16 +189,8 @@ impl Move {
                 _ => 0,
             })
             .sum();
-        let (total, free) = hardware::disk_of(&self.to);
-        if total > 0 && free < missing {
-            let message = format!(
-                "It does not fit on that disk: needs {missing} bytes, {free} free: {}",
-                self.to.display()
-            );
-            return Err(ErrorInfo::new(ErrorCode::Io, message)
-                .hint("free some space there, or move single repositories with --repo"));
-        }
-        Ok(())
+        let hint = "free some space there, or move single repositories with --repo";
+        hardware::check_room(&self.to, missing, "What is moved", hint)
     }
 }
 

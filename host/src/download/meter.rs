@@ -30,6 +30,7 @@ impl<'a> Meter<'a> {
             model: model.to_owned(),
             revision: revision.map(str::to_owned),
             status: DownloadStatus::Running,
+            held_here: false,
             done_bytes: 0,
             total_bytes: 0,
             done_files: 0,

@@ -175,29 +175,7 @@ fn check_name(file: &RemoteFile) -> Result<()> {
 
 fn check_room(target: &Target, remote: &[RemoteFile]) -> Result<()> {
     let missing: u64 = remote.iter().map(|file| file.size_bytes - target.here(file)).sum();
-    let (disk_bytes, free_bytes) = hardware::disk_of(&target.repo);
-    if disk_bytes == 0 || missing <= free_bytes {
-        return Ok(());
-    }
-    Err(ErrorInfo::new(
-        ErrorCode::Io,
-        format!(
-            "The model does not fit on the disk: {} to fetch, {} free: {}",
-            gb(missing),
-            gb(free_bytes),
-            target.repo.display()
-        ),
-    )
-    .hint("free some space, or have the cache elsewhere: HF_HUB_CACHE, or Settings"))
-}
-
-/// `1.50 GB`.
-pub(crate) fn gb(bytes: u64) -> String {
-    match bytes {
-        0..1_000_000 => format!("{:.1} kB", bytes as f64 / 1e3),
-        1_000_000..1_000_000_000 => format!("{:.1} MB", bytes as f64 / 1e6),
-        _ => format!("{:.2} GB", bytes as f64 / 1e9),
-    }
+    hardware::check_room(&target.repo, missing, "The model", hardware::HAVE_CACHE_ELSEWHERE)
 }
 
 /// A commit as the server tells it becomes a folder.

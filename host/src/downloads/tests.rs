@@ -69,6 +69,7 @@ fn the_queue_is_worked_off_one_at_a_time_and_told() {
     add(&mut host, 4, "no/such");
     let events = add(&mut host, 5, "a/one");
     assert_eq!(statuses(&events), [("a/one", Queued), ("a/two", Queued), ("no/such", Queued)]);
+    assert!(lists(&events).pop().unwrap().iter().all(|download| !download.held_here) && !host.has_work());
     // It goes, and what it leaves is paused.
     drop(lock);
     for (job, model) in [(6, "a/one"), (7, "a/two"), (8, "no/such")] {
@@ -101,10 +102,12 @@ fn a_download_is_paused_put_first_and_discarded() {
     send(&mut host, 1, CommandBody::DownloadsFollow);
     add(&mut host, 2, "a/one");
     until(&mut host, 1, |events| lists(events).last().is_some_and(|list| list[0].done_bytes > 400_000));
+    assert!(host.has_work(), "closing would pause it");
     add(&mut host, 3, "a/two");
     add(&mut host, 4, "a/three");
     let events = act(&mut host, 5, "a/three", DownloadAct::First);
     assert_eq!(statuses(&events), [("a/three", Queued), ("a/one", Running), ("a/two", Queued)]);
+    assert!(lists(&events).pop().unwrap().iter().all(|download| download.held_here));
     stall(&hub);
     act(&mut host, 6, "a/one", DownloadAct::Pause);
     let events = until(&mut host, 1, |events| statuses(events).contains(&("a/three", Running)));

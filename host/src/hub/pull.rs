@@ -12,6 +12,7 @@ use crate::{
     job::{Job, StopLevel},
     models::{self, hub as cache},
     net, s3,
+    units::gb,
 };
 
 /// Downloads a model for whoever waits for it.
@@ -30,7 +31,7 @@ pub(crate) fn pull(job: &Job, model: &str, revision: Option<&str>) -> Result<()>
         Err(_) if is_stopped => {
             let download = meter.end(DownloadStatus::Paused);
             tell(&download);
-            let (done, total) = (download::gb(download.done_bytes), download::gb(download.total_bytes));
+            let (done, total) = (gb(download.done_bytes), gb(download.total_bytes));
             let of = revision.map(|revision| format!(" --revision {revision}")).unwrap_or_default();
             Err(ErrorInfo::new(ErrorCode::Busy, format!("Paused: {done} of {total} are here: {model}"))
                 .hint(format!("`lathe models pull {model}{of}` goes on where it was")))

@@ -45,14 +45,7 @@ pub(crate) fn import(job: &Job, path: &str, name: Option<&str>) -> Result<()> {
 
     let cache = &job.host.paths().hf_cache;
     files::create_dir_all(cache)?;
-    let (disk_bytes, free_bytes) = hardware::disk_of(cache);
-    if disk_bytes > 0 && free_bytes < total {
-        let message = format!(
-            "The model does not fit on the disk: needs {total} bytes, {free_bytes} free: {}",
-            cache.display()
-        );
-        return Err(ErrorInfo::new(ErrorCode::Io, message).hint("free some space, or set HF_HUB_CACHE"));
-    }
+    hardware::check_room(cache, total, "The model", hardware::HAVE_CACHE_ELSEWHERE)?;
     let repo = cache.join(hub::repo_folder(&id));
     let aside = files::aside(&repo);
     let imported = lay_out(job, &sources, total, &id, &aside).and_then(|revision| {

@@ -9,6 +9,7 @@ use crate::{
     devices::{self, Devices},
     error::{Result, usage},
     gpus, hardware, models,
+    units::gib,
 };
 
 /// What `how` makes of the run's settings. They are kept, so that every later resume is the same.
@@ -65,7 +66,7 @@ pub(super) fn what_fits(host: &Shared, model: &Path, config: &RunConfig, device:
         return None;
     }
     let remedy = Remedy::sentence(Remedy::find(&shape, config, rows, placement, room));
-    Some(format!("it needs {}, {} are {word}; {remedy}", gib(needed), gib_number(room)))
+    Some(format!("it needs {}, {} are {word}; {remedy}", gib(needed), gib(room)))
 }
 
 /// Of a run that a card's memory gave out under: what takes less, as far as the prediction tells. None on the CPU.
@@ -94,14 +95,6 @@ pub(super) fn takes_less(host: &Shared, model: &Path, config: &RunConfig, device
 
 /// What a display and the driver hold.
 const NOTEWORTHY_BYTES: u64 = 1 << 30;
-
-fn gib(bytes: u64) -> String {
-    format!("{} GiB", gib_number(bytes))
-}
-
-fn gib_number(bytes: u64) -> String {
-    format!("{:.1}", bytes as f64 / (1u64 << 30) as f64)
-}
 
 /// What to do when memory gave out under a run that has a checkpoint to go on from.
 pub(super) fn memory_hint(run: &str, config: &RunConfig) -> String {

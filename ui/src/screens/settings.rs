@@ -169,6 +169,7 @@ impl SettingsScreen {
                     TokenStatus::Absent => (Tone::Neutral, "none"),
                     TokenStatus::Keyring => (Tone::Success, "in the keyring"),
                     TokenStatus::Environment => (Tone::Success, "from HF_TOKEN"),
+                    TokenStatus::File(_) => (Tone::Success, "of Python's tools"),
                     TokenStatus::NoKeyring(_) => (Tone::Warning, "no keyring"),
                 };
                 badge(ui, tone, text);
@@ -183,6 +184,13 @@ impl SettingsScreen {
                 }
                 TokenStatus::Environment => {
                     ui.label(theme::weak(ui, "HF_TOKEN is set and comes before the keyring"));
+                }
+                TokenStatus::File(path) => {
+                    ui.label(theme::weak(
+                        ui,
+                        format!("Read from {path}; one that is kept here comes before it"),
+                    ));
+                    self.token_field(ui, view, out);
                 }
                 TokenStatus::Absent | TokenStatus::Keyring => self.token_field(ui, view, out),
             }

@@ -108,6 +108,7 @@ pub fn download(model: &str, status: DownloadStatus, done_percent: u64) -> Downl
         model: model.into(),
         revision: None,
         status,
+        held_here: false,
         done_bytes: total_bytes / 100 * done_percent,
         total_bytes,
         done_files: if done_percent == 100 { 9 } else { 6 },

@@ -1,14 +1,14 @@
 use egui::{Align, Layout, ScrollArea, Ui};
 use lathe_protocol::{
-    CommandBody, Download, DownloadStatus, Event, EventBody, Gate, HubDetails, HubFile, ModelShape,
-    RunConfig, TokenStatus, in_catalog,
+    CommandBody, Download, DownloadStatus, ErrorCode, Event, EventBody, Gate, HubDetails, HubFile,
+    ModelShape, RunConfig, TokenStatus, in_catalog,
 };
 
 use super::super::fetching::{Fetching, failure, is_bucket, page_button, ways_in};
 use crate::{
     Action, Asked, Fit, Outbox, Store, fit, format,
     theme::{self, Tone, icons, space},
-    widgets::{Button, badge, choice, choices, dialog, error_box, field, key_value, notice, spinner_line},
+    widgets::{Button, badge, choice, choices, dialog, field, key_value, notice, spinner_line},
 };
 
 const WIDTH: f32 = 640.0;
@@ -110,15 +110,14 @@ impl Details {
             spinner_line(ui, what);
         }
         if let Some(error) = &self.asked.error {
-            if self.gate() == Gate::Open {
-                failure(ui, &self.model, error, store, out);
-            } else {
-                error_box(ui, error);
-            }
+            failure(ui, &self.model, error, store, out);
             again = Button::secondary("Try again").icon(icons::ARROW_CLOCKWISE).clicked(ui);
         }
         let details = self.asked.value.as_deref();
-        self.gate_words(ui, store, out);
+        // A refusal has said it, and shows the ways there.
+        if !self.asked.error.as_ref().is_some_and(|error| error.code == ErrorCode::Access) {
+            self.gate_words(ui, store, out);
+        }
         if let Some(details) = details {
             obstacles(ui, details);
         }
@@ -176,7 +175,7 @@ impl Details {
     /// What the owner asks for, with the way there.
     fn gate_words(&self, ui: &mut Ui, store: &Store, out: &mut Outbox) {
         let token = store.settings.value.as_ref().map(|view| &view.token);
-        let has_token = matches!(token, Some(TokenStatus::Keyring | TokenStatus::Environment));
+        let has_token = token.is_some_and(TokenStatus::is_there);
         let gate = match (self.gate(), has_token) {
             (Gate::Open, _) => None,
             (Gate::Agree, false) => Some(
