@@ -63,6 +63,12 @@ EXPORT_KERNEL(no_barrier_behind_copies)
 KERNEL(64, blocks_at_one_place)(float *x, unsigned *) { x[threadIdx.x] = (float)blockIdx.x; }
 EXPORT_KERNEL(blocks_at_one_place)
 
+KERNEL(64, a_block_writes_what_another_reads)(float *x, unsigned *) {
+    const float own = x[threadIdx.x];
+    if (blockIdx.x == 1) x[threadIdx.x] = own + 1.0f;
+}
+EXPORT_KERNEL(a_block_writes_what_another_reads)
+
 KERNEL(64, beyond_a_tensor)(float *x, unsigned *) {
     float sum = 0.0f;
     for (unsigned i = 0; i <= 64; i++) sum += x[i];

@@ -161,7 +161,11 @@ thread_local Range own_stack = ALL;
 
 void visit(Cell &cell, Access access, uintptr_t at, size_t size, bool is_shared) {
     // A block's shared memory is new.
-    if (is_shared && block_of(cell.write) != block_of(now)) cell.write = 0;
+    if (is_shared) {
+        for (uint64_t *moment : {&cell.write, &cell.reads[0], &cell.reads[1]}) {
+            if (block_of(*moment) != block_of(now)) *moment = 0;
+        }
+    }
     if ((cell.write & IS_COPY) != 0 && access != Access::COPY_ENDS) {
         race("an access during a copy to", at, size, is_shared, cell.write);
     }
@@ -171,13 +175,10 @@ void visit(Cell &cell, Access access, uintptr_t at, size_t size, bool is_shared)
     }
     if (access == Access::READ) {
         if (cell.reads[0] == now) return;
-        const bool is_first = cell.reads[0] == 0 || thread_of(cell.reads[0]) == thread_of(now) ||
-                              is_ordered(cell.reads[0], now);
-        cell.reads[is_first ? 0 : 1] = now;
+        cell.reads[is_ordered(cell.reads[0], now) ? 0 : 1] = now;
         return;
     }
     for (uint64_t &read : cell.reads) {
-        if (is_shared && block_of(read) != block_of(now)) read = 0;
         if (!is_ordered(read, now)) race("a write to", at, size, is_shared, read);
         read = 0;
     }

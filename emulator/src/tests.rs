@@ -37,6 +37,7 @@ fn faults_are_found() {
         ("no_wait", "during a copy to 4 bytes of shared memory"),
         ("no_barrier_behind_copies", "bytes of shared memory"),
         ("blocks_at_one_place", "a second write to 4 bytes of global memory"),
+        ("a_block_writes_what_another_reads", "a write to 4 bytes of global memory"),
         ("beyond_a_tensor", "a read of 4 bytes at"),
         ("beyond_shared_memory", "a write to 4 bytes at"),
         ("beyond_an_array", "an array has no element 64"),
