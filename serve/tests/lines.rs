@@ -21,7 +21,7 @@ fn a_link_lets_one_viewer_in_and_then_there_is_another() {
 
     let error = Remote::connect(&link.url, quiet()).err().unwrap();
     assert_eq!(error.code, ErrorCode::Access, "{error}");
-    let next = bench.links.lock().unwrap().recv_timeout(Duration::from_secs(5)).unwrap();
+    let next = bench.links.lock().unwrap().recv_timeout(Duration::from_mins(1)).unwrap();
     assert_eq!(next, server.link());
     let mut two = Remote::connect(&next.url, quiet()).unwrap();
 
@@ -49,15 +49,19 @@ fn a_line_that_is_cut_during_a_run_loses_nothing() {
     let is_step =
         |number| move |event: &Event| matches!(&event.body, EventBody::Step(step) if step.step >= number);
     let mut events = hear(&mut remote, is_step(10));
-    for pause in [0, 1500] {
-        proxy.cut(Duration::from_millis(pause));
+    for job in [2, 3] {
+        proxy.cut();
         // Said while there is no line.
-        say(&mut remote, 2 + pause, CommandBody::AdaptersList);
+        say(&mut remote, job, CommandBody::AdaptersList);
         wait_for("the trouble", || lathe_protocol::EngineLink::connection(&remote).trouble.is_some());
+        proxy.mend();
         wait_for("the line", || lathe_protocol::EngineLink::connection(&remote).trouble.is_none());
-        events.extend(hear(&mut remote, |event| event.job.0 == 2 + pause && event.body == EventBody::Done));
+        events.extend(hear(&mut remote, |event| event.job.0 == job && event.body == EventBody::Done));
     }
-    events.extend(hear(&mut remote, |event| event.job.0 == 1 && event.body == EventBody::Done));
+    let is_over = |event: &Event| event.job.0 == 1 && event.body == EventBody::Done;
+    if !events.iter().any(is_over) {
+        events.extend(hear(&mut remote, is_over));
+    }
     let steps = events.iter().filter_map(|event| match &event.body {
         EventBody::Step(step) => Some(step.step),
         _ => None,
@@ -76,8 +80,9 @@ fn who_comes_back_too_late_is_told_and_asks_again() {
     let mut remote = Remote::connect(&link, quiet()).unwrap();
     say(&mut remote, 5, CommandBody::RunsFollow);
     hear(&mut remote, |event| matches!(event.body, EventBody::Runs { .. }));
-    proxy.cut(Duration::from_millis(500));
+    proxy.cut();
     bench.viewers.leave(ViewerId(1));
+    proxy.mend();
     let events = hear(&mut remote, |event| matches!(event.body, EventBody::Failed { .. }));
     assert_eq!(events.last().unwrap().job.0, 5);
     assert_eq!(lathe_protocol::EngineLink::connection(&remote).lost_sessions, 1);
@@ -107,29 +112,33 @@ fn a_page_gets_its_cookie_for_the_token_and_who_guesses_has_to_wait() {
         exchange(
             &host,
             &format!(
-                "POST /enter HTTP/1.1\r\nHost: {host}\r\nContent-Length: {}\r\n\r\n{token}",
+                "POST /enter HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\nContent-Length: {}\r\n\r\n{token}",
                 token.len()
             ),
         )
     };
-    let page = exchange(&host, &format!("GET / HTTP/1.1\r\nHost: {host}\r\n\r\n"));
+    let page = exchange(&host, &format!("GET / HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n"));
     assert!(page.starts_with("HTTP/1.1 200"), "{page}");
     for header in ["content-security-policy: default-src 'none'", "x-content-type-options: nosniff"] {
         assert!(page.contains(header), "{page}");
     }
     let packed = exchange(
         &host,
-        &format!("GET /lathe_bg.wasm HTTP/1.1\r\nHost: {host}\r\nAccept-Encoding: gzip\r\n\r\n"),
+        &format!(
+            "GET /lathe_bg.wasm HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\nAccept-Encoding: gzip\r\n\r\n"
+        ),
     );
     assert!(packed.contains("content-encoding: gzip") && packed.contains("application/wasm"), "{packed}");
     let tag = packed.lines().find_map(|line| line.strip_prefix("etag: ")).unwrap();
     let again = exchange(
         &host,
-        &format!("GET /lathe_bg.wasm HTTP/1.1\r\nHost: {host}\r\nIf-None-Match: {tag}\r\n\r\n"),
+        &format!(
+            "GET /lathe_bg.wasm HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\nIf-None-Match: {tag}\r\n\r\n"
+        ),
     );
     assert!(again.starts_with("HTTP/1.1 304"), "{again}");
     assert!(
-        exchange(&host, &format!("GET /../key.pem HTTP/1.1\r\nHost: {host}\r\n\r\n"))
+        exchange(&host, &format!("GET /../key.pem HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n"))
             .starts_with("HTTP/1.1 404")
     );
 
@@ -150,7 +159,7 @@ fn other_sites_and_other_names_are_refused() {
     let server = bench.serve("127.0.0.1:0");
     let host = server.address().to_string();
     let upgrade = |host: &str, more: &str| {
-        let headers = "Upgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Version: 13\r\n\
+        let headers = "Upgrade: websocket\r\nConnection: Upgrade, close\r\nSec-WebSocket-Version: 13\r\n\
                        Sec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\n";
         exchange(
             &server.address().to_string(),

@@ -83,9 +83,10 @@ fn two_browsers_look_at_one_host_and_a_cut_line_mends() {
     let step = wait_for_step(&two, 10);
 
     // 3. The line is cut while it trains, and mends; nothing is asked anew by hand.
-    proxy.cut(Duration::from_secs(3));
+    proxy.cut();
     one.wait_for_title(|title| title == "Connection lost · Lathe");
     one.screenshot("connection-lost");
+    proxy.mend();
     let meanwhile = wait_for_step(&one, step + 1);
     wait_for_step(&two, meanwhile);
     one.screenshot("run");
@@ -96,12 +97,18 @@ fn two_browsers_look_at_one_host_and_a_cut_line_mends() {
         std::thread::sleep(Duration::from_millis(50));
     }
     wait_for_step(&two, meanwhile);
-    for place in ["models", "chat", "adapters", "settings", "runs", "new"] {
+    for (place, page) in [
+        ("models", "Models · Lathe"),
+        ("chat", "Chat · Lathe"),
+        ("adapters", "Adapters · Lathe"),
+        ("settings", "Settings · Lathe"),
+        ("runs", "Runs · Lathe"),
+        ("new", "New fine-tune · Lathe"),
+    ] {
         two.run(&format!("location.hash = '/{place}'"));
-        std::thread::sleep(Duration::from_millis(700));
+        two.wait_for_title(|title| title == page);
         two.screenshot(place);
     }
-    assert_eq!(two.title(), "New fine-tune · Lathe");
 
     // 5. A chat, typed and answered.
     two.run("location.hash = '/chat'");

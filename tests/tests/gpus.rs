@@ -51,7 +51,7 @@ fn host(lathe: &Lathe, library: &Path) -> Host {
 /// The first answers of a command, which must come within seconds.
 fn answers(host: &mut Host, job: u64, body: CommandBody, count: usize) -> Vec<EventBody> {
     host.send(HostCommand { job: JobId(job), body });
-    let (mut all, due) = (Vec::new(), Instant::now() + Duration::from_secs(20));
+    let (mut all, due) = (Vec::new(), Instant::now() + Duration::from_mins(1));
     while all.len() < count {
         assert!(Instant::now() < due, "only {all:?}");
         let events = host.wait(Duration::from_millis(50)).into_iter().map(|event| event.body);
@@ -140,7 +140,7 @@ fn cards_are_told_of_every_second_while_they_change() {
     });
     assert_eq!(busy.collect::<Vec<_>>(), [37, 38]);
     host.send(HostCommand { job: JobId(1), body: CommandBody::Stop });
-    let due = Instant::now() + Duration::from_secs(5);
+    let due = Instant::now() + Duration::from_mins(1);
     while !host.wait(Duration::from_millis(50)).iter().any(|event| event.body == EventBody::Done) {
         assert!(Instant::now() < due, "it goes on");
     }
@@ -404,7 +404,7 @@ fn a_card_is_free_again_before_the_next_job_has_it() {
     host.send(HostCommand { job: JobId(1), body: logits });
     let mut ended = Vec::new();
     while ended.is_empty() {
-        assert!(started.elapsed() < Duration::from_secs(20), "no end");
+        assert!(started.elapsed() < Duration::from_mins(1), "no end");
         let events = host.wait(Duration::from_millis(50)).into_iter().map(|event| event.body);
         ended.extend(events.filter(|body| matches!(body, EventBody::Done | EventBody::Failed { .. })));
     }

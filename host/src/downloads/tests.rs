@@ -23,7 +23,7 @@ use DownloadStatus::{Done, Failed, Paused, Queued, Running};
 fn host(bench: &Bench, hub: &FakeHub) -> Host {
     let mut options = bench.shell_options("exit 1");
     options.net = net_options(&hub.endpoint());
-    options.net.stall = Duration::from_secs(30);
+    options.net.stall = Duration::from_mins(5);
     Host::start(options).unwrap()
 }
 

@@ -6,7 +6,7 @@ use std::{
     io::{self, BufRead as _, BufReader, Read, Write},
     net::{SocketAddr, TcpListener, TcpStream},
     sync::{
-        Arc, Mutex, MutexGuard,
+        Arc, Barrier, Mutex, MutexGuard,
         atomic::{AtomicBool, AtomicU64, Ordering},
     },
     thread,
@@ -78,6 +78,8 @@ pub enum Fault {
     NoRanges,
     /// So many bytes of the body every ten milliseconds.
     Slow(usize),
+    /// The body waits until others are asked for too.
+    Meet(Arc<Barrier>),
 }
 
 struct Rule {
@@ -337,6 +339,9 @@ impl FakeHub {
         head(stream, status, &headers, to - from)?;
         if request.method == "HEAD" {
             return Ok(());
+        }
+        if let Some(Fault::Meet(others)) = fault {
+            others.wait();
         }
         let mut body = bytes[from..to].to_vec();
         if let (Some(Fault::WrongBytes), Some(byte)) = (fault, body.last_mut()) {

