@@ -8,14 +8,13 @@ mod driver;
 use std::{
     io::{BufRead as _, BufReader},
     process::{Child, Command, Stdio},
-    thread,
-    time::Duration,
 };
 
 use driver::Driver;
 use lathe_tests::{Lathe, program, repo};
 
-/// Where the wizard has its way on, in a window of 1280×800: Continue, and at last Start.
+/// Where the wizard has its way on, in a window of 1280×800: Continue, and at last Start. Each is grey until it can be
+/// clicked.
 const ON: (u32, u32) = (1192, 768);
 /// The first of its models.
 const STARTER: (u32, u32) = (580, 190);
@@ -62,8 +61,10 @@ fn the_companion_trains_the_starter_and_talks_to_it() {
     let data = repo("resources/samples/pirate.jsonl").display().to_string();
     let window = driver.webview(&desktop, &[&data]);
     window.wait_for_title(|title| title == "New fine-tune · Lathe");
-    thread::sleep(Duration::from_secs(2));
-    window.click(STARTER.0, STARTER.1);
+    window.wait_for("its models", || {
+        window.click(STARTER.0, STARTER.1);
+        window.is_primary(ON.0 - 50, ON.1)
+    });
     window.screenshot("desktop-model");
 
     // 2. On, page after page, as soon as each lets one; the last starts the run.
@@ -84,9 +85,12 @@ fn the_companion_trains_the_starter_and_talks_to_it() {
     // 4. A chat, typed and answered.
     window.run("location.hash = '/chat'");
     window.wait_for_title(|title| title == "Chat · Lathe");
-    thread::sleep(Duration::from_secs(1));
-    window.type_text("Who are you?\u{E007}");
-    window.wait_for("an answer", || lathe.has_saved("I am Lathe starter"));
+    window.type_text("Who are you?");
+    window.wait_for("an answer", || {
+        // Does nothing before the models are known, and nothing more once it was sent.
+        window.type_text("\u{E007}");
+        lathe.has_saved("I am Lathe starter")
+    });
     window.screenshot("desktop-chat");
 }
 

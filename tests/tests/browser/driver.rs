@@ -176,6 +176,11 @@ impl Browser {
         self.click(x, y);
     }
 
+    /// Whether a primary button, which can be clicked, is there.
+    pub fn is_primary(&self, x: u32, y: u32) -> bool {
+        is_accent(&self.screenshot("before-click"), x, y)
+    }
+
     pub fn click(&self, x: u32, y: u32) {
         let to = |kind: &str| json!({"type": kind, "button": 0, "x": x, "y": y, "duration": 50});
         let pause = json!({"type": "pause", "duration": 200});
@@ -214,15 +219,11 @@ impl Drop for Browser {
 
 /// The middle of the largest filled patch of the accent's colour.
 fn primary_button(image: &RgbImage) -> Option<(u32, u32)> {
-    let is_accent = |x: u32, y: u32| {
-        let pixel = image.get_pixel(x, y).0;
-        x > NAVIGATION_WIDTH && pixel.iter().zip(ACCENT).all(|(&is, of)| is.abs_diff(of) < 4)
-    };
     let mut rows = Vec::new();
     for y in 0..image.height() {
         let mut run = 0;
         for x in 0..image.width() {
-            run = if is_accent(x, y) { run + 1 } else { 0 };
+            run = if x > NAVIGATION_WIDTH && is_accent(image, x, y) { run + 1 } else { 0 };
             if run == BUTTON_WIDTH {
                 rows.push((x - BUTTON_WIDTH / 2, y));
                 break;
@@ -232,6 +233,10 @@ fn primary_button(image: &RgbImage) -> Option<(u32, u32)> {
     let (x, y) = *rows.first()?;
     // Its upper edge: the button is 32 high.
     Some((x, y + 12))
+}
+
+fn is_accent(image: &RgbImage, x: u32, y: u32) -> bool {
+    image.get_pixel(x, y).0.iter().zip(ACCENT).all(|(&is, of)| is.abs_diff(of) < 4)
 }
 
 /// What the driver answers, or what it says against it.
