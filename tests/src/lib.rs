@@ -2,6 +2,8 @@
 
 #![expect(clippy::unwrap_used, reason = "a test may panic")]
 
+pub mod driver;
+
 use std::{
     io::{BufRead as _, BufReader},
     path::{Path, PathBuf},

@@ -2,15 +2,16 @@
 #![cfg(target_os = "linux")]
 #![expect(clippy::unwrap_used, reason = "a failing test may panic")]
 
-#[path = "browser/driver.rs"]
-mod driver;
 #[path = "../../serve/tests/support/proxy.rs"]
 mod proxy;
 
 use std::{process::Command, time::Duration};
 
-use driver::{Browser, Driver};
-use lathe_tests::{Lathe, program, repo};
+use lathe_tests::{
+    Lathe,
+    driver::{Browser, Driver},
+    program, repo,
+};
 use proxy::Proxy;
 
 /// Too many to end before the test stops it.

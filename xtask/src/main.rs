@@ -82,7 +82,7 @@ fn run(task: Task) -> anyhow::Result<()> {
         }
         Task::Cuda(args) => cuda::cuda(&args),
         Task::GpuCheck(args) => cuda::gpu_check(&args),
-        Task::Wasm => wasm::wasm(),
+        Task::Wasm => wasm::wasm().map(drop),
         Task::Desktop => desktop::desktop().map(|program| println!("{}", program.display())),
         Task::Bundle(args) => bundle::bundle(&args),
         Task::TrainStarter(args) => starter::train_starter(&args),

@@ -35,35 +35,31 @@ pub fn setup() -> Result<()> {
 pub fn test() -> Result<()> {
     packages::install();
     stage("fmt", || repo::run(repo::cargo().args(["fmt", "--all", "--check"])))?;
-    stage("clippy", || {
-        let args = ["clippy", "--release", "--workspace", "--exclude", desktop::PROGRAM, "--all-targets"];
-        repo::run(repo::cargo().args(args).args(["--", "-D", "warnings"]))
-    })?;
     stage("tidy", tidy::check)?;
+    let page = stage("wasm", wasm::wasm)?;
+    let cargo = desktop::workspace(page.as_deref());
+    stage("clippy", || repo::run(cargo("clippy").args(["--all-targets", "--", "-D", "warnings"])))?;
     stage("fetch-smollm2", || {
         if let Err(error) = smollm2::fetch() {
             println!("{error:#}\nGoing on without SmolLM2: the tests that need it say \"skipped\".");
         }
         Ok(())
     })?;
-    stage("wasm", wasm::wasm)?;
-    stage("desktop", desktop::check)?;
     stage("tests", || {
-        let mut cargo = repo::cargo();
-        cargo.args(["test", "--release", "--workspace", "--exclude", desktop::PROGRAM]);
+        let mut tests = cargo("test");
         if let Some(driver) = packages::tauri_driver()? {
-            cargo.env("LATHE_TAURI_DRIVER", driver);
+            tests.env("LATHE_TAURI_DRIVER", driver);
         }
-        repo::run(&mut cargo)
+        repo::run(&mut tests)
     })?;
     println!("\nall checks passed");
     Ok(())
 }
 
-fn stage(name: &str, run: impl FnOnce() -> Result<()>) -> Result<()> {
+fn stage<T>(name: &str, run: impl FnOnce() -> Result<T>) -> Result<T> {
     println!("\n== {name}");
     let started = Instant::now();
-    run().with_context(|| format!("`cargo xtask test` stopped at {name}"))?;
+    let result = run().with_context(|| format!("`cargo xtask test` stopped at {name}"))?;
     println!("== {name}: ok, {} s", started.elapsed().as_secs());
-    Ok(())
+    Ok(result)
 }

@@ -21,17 +21,17 @@ const FILES: [(&str, &str); 4] = [
     ("icon.png", "resources/icons/lathe.png"),
 ];
 
-/// Builds the page. Says so and does nothing if rustup cannot add the target.
-pub fn wasm() -> Result<()> {
+/// Builds the page, and returns its folder. Says so and does nothing if rustup cannot add the target.
+pub fn wasm() -> Result<Option<PathBuf>> {
     if !has_target() {
         println!("skipped: rustup cannot add {TARGET}, so whether web/ builds for it is not known");
-        return Ok(());
+        return Ok(None);
     }
-    build().map(drop)
+    build().map(Some)
 }
 
 /// Whether rustup has Rust's side of it, or could add it.
-pub fn has_target() -> bool {
+fn has_target() -> bool {
     Command::new("rustup").args(["target", "add", TARGET]).status().is_ok_and(|status| status.success())
 }
 

@@ -1,5 +1,4 @@
 //! A browser or webview, by WebDriver: HTTP and JSON to a driver of our own.
-#![allow(dead_code, reason = "each test file uses its part of this")]
 
 use std::{
     io::{BufRead as _, BufReader, Read as _, Write as _},
@@ -12,8 +11,9 @@ use std::{
 
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 use image::RgbImage;
-use lathe_tests::Lathe;
 use serde_json::{Value, json};
+
+use crate::Lathe;
 
 /// Of the window's light theme: what a primary button is filled with.
 const ACCENT: [u8; 3] = [0x0A, 0x72, 0x67];

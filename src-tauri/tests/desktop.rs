@@ -2,17 +2,14 @@
 #![cfg(target_os = "linux")]
 #![expect(clippy::unwrap_used, reason = "a failing test may panic")]
 
-#[path = "browser/driver.rs"]
-mod driver;
-
 use std::{
     io::{BufRead as _, BufReader},
     process::{Child, Command, Stdio},
 };
 
-use driver::Driver;
-use lathe_tests::{Lathe, program, repo};
+use lathe_tests::{Lathe, driver::Driver, repo};
 
+const DESKTOP: &str = env!("CARGO_BIN_EXE_lathe-desktop");
 /// Where the wizard has its way on, in a window of 1280×800: Continue, and at last Start. Each is grey until it can be
 /// clicked.
 const ON: (u32, u32) = (1192, 768);
@@ -46,20 +43,17 @@ impl Drop for Screen {
 
 #[test]
 fn the_companion_trains_the_starter_and_talks_to_it() {
-    let desktop = program().with_file_name("lathe-desktop");
     let lathe = Lathe::new();
     let screen = Screen::start();
     let driver = screen.as_ref().and_then(|screen| Driver::start_for_webviews(&screen.display, &lathe));
-    let (Some(driver), true) = (driver, desktop.exists()) else {
-        println!(
-            "skipped: it takes Xvfb, WebKit's and Tauri's drivers and lathe-desktop; `cargo xtask test` has them"
-        );
+    let Some(driver) = driver else {
+        println!("skipped: it takes Xvfb, WebKit's and Tauri's drivers; `cargo xtask test` has them");
         return;
     };
 
     // 1. Opened with a data file, it begins in the wizard.
     let data = repo("resources/samples/pirate.jsonl").display().to_string();
-    let window = driver.webview(&desktop, &[&data]);
+    let window = driver.webview(DESKTOP.as_ref(), &[&data]);
     window.wait_for_title(|title| title == "New fine-tune · Lathe");
     window.wait_for("its models", || {
         window.click(STARTER.0, STARTER.1);
@@ -96,12 +90,7 @@ fn the_companion_trains_the_starter_and_talks_to_it() {
 
 #[test]
 fn without_a_display_the_companion_says_what_else_there_is() {
-    let desktop = program().with_file_name("lathe-desktop");
-    if !desktop.exists() {
-        println!("skipped: it takes lathe-desktop; `cargo xtask test` builds it");
-        return;
-    }
-    let output = Command::new(desktop).env_remove("DISPLAY").env("GDK_BACKEND", "x11").output().unwrap();
+    let output = Command::new(DESKTOP).env_remove("DISPLAY").env("GDK_BACKEND", "x11").output().unwrap();
     let said = String::from_utf8(output.stderr).unwrap();
     assert!(!output.status.success());
     assert!(said.contains("error: There is no display") && said.contains("hint: `lathe serve-ui`"), "{said}");
