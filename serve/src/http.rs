@@ -25,10 +25,10 @@ use lathe_protocol::{ErrorCode, ErrorInfo};
 
 use crate::{
     Link,
+    connections::PATIENCE,
     gate::{self, Gate},
     line,
     page::Page,
-    tls::Peer,
 };
 
 /// A chat that is saved is the longest thing a viewer says.
@@ -73,8 +73,8 @@ impl Rooms {
     }
 
     /// Lets somebody in, and tells of the next link.
-    fn enter(&self, from: Peer, token: &str) -> Result<HeaderValue, ErrorInfo> {
-        let cookie = self.gate.enter(from.0.ip(), token.trim(), Instant::now())?;
+    fn enter(&self, from: SocketAddr, token: &str) -> Result<HeaderValue, ErrorInfo> {
+        let cookie = self.gate.enter(from.ip(), token.trim(), Instant::now())?;
         (self.on_link)(self.link());
         let secure = if self.fingerprint.is_some() { "; Secure" } else { "" };
         let name = self.cookie_name();
@@ -105,7 +105,13 @@ pub fn router(rooms: Arc<Rooms>) -> Router {
 /// Refuses what other sites' pages ask through somebody's browser, and says with every answer what a page may do.
 async fn guard(State(rooms): State<Arc<Rooms>>, request: Request, next: Next) -> Response {
     let mut response = match check_sender(&rooms, request.headers()) {
-        Ok(()) => next.run(request).await,
+        Ok(()) => match tokio::time::timeout(PATIENCE, next.run(request)).await {
+            Ok(response) => response,
+            Err(_) => failure(
+                StatusCode::REQUEST_TIMEOUT,
+                &ErrorInfo::new(ErrorCode::Network, "The request did not come whole in time"),
+            ),
+        },
         Err(error) => failure(StatusCode::FORBIDDEN, &error),
     };
     let headers = response.headers_mut();
@@ -173,7 +179,7 @@ async fn file(State(rooms): State<Arc<Rooms>>, Path(name): Path<String>, headers
 /// Exchanges a token for a cookie.
 async fn enter(
     State(rooms): State<Arc<Rooms>>,
-    ConnectInfo(from): ConnectInfo<Peer>,
+    ConnectInfo(from): ConnectInfo<SocketAddr>,
     token: String,
 ) -> Response {
     match rooms.enter(from, &token) {
@@ -185,7 +191,7 @@ async fn enter(
 /// A viewer's line. A program brings its first token along and gets the cookie with the answer.
 async fn line(
     State(rooms): State<Arc<Rooms>>,
-    ConnectInfo(from): ConnectInfo<Peer>,
+    ConnectInfo(from): ConnectInfo<SocketAddr>,
     headers: HeaderMap,
     upgrade: WebSocketUpgrade,
 ) -> Response {

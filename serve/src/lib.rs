@@ -3,6 +3,7 @@
 //! Plain HTTP only on this machine's own address, TLS on any other. Nobody comes in without a link that works once.
 
 mod client;
+mod connections;
 mod gate;
 mod http;
 mod line;
@@ -21,6 +22,7 @@ use std::{
 use lathe_host::Viewers;
 use lathe_protocol::{ErrorCode, ErrorInfo};
 use tokio::{net::TcpListener, runtime, sync::oneshot};
+use tokio_rustls::TlsAcceptor;
 
 pub use client::Remote;
 pub use page::find_folder;
@@ -29,7 +31,7 @@ pub use tls::TlsFiles;
 use gate::Gate;
 use http::Rooms;
 use page::Page;
-use tls::{Identity, TlsListener};
+use tls::Identity;
 
 /// Where and how a server listens.
 pub struct Options {
@@ -138,18 +140,14 @@ fn serve(
         Err(error) => return drop(started.send(Err(error))),
     };
     runtime.block_on(async move {
-        let listen = async {
-            let listener = TcpListener::from_std(socket)?;
-            let tls = identity.map(|identity| identity.config);
-            let router = http::router(rooms).into_make_service_with_connect_info::<tls::Peer>();
-            drop(started.send(Ok(())));
-            match tls {
-                None => axum::serve(listener, router).await,
-                Some(config) => axum::serve(TlsListener::start(listener, config)?, router).await,
-            }
+        let listener = match TcpListener::from_std(socket) {
+            Ok(listener) => listener,
+            Err(error) => return drop(started.send(Err(error))),
         };
+        drop(started.send(Ok(())));
+        let tls = identity.map(|identity| TlsAcceptor::from(identity.config));
         tokio::select! {
-            outcome = listen => drop(started.try_send(outcome)),
+            () = connections::serve(listener, tls, http::router(rooms), connections::PATIENCE) => {}
             _ = stopped => {}
         }
     });

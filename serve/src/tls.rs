@@ -1,32 +1,19 @@
-//! The certificate a server shows, and the connections behind it.
+//! The certificate a server shows.
 
 use std::{
     io,
-    net::{IpAddr, SocketAddr},
+    net::IpAddr,
     path::{Path, PathBuf},
     sync::Arc,
-    time::Duration,
 };
 
 use aws_lc_rs::digest;
-use axum::{
-    extract::connect_info::Connected,
-    serve::{IncomingStream, Listener},
-};
 use lathe_protocol::{ErrorCode, ErrorInfo};
 use rustls::{
     ServerConfig,
     crypto::{CryptoProvider, aws_lc_rs::default_provider},
     pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject as _},
 };
-use tokio::{
-    net::{TcpListener, TcpStream},
-    sync::{Semaphore, mpsc},
-};
-use tokio_rustls::{TlsAcceptor, server::TlsStream};
-
-const HANDSHAKE_TIME: Duration = Duration::from_secs(10);
-const MAX_HANDSHAKES: usize = 64;
 
 /// PEM files.
 #[derive(Debug, Clone)]
@@ -112,74 +99,4 @@ fn write_secret(path: &Path, text: &str) -> io::Result<()> {
     #[cfg(unix)]
     std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o600);
     io::Write::write_all(&mut options.open(path)?, text.as_bytes())
-}
-
-/// Connections whose handshake is done; one that takes long holds up no other.
-pub struct TlsListener {
-    address: SocketAddr,
-    ready: mpsc::Receiver<(TlsStream<TcpStream>, SocketAddr)>,
-}
-
-impl TlsListener {
-    /// Listens as a task of this runtime.
-    pub fn start(listener: TcpListener, config: Arc<ServerConfig>) -> io::Result<Self> {
-        let address = listener.local_addr()?;
-        let (sender, ready) = mpsc::channel(MAX_HANDSHAKES);
-        tokio::spawn(shake_hands(listener, TlsAcceptor::from(config), sender));
-        Ok(Self { address, ready })
-    }
-}
-
-async fn shake_hands(
-    mut listener: TcpListener,
-    acceptor: TlsAcceptor,
-    sender: mpsc::Sender<(TlsStream<TcpStream>, SocketAddr)>,
-) {
-    let room = Arc::new(Semaphore::new(MAX_HANDSHAKES));
-    // It is never closed.
-    while let Ok(permit) = room.clone().acquire_owned().await {
-        let (stream, address) = Listener::accept(&mut listener).await;
-        let (acceptor, sender) = (acceptor.clone(), sender.clone());
-        tokio::spawn(async move {
-            let shaken = tokio::time::timeout(HANDSHAKE_TIME, acceptor.accept(stream)).await;
-            drop(permit);
-            // Whoever does not speak TLS is not answered.
-            if let Ok(Ok(stream)) = shaken {
-                drop(sender.send((stream, address)).await);
-            }
-        });
-    }
-}
-
-impl Listener for TlsListener {
-    type Io = TlsStream<TcpStream>;
-    type Addr = SocketAddr;
-
-    async fn accept(&mut self) -> (Self::Io, Self::Addr) {
-        match self.ready.recv().await {
-            Some(connection) => connection,
-            // Only when the runtime ends, and this with it.
-            None => std::future::pending().await,
-        }
-    }
-
-    fn local_addr(&self) -> io::Result<SocketAddr> {
-        Ok(self.address)
-    }
-}
-
-/// Where a request comes from.
-#[derive(Debug, Clone, Copy)]
-pub struct Peer(pub SocketAddr);
-
-impl Connected<IncomingStream<'_, TcpListener>> for Peer {
-    fn connect_info(stream: IncomingStream<'_, TcpListener>) -> Self {
-        Self(*stream.remote_addr())
-    }
-}
-
-impl Connected<IncomingStream<'_, TlsListener>> for Peer {
-    fn connect_info(stream: IncomingStream<'_, TlsListener>) -> Self {
-        Self(*stream.remote_addr())
-    }
 }

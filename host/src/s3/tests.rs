@@ -2,7 +2,7 @@
 
 use std::{
     fs,
-    io::{Read as _, Write as _},
+    io::{BufRead as _, BufReader, Read as _, Write as _},
     net::{TcpListener, TcpStream},
     path::Path,
     sync::{
@@ -53,11 +53,19 @@ fn serve(root: &Path) -> String {
     format!("http://{address}")
 }
 
-/// Passes connections on to a server, and cuts each after so many bytes of answers.
+/// Passes connections on to a server, and cuts them.
 struct Cutter {
     endpoint: String,
-    most: Arc<AtomicU64>,
-    passed: Arc<AtomicU64>,
+    passed: Arc<Passed>,
+}
+
+/// Bytes of answers.
+struct Passed {
+    /// That one connection may bring.
+    most: AtomicU64,
+    /// That all together may bring.
+    most_in_all: AtomicU64,
+    count: AtomicU64,
 }
 
 impl Cutter {
@@ -65,16 +73,17 @@ impl Cutter {
         let server = server.trim_start_matches("http://").to_owned();
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let endpoint = format!("http://{}", listener.local_addr().unwrap());
-        let (most, passed) = (Arc::new(AtomicU64::new(u64::MAX)), Arc::new(AtomicU64::new(0)));
-        let cutter = Self { endpoint, most: most.clone(), passed: passed.clone() };
+        let all = || AtomicU64::new(u64::MAX);
+        let passed = Arc::new(Passed { most: all(), most_in_all: all(), count: AtomicU64::new(0) });
+        let cutter = Self { endpoint, passed: passed.clone() };
         let accept = move || {
             for client in listener.incoming().flatten() {
                 let upstream = TcpStream::connect(&server).unwrap();
                 let (mut from, mut to) = (client.try_clone().unwrap(), upstream.try_clone().unwrap());
                 let up = move || drop(std::io::copy(&mut from, &mut to));
                 thread::Builder::new().name("up".into()).spawn(up).unwrap();
-                let (most, passed) = (most.clone(), passed.clone());
-                let down = move || pass(upstream, client, &most, &passed);
+                let passed = passed.clone();
+                let down = move || passed.pass(upstream, client);
                 thread::Builder::new().name("down".into()).spawn(down).unwrap();
             }
         };
@@ -83,21 +92,35 @@ impl Cutter {
     }
 }
 
-fn pass(mut from: TcpStream, mut to: TcpStream, most: &AtomicU64, passed: &AtomicU64) {
-    let (mut piece, mut sent) = ([0; 16 << 10], 0);
-    while let Ok(count @ 1..) = from.read(&mut piece) {
-        let room = most.load(Ordering::SeqCst).saturating_sub(sent).min(count as u64);
-        if to.write_all(&piece[..room as usize]).is_err() {
-            break;
+impl Passed {
+    fn pass(&self, mut from: TcpStream, mut to: TcpStream) {
+        let (mut piece, mut sent) = ([0; 16 << 10], 0);
+        while let Ok(count @ 1..) = from.read(&mut piece) {
+            let left = self.most_in_all.load(Ordering::SeqCst).saturating_sub(self.count());
+            let room = self.most.load(Ordering::SeqCst).saturating_sub(sent).min(left).min(count as u64);
+            if to.write_all(&piece[..room as usize]).is_err() {
+                break;
+            }
+            sent += room;
+            self.count.fetch_add(room, Ordering::SeqCst);
+            if room < count as u64 {
+                break;
+            }
         }
-        sent += room;
-        passed.fetch_add(room, Ordering::SeqCst);
-        if room < count as u64 {
-            break;
+        for stream in [from, to] {
+            drop(stream.shutdown(std::net::Shutdown::Both));
         }
     }
-    for stream in [from, to] {
-        drop(stream.shutdown(std::net::Shutdown::Both));
+
+    fn count(&self) -> u64 {
+        self.count.load(Ordering::SeqCst)
+    }
+
+    /// Counts anew.
+    fn permit(&self, most: u64, most_in_all: u64) {
+        self.count.store(0, Ordering::SeqCst);
+        self.most.store(most, Ordering::SeqCst);
+        self.most_in_all.store(most_in_all, Ordering::SeqCst);
     }
 }
 
@@ -120,7 +143,7 @@ const NAME: &str = "s3://models/team a/tiny";
 
 fn options(bench: &Bench, endpoint: &str, more: &[(&str, &str)]) -> HostOptions {
     let mut options = bench.shell_options("exit 1");
-    (options.net.stall, options.net.first_pause) = (Duration::from_secs(5), Duration::from_millis(5));
+    options.net.first_pause = Duration::from_millis(5);
     let usual =
         [("AWS_ACCESS_KEY_ID", KEY), ("AWS_SECRET_ACCESS_KEY", SECRET), ("AWS_ENDPOINT_URL", endpoint)];
     let variables = usual.iter().chain(more).filter(|(_, value)| !value.is_empty());
@@ -209,12 +232,12 @@ fn a_model_of_a_bucket_is_shown_pulled_listed_verified_and_removed() {
 fn a_cut_download_goes_on_where_it_was() {
     let bench = Bench::new();
     let cutter = Cutter::before(&bucket(&bench));
-    cutter.most.store(600 << 10, Ordering::SeqCst);
+    cutter.passed.permit(600 << 10, u64::MAX);
     let events = pull(options(&bench, &cutter.endpoint, &[]), NAME);
     assert_eq!(events.last(), Some(&EventBody::Done), "{events:?}");
     let whole = fs::read(source(&bench)).unwrap();
     assert_eq!(weights(&bench), whole);
-    let passed = cutter.passed.load(Ordering::SeqCst);
+    let passed = cutter.passed.count();
     // Once, its header before that, and what was on its way at each cut.
     assert!(passed < whole.len() as u64 + (600 << 10), "{passed} of {}", whole.len());
 
@@ -222,33 +245,23 @@ fn a_cut_download_goes_on_where_it_was() {
     ask(&mut bench.shell_host("exit 1"), 1, CommandBody::ModelsRemove { model: NAME.into() });
     let pulled = pull_until_cut(&bench, &cutter);
     assert!(pulled > 100 << 10, "{pulled}");
-    cutter.most.store(u64::MAX, Ordering::SeqCst);
-    cutter.passed.store(0, Ordering::SeqCst);
+    cutter.passed.permit(u64::MAX, u64::MAX);
     let events = pull(options(&bench, &cutter.endpoint, &[]), NAME);
     assert_eq!(events.last(), Some(&EventBody::Done), "{events:?}");
     assert_eq!(weights(&bench), whole);
-    let passed = cutter.passed.load(Ordering::SeqCst);
+    let passed = cutter.passed.count();
     assert!(passed < whole.len() as u64 - pulled + (200 << 10), "{passed} after {pulled}");
 }
 
 /// Lets through little enough that the download fails; the bytes that are here then.
 fn pull_until_cut(bench: &Bench, cutter: &Cutter) -> u64 {
-    cutter.most.store(160 << 10, Ordering::SeqCst);
-    let mut host = Host::start(options(bench, &cutter.endpoint, &[])).unwrap();
-    crate::testing::send(&mut host, 1, CommandBody::ModelsPull { model: NAME.into(), revision: None });
-    let partial = || {
-        let blobs = Named::parse(NAME).unwrap().repo(&bench.paths).join("blobs");
-        let names = files::names_in(&blobs).unwrap_or_default();
-        let partial = names.iter().find(|name| name.ends_with(".incomplete"));
-        partial.map_or(0, |name| fs::metadata(blobs.join(name)).map_or(0, |found| found.len()))
-    };
-    while partial() < 100 << 10 {
-        thread::sleep(Duration::from_millis(2));
-    }
-    cutter.most.store(0, Ordering::SeqCst);
-    let error = failure(&crate::testing::to_the_end(&mut host, 1));
+    cutter.passed.permit(u64::MAX, 600 << 10);
+    let error = failure(&pull(options(bench, &cutter.endpoint, &[]), NAME));
     assert_eq!(error.code, ErrorCode::Network, "{error}");
-    partial()
+    let blobs = Named::parse(NAME).unwrap().repo(&bench.paths).join("blobs");
+    let names = files::names_in(&blobs).unwrap();
+    let partial = names.iter().find(|name| name.ends_with(".incomplete")).unwrap();
+    fs::metadata(blobs.join(partial)).unwrap().len()
 }
 
 #[test]
@@ -256,7 +269,7 @@ fn an_object_that_changed_is_fetched_anew() {
     let bench = Bench::new();
     let cutter = Cutter::before(&bucket(&bench));
     assert!(pull_until_cut(&bench, &cutter) > 0);
-    cutter.most.store(u64::MAX, Ordering::SeqCst);
+    cutter.passed.permit(u64::MAX, u64::MAX);
     let mut changed = fs::read(source(&bench)).unwrap();
     changed.iter_mut().rev().take(4096).for_each(|byte| *byte = 7);
     fs::write(source(&bench), &changed).unwrap();
@@ -266,12 +279,12 @@ fn an_object_that_changed_is_fetched_anew() {
 
     // What is here already is not fetched again, and what it was before is forgotten.
     fs::write(bench.path("s3/models/team a/tiny/tokenizer.json"), "{\"version\": \"1.0\"}").unwrap();
-    cutter.passed.store(0, Ordering::SeqCst);
+    cutter.passed.permit(u64::MAX, u64::MAX);
     assert_eq!(pull(options(&bench, &cutter.endpoint, &[]), NAME).last(), Some(&EventBody::Done));
     let repo = Named::parse(NAME).unwrap().repo(&bench.paths);
     assert_eq!(files::names_in(&repo.join("snapshots")).unwrap().len(), 1);
     assert_eq!(files::names_in(&repo.join("blobs")).unwrap().len(), 3);
-    assert!(cutter.passed.load(Ordering::SeqCst) < 200 << 10);
+    assert!(cutter.passed.count() < 200 << 10);
 }
 
 #[test]
@@ -334,6 +347,70 @@ fn what_is_wrong_with_a_bucket_is_said_in_a_sentence() {
     check(NAME, &[("AWS_ENDPOINT_URL", "nonsense")], ErrorCode::Usage, "Not the address", "");
     check("s3://x", &[], ErrorCode::Usage, "Not a model in an S3 bucket", "s3://bucket/prefix");
     assert!(files::names_in(&bench.paths.s3_models()).unwrap().is_empty(), "nothing was made");
+}
+
+/// A server that gives the answer `to` a request's first line.
+fn answer(to: impl Fn(&str) -> String + Send + 'static) -> String {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let endpoint = format!("http://{}", listener.local_addr().unwrap());
+    let serve = move || {
+        for mut stream in listener.incoming().flatten() {
+            let mut lines = BufReader::new(stream.try_clone().unwrap()).lines().map_while(Result::ok);
+            let Some(first) = lines.next() else { continue };
+            lines.find(String::is_empty);
+            drop(stream.write_all(to(&first).as_bytes()));
+        }
+    };
+    thread::Builder::new().name("answer".into()).spawn(serve).unwrap();
+    endpoint
+}
+
+fn xml(status: &str, body: &str) -> String {
+    format!("HTTP/1.1 {status}\r\nConnection: close\r\nContent-Length: {}\r\n\r\n{body}", body.len())
+}
+
+#[test]
+fn a_bucket_of_another_region_is_told_as_amazon_tells_it() {
+    let bench = Bench::new();
+    let malformed = "<Error><Code>AuthorizationHeaderMalformed</Code><Message>The authorization header is malformed; the \
+                     region 'us-east-1' is wrong; expecting 'eu-central-1'</Message><Region>eu-central-1</Region></Error>";
+    let moved = "<Error><Code>PermanentRedirect</Code><Message>The bucket you are attempting to access must be addressed \
+                 using the specified endpoint.</Message><Bucket>models</Bucket></Error>";
+    for (status, body, hint) in [
+        ("400 Bad Request", malformed, "set AWS_REGION=eu-central-1"),
+        ("301 Moved Permanently", moved, "set AWS_REGION to the bucket's"),
+    ] {
+        let endpoint = answer(move |_| xml(status, body));
+        let error = failure(&pull(options(&bench, &endpoint, &[]), NAME));
+        assert_eq!(error.message, "The bucket \"models\" is of another region than us-east-1");
+        assert_eq!(error.hint.as_deref(), Some(hint));
+    }
+}
+
+#[test]
+fn an_object_that_is_not_what_was_listed_is_told() {
+    let bench = Bench::new();
+    let object = |name: &str| {
+        format!(
+            "<Contents><Key>models/{name}</Key><LastModified>2026-01-01T00:00:00.000Z</LastModified>\
+             <ETag>&quot;1&quot;</ETag><Size>100</Size></Contents>"
+        )
+    };
+    let listed = format!(
+        "<ListBucketResult><IsTruncated>false</IsTruncated>{}{}</ListBucketResult>",
+        object("config.json"),
+        object("model.safetensors")
+    );
+    let endpoint = answer(move |request| {
+        if request.contains("list-type=2") {
+            xml("200 OK", &listed)
+        } else {
+            xml("412 Precondition Failed", "")
+        }
+    });
+    let error = failure(&pull(options(&bench, &endpoint, &[]), "s3://models/models"));
+    assert_eq!(error.message, "s3://models/models changed while it was fetched");
+    assert_eq!(error.hint.as_deref(), Some("pull it again"));
 }
 
 #[test]
