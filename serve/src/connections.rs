@@ -2,7 +2,7 @@
 
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 
-use axum::{Extension, Router, extract::ConnectInfo, serve::Listener as _};
+use axum::{Extension, Router, extract::ConnectInfo, serve::Listener};
 use hyper::server::conn::http1;
 use hyper_util::{
     rt::{TokioIo, TokioTimer},
@@ -26,7 +26,7 @@ pub async fn serve(mut listener: TcpListener, tls: Option<TlsAcceptor>, router: 
     let room = Arc::new(Semaphore::new(MAX_CONNECTIONS));
     // It is never closed.
     while let Ok(permit) = room.clone().acquire_owned().await {
-        let (stream, from) = listener.accept().await;
+        let (stream, from) = Listener::accept(&mut listener).await;
         let router = router.clone().layer(Extension(ConnectInfo::<SocketAddr>(from)));
         let tls = tls.clone();
         tokio::spawn(async move {

@@ -2,24 +2,20 @@
 
 #![expect(clippy::print_stdout, reason = "a tool of the terminal")]
 
-mod bench;
 mod bundle;
 mod cuda;
 mod desktop;
 mod fuzz;
 mod goldens;
 mod packages;
-mod pip;
-mod repo;
-mod smollm2;
-mod starter;
 mod test;
 mod tidy;
 mod wasm;
 
-use std::process::ExitCode;
+use std::{ffi::OsString, process::ExitCode};
 
 use clap::{Parser, Subcommand};
+use xtask::{pip, repo, smollm2};
 
 #[derive(Parser)]
 #[command(name = "cargo xtask", bin_name = "cargo xtask", about = "Lathe's own tools")]
@@ -49,26 +45,25 @@ enum Task {
     /// Make what people install
     Bundle(bundle::Args),
     /// Make resources/starter from nothing
-    TrainStarter(starter::Args),
+    TrainStarter(ForTheLab),
     /// Measure Lathe beside its peers
-    Bench(bench::Args),
+    Bench(ForTheLab),
     /// Foreign bytes by the million at every parser (needs cargo-fuzz)
     Fuzz(fuzz::Args),
-    /// One side of a measurement, started by `bench`
-    #[command(hide = true)]
-    BenchChild(bench::ChildArgs),
     /// Make the golden numbers of tests/golden again
     Goldens(goldens::Args),
 }
 
+/// What `lab/` understands.
+#[derive(clap::Args)]
+#[command(disable_help_flag = true)]
+struct ForTheLab {
+    #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+    args: Vec<OsString>,
+}
+
 fn main() -> ExitCode {
-    match run(Cli::parse().task) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("error: {error:#}");
-            ExitCode::FAILURE
-        }
-    }
+    repo::exit_code(run(Cli::parse().task))
 }
 
 fn run(task: Task) -> anyhow::Result<()> {
@@ -85,10 +80,17 @@ fn run(task: Task) -> anyhow::Result<()> {
         Task::Wasm => wasm::wasm().map(drop),
         Task::Desktop => desktop::desktop().map(|program| println!("{}", program.display())),
         Task::Bundle(args) => bundle::bundle(&args),
-        Task::TrainStarter(args) => starter::train_starter(&args),
-        Task::Bench(args) => bench::bench(&args),
+        Task::TrainStarter(args) => lab("train-starter", args),
+        Task::Bench(args) => lab("bench", args),
         Task::Fuzz(args) => fuzz::fuzz(&args),
-        Task::BenchChild(args) => bench::child(&args),
         Task::Goldens(args) => goldens::goldens(&args),
     }
+}
+
+/// Has `lab/` do it, which takes the engine.
+fn lab(task: &str, ForTheLab { args }: ForTheLab) -> anyhow::Result<()> {
+    let mut cargo = repo::cargo();
+    cargo.args(["run", "--release", "--package", "lathe-lab", "--", task]).args(args);
+    // Paths are meant from here.
+    repo::run(cargo.current_dir(std::env::current_dir()?))
 }

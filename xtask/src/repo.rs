@@ -5,7 +5,7 @@ use std::{
     fs::File,
     io::Read as _,
     path::{Path, PathBuf},
-    process::{Command, Stdio},
+    process::{Command, ExitCode, Stdio},
 };
 
 use anyhow::{Context as _, Result, bail};
@@ -18,6 +18,9 @@ pub fn root() -> PathBuf {
         std::env::var_os("CARGO_MANIFEST_DIR").map_or(env!("CARGO_MANIFEST_DIR").into(), PathBuf::from);
     manifest_dir.parent().map_or(manifest_dir.clone(), Path::to_path_buf)
 }
+
+/// Most bytes `resources/starter` may have: every clone and every build carries it.
+pub const MAX_STARTER_BYTES: u64 = 12_000_000;
 
 /// What is fetched or made and never committed.
 pub fn cache_dir() -> PathBuf {
@@ -48,6 +51,17 @@ pub fn finds(program: &str, args: &[&str]) -> bool {
 /// Python as this system calls it.
 pub fn python() -> &'static str {
     if cfg!(windows) { "python" } else { "python3" }
+}
+
+/// How a tool ends; what went wrong goes to the terminal.
+pub fn exit_code(done: Result<()>) -> ExitCode {
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
 }
 
 /// Runs a command to its end; its output goes to the terminal.
@@ -95,4 +109,14 @@ pub fn write(path: &Path, contents: impl AsRef<[u8]>) -> Result<()> {
 
 pub fn create_dir_all(path: &Path) -> Result<()> {
     std::fs::create_dir_all(path).with_context(|| format!("Cannot create {}", path.display()))
+}
+
+/// Of all files in it.
+pub fn folder_bytes(folder: &Path) -> Result<u64> {
+    let entries = std::fs::read_dir(folder).with_context(|| format!("Cannot read {}", folder.display()))?;
+    let sizes = entries.map(|entry| {
+        let path = entry?.path();
+        if path.is_dir() { folder_bytes(&path) } else { Ok(path.metadata()?.len()) }
+    });
+    sizes.sum()
 }

@@ -355,7 +355,8 @@ fn answer(to: impl Fn(&str) -> String + Send + 'static) -> String {
     let endpoint = format!("http://{}", listener.local_addr().unwrap());
     let serve = move || {
         for mut stream in listener.incoming().flatten() {
-            let mut lines = BufReader::new(stream.try_clone().unwrap()).lines().map_while(Result::ok);
+            let mut lines =
+                BufReader::new(stream.try_clone().unwrap()).lines().map_while(std::result::Result::ok);
             let Some(first) = lines.next() else { continue };
             lines.find(String::is_empty);
             drop(stream.write_all(to(&first).as_bytes()));

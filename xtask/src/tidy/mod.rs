@@ -18,9 +18,6 @@ pub struct Args {
     fix: bool,
 }
 
-/// Most bytes `resources/starter` may have: every clone and every build carries it.
-pub const MAX_STARTER_BYTES: u64 = 12_000_000;
-
 /// Folders that are nobody's source.
 const SKIPPED_FOLDERS: [&str; 5] = [".git", ".cache", "target", "node_modules", "__pycache__"];
 
@@ -55,9 +52,9 @@ pub fn check() -> Result<()> {
     }
     problems.extend(docs::check(&root)?);
     let starter = root.join("resources/starter");
-    let size = folder_bytes(&starter)?;
-    if size > MAX_STARTER_BYTES {
-        problems.push(format!("{size} bytes, {MAX_STARTER_BYTES} are allowed: {}", starter.display()));
+    let (size, most) = (repo::folder_bytes(&starter)?, repo::MAX_STARTER_BYTES);
+    if size > most {
+        problems.push(format!("{size} bytes, {most} are allowed: {}", starter.display()));
     }
     for problem in &problems {
         println!("tidy: {problem}");
@@ -101,8 +98,4 @@ fn walk(folder: &Path) -> Result<Vec<PathBuf>> {
         }
     }
     Ok(files)
-}
-
-pub fn folder_bytes(folder: &Path) -> Result<u64> {
-    walk(folder)?.iter().map(|path| Ok(path.metadata()?.len())).sum()
 }

@@ -23,7 +23,7 @@ const PREFILL_TOKENS: usize = 512;
 const DECODE_TOKENS: usize = 64;
 const DEPTHS: [usize; 2] = [0, 512];
 
-/// What xtask/peers/llama_cpp.py prints, and our child too.
+/// What lab/peers/llama_cpp.py prints, and our child too.
 #[derive(Clone, Copy, Serialize, Deserialize)]
 pub struct Speeds {
     prefill_tokens_per_second: f64,

@@ -10,7 +10,6 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, bail, ensure};
-use cargo_metadata::MetadataCommand;
 use serde::de::DeserializeOwned;
 
 use super::Measured;
@@ -36,7 +35,7 @@ impl Peer {
         Ok(Self { python, threads })
     }
 
-    /// Runs a script of xtask/peers, which prints one JSON line.
+    /// Runs a script of lab/peers, which prints one JSON line.
     pub fn run<T: DeserializeOwned>(&self, script: &str, args: &[&str]) -> Result<Measured<T>> {
         let stdout = match self.run_quietly(script, args)? {
             Ok(stdout) => stdout,
@@ -46,11 +45,11 @@ impl Peer {
         Ok(Ok(serde_json::from_str(line).with_context(|| format!("{script} printed {line:?}"))?))
     }
 
-    /// Runs a script of xtask/peers; what it printed.
+    /// Runs a script of lab/peers; what it printed.
     pub fn run_quietly(&self, script: &str, args: &[&str]) -> Result<Measured<String>> {
         let Some(python) = &self.python else { return Ok(Err("not installed".into())) };
         let output = Command::new(python)
-            .arg(repo::root().join("xtask/peers").join(script))
+            .arg(repo::root().join("lab/peers").join(script))
             .args(args)
             .env("OMP_NUM_THREADS", self.threads.to_string())
             .output()
@@ -70,9 +69,8 @@ impl Peer {
 /// Builds the `lathe` that is measured.
 pub fn build_lathe() -> Result<PathBuf> {
     repo::run(repo::cargo().args(["build", "--release", "--package", "lathe"]))?;
-    let metadata = MetadataCommand::new().manifest_path(repo::root().join("Cargo.toml")).no_deps().exec()?;
     let name = format!("lathe{}", std::env::consts::EXE_SUFFIX);
-    Ok(metadata.target_directory.into_std_path_buf().join("release").join(name))
+    Ok(repo::target_dir()?.join("release").join(name))
 }
 
 /// Runs a command that prints JSON lines, with its peak memory and that of its children, in bytes (0 where the

@@ -9,10 +9,7 @@ use anyhow::{Result, ensure};
 use lathe_engine::weights::SafetensorsFolder;
 use safetensors::{Dtype, tensor::TensorView};
 
-use crate::{
-    repo,
-    tidy::{MAX_STARTER_BYTES, folder_bytes},
-};
+use crate::repo;
 
 const COPIED: [&str; 4] =
     ["config.json", "tokenizer.json", "tokenizer_config.json", "generation_config.json"];
@@ -23,12 +20,8 @@ pub fn pack(source: &Path) -> Result<()> {
     let to = repo::root().join("resources/starter");
     repo::create_dir_all(&to)?;
     pack_into(source, &to)?;
-    let size = folder_bytes(&to)?;
-    ensure!(
-        size <= MAX_STARTER_BYTES,
-        "The starter has {size} bytes, {MAX_STARTER_BYTES} are allowed: {}",
-        to.display()
-    );
+    let (size, most) = (repo::folder_bytes(&to)?, repo::MAX_STARTER_BYTES);
+    ensure!(size <= most, "The starter has {size} bytes, {most} are allowed: {}", to.display());
     println!("packed {:.1} MB: {}", size as f64 / 1e6, to.display());
     Ok(())
 }
