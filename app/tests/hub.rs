@@ -90,7 +90,7 @@ fn repo() -> Repo {
 fn a_download_killed_in_its_midst_goes_on_where_it_was() {
     let bench = Bench::new(repo());
     let (whole, cdn) = (weights(8), format!("/cdn/{}", sha256(&weights(8))));
-    bench.hub.fail(&cdn, 1, Fault::Slow(64 << 10));
+    bench.hub.fail(&cdn, 1, Fault::StallAfter(3 << 20));
     let mut child = bench.lathe(&["models", "pull", MODEL]).spawn().unwrap();
     let partial = bench.repo_dir().join("blobs").join(sha256(&whole)).with_extension("incomplete");
     let length = || fs::metadata(&partial).map_or(0, |found| found.len());

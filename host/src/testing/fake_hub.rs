@@ -10,7 +10,6 @@ use std::{
         atomic::{AtomicBool, AtomicU64, Ordering},
     },
     thread,
-    time::Duration,
 };
 
 use serde_json::{Value, json};
@@ -76,8 +75,6 @@ pub enum Fault {
     WrongBytes,
     /// Ranges are passed over.
     NoRanges,
-    /// So many bytes of the body every ten milliseconds.
-    Slow(usize),
     /// The body waits until others are asked for too.
     Meet(Arc<Barrier>),
 }
@@ -347,19 +344,15 @@ impl FakeHub {
         if let (Some(Fault::WrongBytes), Some(byte)) = (fault, body.last_mut()) {
             *byte ^= 1;
         }
-        let (piece, length) = match fault {
-            Some(Fault::CutAfter(count) | Fault::StallAfter(count)) => (1 << 16, body.len().min(*count)),
-            Some(Fault::Slow(piece)) => (*piece, body.len()),
-            _ => (1 << 16, body.len()),
+        let length = match fault {
+            Some(Fault::CutAfter(count) | Fault::StallAfter(count)) => body.len().min(*count),
+            _ => body.len(),
         };
-        for piece in body[..length].chunks(piece) {
+        for piece in body[..length].chunks(1 << 16) {
             stream.write_all(piece)?;
             stream.flush()?;
             self.served.fetch_add(piece.len() as u64, Ordering::SeqCst);
             self.state().log[index].sent += piece.len() as u64;
-            if matches!(fault, Some(Fault::Slow(_))) {
-                thread::sleep(Duration::from_millis(10));
-            }
         }
         if matches!(fault, Some(Fault::StallAfter(_))) {
             // Until the client gives up.

@@ -2,6 +2,8 @@
 
 use std::{
     fs,
+    sync::{Arc, Barrier},
+    thread,
     time::{Duration, Instant},
 };
 
@@ -214,15 +216,21 @@ fn without_a_network_the_words_are_clear() {
 #[test]
 fn two_that_pull_the_same_do_not_harm_each_other() {
     let (bench, hub) = (Bench::new(), FakeHub::start(&[(MODEL, repo())]));
-    hub.fail("/cdn/", 2, Fault::Slow(16 << 10));
-    let (mut first, mut second) = (host(&bench, &hub, |_| {}), host(&bench, &hub, |_| {}));
-    send(&mut first, 1, CommandBody::ModelsPull { model: MODEL.into(), revision: None });
-    until(&mut first, 1, |events| {
-        downloads(events).last().is_some_and(|download| download.done_bytes > 100_000)
-    });
-    let events = pull(&mut second, MODEL);
-    assert_eq!(events.last(), Some(&EventBody::Done), "{events:?}");
-    assert!(notes(&events).contains("Another program is fetching"), "{}", notes(&events));
+    let waiting = Arc::new(Barrier::new(2));
+    hub.fail(&cdn(), 1, Fault::Meet(waiting.clone()));
+    let start = || {
+        let mut host = host(&bench, &hub, |net| net.stall = Duration::from_mins(5));
+        send(&mut host, 1, CommandBody::ModelsPull { model: MODEL.into(), revision: None });
+        host
+    };
+    let mut first = start();
+    while hub.requests(&cdn()).is_empty() {
+        thread::sleep(Duration::from_millis(5));
+    }
+    let mut second = start();
+    until(&mut second, 1, |events| notes(events).contains("Another program is fetching"));
+    waiting.wait();
+    until(&mut second, 1, |events| events.last() == Some(&EventBody::Done));
     until(&mut first, 1, |events| events.last() == Some(&EventBody::Done));
     assert_whole(&bench);
     assert_eq!(hub.requests(&cdn()).len(), 1);
