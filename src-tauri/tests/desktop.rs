@@ -79,6 +79,7 @@ fn the_companion_trains_the_starter_and_talks_to_it() {
     // 4. A chat, typed and answered.
     window.run("location.hash = '/chat'");
     window.wait_for_title(|title| title == "Chat · Lathe");
+    window.wait_for_field();
     window.type_text("Who are you?");
     window.wait_for("an answer", || {
         // Does nothing before the models are known, and nothing more once it was sent.

@@ -19,6 +19,8 @@ use crate::Lathe;
 const ACCENT: [u8; 3] = [0x0A, 0x72, 0x67];
 /// A button is that much in one line, somewhere between its text and its edge.
 const BUTTON_WIDTH: u32 = 60;
+/// A field to write in is at least that wide.
+const FIELD_WIDTH: usize = 300;
 /// The navigation has a primary button of its own.
 const NAVIGATION_WIDTH: u32 = 230;
 
@@ -190,6 +192,11 @@ impl Browser {
         self.post("actions", &json!({"actions": [mouse]}));
     }
 
+    /// Waits until a field in the lower half has the focus: what is typed before that is lost.
+    pub fn wait_for_field(&self) {
+        self.wait_for("a field with the focus", || has_focused_field(&self.screenshot("field")));
+    }
+
     /// Into whatever has the focus; `\u{E007}` is Enter.
     pub fn type_text(&self, text: &str) {
         let press = |letter: char| {
@@ -233,6 +240,14 @@ fn primary_button(image: &RgbImage) -> Option<(u32, u32)> {
     let (x, y) = *rows.first()?;
     // Its upper edge: the button is 32 high.
     Some((x, y + 12))
+}
+
+/// A focused field is framed in the accent's colour.
+fn has_focused_field(image: &RgbImage) -> bool {
+    (image.height() / 2..image.height()).any(|y| {
+        let row = (NAVIGATION_WIDTH..image.width()).map(|x| is_accent(image, x, y)).collect::<Vec<_>>();
+        row.split(|is_accent| !is_accent).any(|line| line.len() > FIELD_WIDTH)
+    })
 }
 
 fn is_accent(image: &RgbImage, x: u32, y: u32) -> bool {

@@ -114,6 +114,7 @@ fn two_browsers_look_at_one_host_and_a_cut_line_mends() {
     // 5. A chat, typed and answered.
     two.run("location.hash = '/chat'");
     two.wait_for_title(|title| title == "Chat · Lathe");
+    two.wait_for_field();
     two.type_text("Who are you?");
     two.wait_for("an answer", || {
         // Does nothing before the models are known, and nothing more once it was sent.
